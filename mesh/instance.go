@@ -1,0 +1,140 @@
+package mesh
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+)
+
+// Protocol is what a service speaks.
+type Protocol uint8
+
+// The protocols. Auto means: detect within 200 ms, which server-first protocols do not allow.
+const (
+	Auto  Protocol = iota
+	HTTP           // HTTP/1.1, and HTTP/2 with prior knowledge
+	HTTP2          // HTTP/2 with prior knowledge only
+	GRPC
+	TCP
+	TLS // passed through by SNI
+)
+
+var protocolNames = []string{"auto", "http", "http2", "grpc", "tcp", "tls"}
+
+func (p Protocol) String() string { return enumString(protocolNames, uint8(p)) }
+
+// MarshalText returns String.
+func (p Protocol) MarshalText() ([]byte, error) { return []byte(p.String()), nil }
+
+// UnmarshalText reads a protocol by name.
+func (p *Protocol) UnmarshalText(b []byte) error {
+	return enumParse(protocolNames, "protocol", b, (*uint8)(p))
+}
+
+// L7 reports whether the proxy reads requests of this protocol.
+func (p Protocol) L7() bool { return p == HTTP || p == HTTP2 || p == GRPC }
+
+// Health is the verdict of an instance's checks.
+type Health uint8
+
+// The healths. Passing and Warning instances are picked; Critical and Maintenance ones are not.
+const (
+	Passing Health = iota
+	Warning
+	Critical
+	Maintenance
+)
+
+var healthNames = []string{"passing", "warning", "critical", "maintenance"}
+
+func (h Health) String() string { return enumString(healthNames, uint8(h)) }
+
+// MarshalText returns String.
+func (h Health) MarshalText() ([]byte, error) { return []byte(h.String()), nil }
+
+// UnmarshalText reads a health by name.
+func (h *Health) UnmarshalText(b []byte) error {
+	return enumParse(healthNames, "health", b, (*uint8)(h))
+}
+
+// Serving reports whether an instance in this health may be picked.
+func (h Health) Serving() bool { return h == Passing || h == Warning }
+
+// MaxWeight bounds an instance's weight.
+const MaxWeight = 65535
+
+// Instance is one running copy of a service on one node.
+type Instance struct {
+	ID      string      `json:"id"` // unique on its node; a DNS label
+	Node    NodeID      `json:"node"`
+	Service ServiceName `json:"service"`
+	Account string      `json:"account,omitempty"` // service account; the service's name when empty
+	// Addr is where the application listens on its own host; only the agent there dials it. Loopback by default.
+	Addr netip.Addr `json:"addr"`
+	Port uint16     `json:"port"` // where the application listens
+	// ServicePort is the port callers use on the service's VIP; Port when 0.
+	ServicePort uint16   `json:"servicePort,omitempty"`
+	Protocol    Protocol `json:"protocol"`
+	Labels      Labels   `json:"labels,omitempty"`
+	Weight      uint16   `json:"weight"` // relative to the other instances; 1 is usual, 0 takes no traffic
+	Health      Health   `json:"health"`
+}
+
+// Check reports the first field that is not valid.
+func (i *Instance) Check() error {
+	if err := CheckLabel("instance id", i.ID); err != nil {
+		return err
+	}
+	if i.Service.IsZero() {
+		return fmt.Errorf("%w: instance %s has no service", ErrInvalidName, i.ID)
+	}
+	if i.Account != "" {
+		if err := CheckLabel("service account", i.Account); err != nil {
+			return err
+		}
+	}
+	if !i.Addr.IsValid() || i.Addr.IsUnspecified() {
+		return fmt.Errorf("%w: instance %s: address %v is not one to dial", ErrInvalidName, i.ID, i.Addr)
+	}
+	if i.Port == 0 {
+		return fmt.Errorf("%w: instance %s: port is 0", ErrInvalidName, i.ID)
+	}
+	if int(i.Protocol) >= len(protocolNames) || int(i.Health) >= len(healthNames) {
+		return fmt.Errorf("%w: instance %s: protocol %v, health %v", ErrInvalidName, i.ID, i.Protocol, i.Health)
+	}
+	return i.Labels.Check()
+}
+
+// CallPort returns the port that callers use: ServicePort, or Port when that is 0.
+func (i *Instance) CallPort() uint16 {
+	if i.ServicePort != 0 {
+		return i.ServicePort
+	}
+	return i.Port
+}
+
+// Identity returns the identity of the instance's service account in the trust domain.
+func (i *Instance) Identity(td TrustDomain) Identity {
+	a := i.Account
+	if a == "" {
+		a = i.Service.name
+	}
+	return Identity{td.s, Workload, i.Service.ns, a}
+}
+
+// Dial returns where the agent of the instance's own host reaches the application.
+func (i *Instance) Dial() netip.AddrPort { return netip.AddrPortFrom(i.Addr, i.Port) }
+
+// Clone returns a deep copy.
+func (i *Instance) Clone() Instance {
+	c := *i
+	c.Labels = maps.Clone(i.Labels)
+	return c
+}
+
+// Equal reports whether two instances are the same in every field.
+func (i *Instance) Equal(j *Instance) bool {
+	return i.ID == j.ID && i.Node == j.Node && i.Service == j.Service && i.Account == j.Account && i.Addr == j.Addr &&
+		i.Port == j.Port && i.ServicePort == j.ServicePort && i.Protocol == j.Protocol && i.Weight == j.Weight &&
+		i.Health == j.Health && maps.Equal(i.Labels, j.Labels)
+}

@@ -1,0 +1,267 @@
+package policy
+
+import (
+	"net/netip"
+	"regexp"
+	"time"
+
+	"github.com/meshagent/meshagent/mesh"
+)
+
+// Model is what all policies of a mesh compile to: the routing and authorization that the data path applies. It is immutable
+// and safe for concurrent use. Its methods allocate nothing when they are asked about a request.
+type Model struct {
+	index    uint64
+	td       mesh.TrustDomain
+	services map[mesh.ServiceName]*ServicePolicy
+	authz    *authzIndex
+	problems []Problem
+}
+
+// Problem is a stored policy that did not compile. What it governs is denied, with Reason as the answer.
+type Problem struct {
+	Key    mesh.PolicyKey
+	Reason string
+}
+
+// ServicePolicy is the traffic policy of one service.
+type ServicePolicy struct {
+	// Invalid is why the policy denies everything; empty for a valid one.
+	Invalid string
+	// HTTP is tried in order, the first match wins. nil means that no VirtualService names the service for HTTP: the
+	// DefaultRoute applies. Not nil and no match means 404 with flag NR.
+	HTTP []*HTTPRoute
+	// TCP is as HTTP, for connections.
+	TCP []*TCPRoute
+	// Destination is the service's DestinationRule, compiled; never nil.
+	Destination *Destination
+}
+
+// HTTPRoute is one rule for HTTP requests.
+type HTTPRoute struct {
+	Policy  mesh.PolicyKey
+	Name    string  // of the rule, for log and metrics; "" when it has none
+	Index   int     // of the rule in its resource
+	Matches []Match // any of them; empty matches everything
+	Action  Action
+}
+
+// Match is one set of conditions, all of which must hold. Zero fields do not restrict.
+type Match struct {
+	Scheme, Method, Authority, URI *StringMatch
+	IgnoreURICase                  bool
+	Headers, WithoutHeaders, Query []KeyMatch
+	Port                           uint16
+	SourceLabels                   mesh.Labels
+	SourceNamespace                string
+}
+
+// KeyMatch is a condition on one header (Name in lower case) or query parameter.
+type KeyMatch struct {
+	Name  string
+	Value StringMatch // Present: there at all
+}
+
+// MatchKind says how a StringMatch compares.
+type MatchKind uint8
+
+// The kinds of StringMatch. A Regex is RE2 and matches the whole value.
+const (
+	Present MatchKind = iota
+	Exact
+	Prefix
+	Suffix // only in authorization
+	Regex
+)
+
+// StringMatch compares one string.
+type StringMatch struct {
+	Kind MatchKind
+	Text string
+	RE   *regexp.Regexp // anchored; only for Regex
+}
+
+// Action is what happens to a request that a route matched. At most one of Redirect and Direct is set; else Destinations
+// is not empty.
+type Action struct {
+	Destinations []Split
+	Redirect     *Redirect
+	Direct       *DirectResponse
+	Rewrite      *Rewrite
+	Headers      HeaderOps
+	Fault        *Fault
+	Timeout      time.Duration // of the whole request with its retries; 0 is none
+	Retry        Retry
+}
+
+// Split is one weighted destination of a route.
+type Split struct {
+	Service mesh.ServiceName
+	Subset  string // "" is every instance
+	Port    uint16 // call port at the service; 0 is the port that was called
+	Weight  uint32
+	Headers HeaderOps
+}
+
+// Redirect answers with a Location. Empty fields keep the request's own value.
+type Redirect struct {
+	Scheme, Authority, Path string
+	PathPrefix              string // with Path: the matched prefix that Path replaces; "" replaces the whole path
+	Port                    uint16
+	Code                    int
+}
+
+// DirectResponse answers without a call.
+type DirectResponse struct {
+	Status int
+	Body   []byte
+}
+
+// Rewrite changes path and authority before the call.
+type Rewrite struct {
+	Path      string
+	Prefix    string // the matched prefix that Path replaces; "" replaces the whole path
+	Authority string
+	Regex     *regexp.Regexp // with Substitution (RE2 \1 syntax): rewrites the path
+	Subst     string
+}
+
+// HeaderOps change headers of request and response: remove, then set, then add.
+type HeaderOps struct {
+	RequestSet, RequestAdd, ResponseSet, ResponseAdd []Header
+	RequestRemove, ResponseRemove                    []string
+}
+
+// Header is a name in canonical lower case and a value.
+type Header struct{ Name, Value string }
+
+// Fault injects delays and aborts, each for a share of the requests in millionths.
+type Fault struct {
+	DelayPerMillion uint32
+	Delay           time.Duration
+	AbortPerMillion uint32
+	AbortStatus     int // HTTP status; 0 when AbortGRPC is meant
+	AbortGRPC       int // gRPC status code; -1 when AbortStatus is meant
+}
+
+// RetryOn is a set of conditions, as Envoy names them.
+type RetryOn uint32
+
+// The conditions.
+const (
+	On5xx RetryOn = 1 << iota
+	OnGatewayError
+	OnConnectFailure
+	OnRefusedStream
+	OnReset
+	OnResetBeforeRequest
+	OnRetriable4xx
+	OnRetriableStatusCodes
+	OnGRPCCancelled
+	OnGRPCDeadlineExceeded
+	OnGRPCInternal
+	OnGRPCResourceExhausted
+	OnGRPCUnavailable
+)
+
+// Retry says when and how often a request is sent again. Attempts counts the retries, not the first try.
+type Retry struct {
+	Attempts int
+	PerTry   time.Duration // 0 is none
+	On       RetryOn
+	Codes    []int         // for OnRetriableStatusCodes
+	Backoff  time.Duration // base of the jittered exponential delay; 0 is 25 ms
+}
+
+// DefaultRetry is Istio's: two retries on connect-failure, refused-stream, unavailable, cancelled and
+// retriable-status-codes 503.
+func DefaultRetry() Retry {
+	return Retry{Attempts: 2, On: OnConnectFailure | OnRefusedStream | OnGRPCUnavailable | OnGRPCCancelled | OnRetriableStatusCodes, Codes: []int{503}}
+}
+
+// TCPRoute is one rule for connections.
+type TCPRoute struct {
+	Policy       mesh.PolicyKey
+	Index        int
+	Matches      []Match // only Port, SourceLabels, SourceNamespace
+	Destinations []Split
+}
+
+// LB names a balancing algorithm.
+type LB uint8
+
+// The algorithms.
+const (
+	LeastRequest LB = iota // Istio's default
+	RoundRobin
+	Random
+)
+
+// Destination is a compiled DestinationRule. The zero value is the default for services without one.
+type Destination struct {
+	Policy  mesh.PolicyKey
+	Subsets map[string]*Subset
+	Traffic TrafficPolicy
+}
+
+// Subset selects instances by label.
+type Subset struct {
+	Name    string
+	Labels  mesh.Labels
+	Traffic TrafficPolicy // the rule's own with the subset's on top
+}
+
+// TrafficPolicy says how a destination is called. Zero fields are the defaults.
+type TrafficPolicy struct {
+	LB             LB
+	ConnectTimeout time.Duration // 0 is 10 s, Istio's default; the proxy tries another instance earlier
+	MaxConnections int           // 0 is no limit
+	MaxPending     int
+	MaxRetries     int
+	Outlier        *Outlier
+}
+
+// Outlier ejects instances that fail; nil means the proxy's own passive ejection only.
+type Outlier struct {
+	Consecutive5xx     int
+	ConsecutiveGateway int
+	Interval           time.Duration
+	BaseEjection       time.Duration
+	MaxEjectionPercent int
+	MinHealthPercent   int
+}
+
+// Source says who calls.
+type Source struct {
+	Identity mesh.Identity
+	Labels   mesh.Labels // of the calling instance, where it is known
+	IP       netip.Addr  // of the peer
+}
+
+// Request is what rules look at. Strings may be views of a buffer: the Model keeps none of them. For a TCP connection
+// Method is empty and Header is nil.
+type Request struct {
+	Source    Source
+	Port      uint16 // call port
+	Method    string
+	Scheme    string
+	Authority string // lower case, without port and trailing dot
+	Path      string // canonical, without query
+	Query     string // raw, without '?'
+	// Header returns the values of a header by its lower-case name, in order; nil when it is absent.
+	Header func(name string) []string
+}
+
+// Target is what an authorization policy selects: the called instance.
+type Target struct {
+	Service mesh.ServiceName
+	Labels  mesh.Labels
+	Port    uint16
+}
+
+// Decision is the verdict of authorization.
+type Decision struct {
+	Allow  bool
+	Policy mesh.PolicyKey // the policy that decided; zero when none did
+	Reason string         // for log and API, never for the refused caller
+}
