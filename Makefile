@@ -1,0 +1,45 @@
+# Targets are printed by `make help`, from the comments behind ##.
+GO      ?= go
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+FUZZTIME ?= 20s
+
+.DEFAULT_GOAL := help
+.PHONY: help demo build build-all test check fuzz bench e2e clean
+
+help: ## show this list
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: build ## three hosts form a mesh and a VirtualService splits traffic; CHECK=1 only checks and exits
+	./bin/meshagent demo $(if $(CHECK),--check)
+
+build: ## bin/meshagent, one static binary
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/meshagent ./cmd/meshagent
+
+build-all: ## does it build for every system we promise
+	for os in linux darwin windows freebsd; do echo $$os; GOOS=$$os CGO_ENABLED=0 $(GO) build -o /dev/null ./cmd/meshagent && GOOS=$$os $(GO) vet ./... || exit 1; done
+
+test: ## all tests, with the race detector, in random order
+	$(GO) test -race -shuffle=on ./...
+
+check: ## formatting, vet, fixes, lint, modules, import rules, all systems
+	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo "run: gofmt -w ."; exit 1; }
+	$(GO) vet ./...
+	@d="$$($(GO) fix -diff ./... 2>&1)"; test -z "$$d" || { echo "$$d"; echo "run: go fix ./..."; exit 1; }
+	$(GO) tool -modfile=tool.mod staticcheck ./...
+	$(GO) mod tidy -diff
+	$(GO) test -run 'TestImportRules|TestTreeRules' ./test
+	$(MAKE) build-all
+
+fuzz: ## every fuzz target for FUZZTIME (20s)
+	$(GO) run ./test/fuzzall -time $(FUZZTIME)
+
+bench: ## Go benchmarks, and the benches beside peers in test/bench
+	$(GO) test -run NONE -bench . -benchmem ./...
+	for b in test/bench/*/run.sh; do bash $$b || exit 1; done
+
+e2e: build ## the same on three hosts with real systemd (root; systemd-container, mmdebstrap, iproute2)
+	bash test/e2e/hosts.sh
+
+clean: ## remove what was built
+	rm -rf bin dist
