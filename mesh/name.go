@@ -80,7 +80,9 @@ func ParseHost(host, from string) (s ServiceName, ok bool) {
 	}
 	name, rest, two := strings.Cut(h, ".")
 	if two {
-		ns = rest
+		if ns = rest; ns == "" {
+			return ServiceName{}, false
+		}
 	} else if !full && h != strings.ToLower(strings.TrimSuffix(host, ".")) {
 		return ServiceName{}, false // web.svc.cluster.local names no namespace
 	}
