@@ -1,0 +1,208 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/meshagent/meshagent/internal/strictyaml"
+	"github.com/meshagent/meshagent/mesh"
+)
+
+// Config is /etc/meshagent/agent.yaml. Every field has a default; an unknown key is an error that names it.
+type Config struct {
+	Name        string      `yaml:"name"`        // of this host, a DNS label; the host name's first label
+	Address     netip.Addr  `yaml:"address"`     // where other hosts reach this one; that of the default route
+	Locality    string      `yaml:"locality"`    // region/zone/subzone
+	Labels      mesh.Labels `yaml:"labels"`      // of this host
+	DataDir     string      `yaml:"dataDir"`     // /var/lib/meshagent
+	ServicesDir string      `yaml:"servicesDir"` // /etc/meshagent/services.d
+	Ports       Ports       `yaml:"ports"`
+	API         API         `yaml:"api"`
+	DNS         DNS         `yaml:"dns"`
+	Proxy       Proxy       `yaml:"proxy"`
+	Log         Log         `yaml:"log"`
+	Raft        Raft        `yaml:"raft"`
+}
+
+// Ports are those that other hosts reach.
+type Ports struct {
+	Mesh   uint16 `yaml:"mesh"`   // 15008, TCP
+	Gossip uint16 `yaml:"gossip"` // 7946, TCP and UDP
+}
+
+// API says where the HTTP API is served.
+type API struct {
+	Socket  string         `yaml:"socket"`  // /run/meshagent/api.sock
+	Address netip.AddrPort `yaml:"address"` // 127.0.0.1:8500
+}
+
+// DNS says how names are answered.
+type DNS struct {
+	Address netip.AddrPort   `yaml:"address"` // 127.0.0.1:8600
+	Forward []netip.AddrPort `yaml:"forward"` // who answers names outside *.mesh; nobody by default
+	TTL     time.Duration    `yaml:"ttl"`     // 5s
+}
+
+// Proxy says how traffic of local callers is taken.
+type Proxy struct {
+	VIPRange  netip.Prefix `yaml:"vipRange"`  // 127.64.0.0/10
+	HTTPPort  *uint16      `yaml:"httpPort"`  // 80; 0 opens none
+	AccessLog string       `yaml:"accessLog"` // a file, "stdout" or "off"; access.log in dataDir
+	// UnknownCallers is what becomes of local callers that no service claims: "node" lets them call as this host, so that
+	// policy that names services refuses them; "refuse" turns them away.
+	UnknownCallers string `yaml:"unknownCallers"`
+}
+
+// Log says what the agent writes to standard error.
+type Log struct {
+	Level  slog.Level `yaml:"level"`  // debug, info, warn, error
+	Format string     `yaml:"format"` // text or json
+}
+
+// Raft tunes the store of servers.
+type Raft struct {
+	Heartbeat time.Duration `yaml:"heartbeat"` // 2s; a leader that is silent for 1 to 2 of them is replaced
+}
+
+// DefaultFile is where the configuration is looked for.
+const DefaultFile = "/etc/meshagent/agent.yaml"
+
+// LoadConfig reads a configuration file. A missing DefaultFile means the defaults; any other missing file is an error.
+func LoadConfig(file string) (*Config, error) {
+	var c Config
+	data, err := os.ReadFile(file)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && file == DefaultFile:
+	case err != nil:
+		return nil, fmt.Errorf("configuration: %w", err)
+	default:
+		if err := strictyaml.Decode(file, data, &c); err != nil {
+			return nil, err
+		}
+	}
+	if err := c.Check(file); err != nil {
+		return nil, err
+	}
+	return &c, nil
+}
+
+// Check fills in the defaults and reports every field that is not valid. It does not touch the host but for its name.
+func (c *Config) Check(file string) error {
+	def := func(s *string, v string) {
+		if *s == "" {
+			*s = v
+		}
+	}
+	if c.Name == "" {
+		h, err := os.Hostname()
+		if err != nil {
+			return fmt.Errorf("%s: name: this host has none (%w): set one", file, err)
+		}
+		c.Name, _, _ = strings.Cut(strings.ToLower(h), ".")
+	}
+	def(&c.DataDir, "/var/lib/meshagent")
+	def(&c.ServicesDir, "/etc/meshagent/services.d")
+	def(&c.API.Socket, "/run/meshagent/api.sock")
+	def(&c.Proxy.AccessLog, filepath.Join(c.DataDir, "access.log"))
+	def(&c.Proxy.UnknownCallers, "node")
+	def(&c.Log.Format, "text")
+	if c.Ports.Mesh == 0 {
+		c.Ports.Mesh = 15008
+	}
+	if c.Ports.Gossip == 0 {
+		c.Ports.Gossip = 7946
+	}
+	if !c.API.Address.IsValid() {
+		c.API.Address = netip.MustParseAddrPort("127.0.0.1:8500")
+	}
+	if !c.DNS.Address.IsValid() {
+		c.DNS.Address = netip.MustParseAddrPort("127.0.0.1:8600")
+	}
+	if c.DNS.TTL == 0 {
+		c.DNS.TTL = 5 * time.Second
+	}
+	if !c.Proxy.VIPRange.IsValid() {
+		c.Proxy.VIPRange = netip.MustParsePrefix("127.64.0.0/10")
+	}
+	if c.Proxy.HTTPPort == nil {
+		c.Proxy.HTTPPort = new(uint16(80))
+	}
+	if c.Raft.Heartbeat == 0 {
+		c.Raft.Heartbeat = 2 * time.Second
+	}
+	return c.check(file)
+}
+
+func (c *Config) check(file string) error {
+	var errs []error
+	bad := func(field, format string, args ...any) {
+		errs = append(errs, fmt.Errorf("%s: %s: %s", file, field, fmt.Sprintf(format, args...)))
+	}
+	if err := mesh.CheckLabel("name", c.Name); err != nil {
+		bad("name", "%v", err)
+	}
+	if c.Address.IsValid() && (c.Address.IsUnspecified() || c.Address.IsMulticast()) {
+		bad("address", "%v is not one that other hosts can reach: give an address of this host", c.Address)
+	}
+	if _, err := mesh.ParseLocality(c.Locality); err != nil {
+		bad("locality", "%v", err)
+	}
+	if err := c.Labels.Check(); err != nil {
+		bad("labels", "%v", err)
+	}
+	for _, d := range []struct{ field, path string }{{"dataDir", c.DataDir}, {"servicesDir", c.ServicesDir}, {"api.socket", c.API.Socket}} {
+		if !filepath.IsAbs(d.path) {
+			bad(d.field, "%q is not an absolute path", d.path)
+		}
+	}
+	if len(c.API.Socket) > 104 {
+		bad("api.socket", "%q is longer than the 104 bytes that a socket's path may have", c.API.Socket)
+	}
+	if !c.API.Address.Addr().IsLoopback() {
+		bad("api.address", "%v is not a loopback address: reach the API of another host through ssh or the unix socket", c.API.Address)
+	}
+	if c.DNS.TTL < 0 || c.DNS.TTL > time.Hour {
+		bad("dns.ttl", "%v: from 0s to 1h is possible", c.DNS.TTL)
+	}
+	if r := c.Proxy.VIPRange; !r.Addr().Is4() || !r.Addr().IsLoopback() || r.Bits() > 24 {
+		bad("proxy.vipRange", "%v: a part of 127.0.0.0/8 of at least 256 addresses is needed", r)
+	}
+	if u := c.Proxy.UnknownCallers; u != "node" && u != "refuse" {
+		bad("proxy.unknownCallers", "%q is neither node nor refuse", u)
+	}
+	if l := c.Proxy.AccessLog; l != "off" && l != "stdout" && !filepath.IsAbs(l) {
+		bad("proxy.accessLog", "%q is neither an absolute path nor stdout nor off", l)
+	}
+	if f := c.Log.Format; f != "text" && f != "json" {
+		bad("log.format", "%q is neither text nor json", f)
+	}
+	if h := c.Raft.Heartbeat; h < 50*time.Millisecond || h > time.Minute {
+		bad("raft.heartbeat", "%v: from 50ms to 1m is possible", h)
+	}
+	return errors.Join(errs...)
+}
+
+// address returns the configured address, or the one that the default route uses. Nothing is sent.
+func (c *Config) address() (netip.Addr, error) {
+	if c.Address.IsValid() {
+		return c.Address, nil
+	}
+	conn, err := net.Dial("udp", "192.0.2.1:9")
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("address: this host has no default route (%w): set address in the configuration", err)
+	}
+	defer conn.Close()
+	a, ok := netip.AddrFromSlice(conn.LocalAddr().(*net.UDPAddr).IP)
+	if !ok {
+		return netip.Addr{}, fmt.Errorf("address: %v is none: set address in the configuration", conn.LocalAddr())
+	}
+	return a.Unmap(), nil
+}

@@ -1,0 +1,73 @@
+package control
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/meshagent/meshagent/ca"
+	"github.com/meshagent/meshagent/mesh"
+	"github.com/meshagent/meshagent/raftstore"
+	"github.com/meshagent/meshagent/raftstore/state"
+)
+
+// Founding is what `meshagent init` puts into an empty store, and what comes out of it.
+type Founding struct {
+	Membership Membership
+	AdminToken string
+	Join       string // a join token for the first client
+}
+
+// Found makes a mesh in an empty store whose only server is this host: CA, gossip key, the host's entry, an API token and
+// one join token.
+func Found(ctx context.Context, store raftstore.API, c *ca.CA, td mesh.TrustDomain, name string, addr netip.AddrPort, csr []byte) (*Founding, error) {
+	id, err := keyOwner(csr)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.Bootstrap(ctx); err != nil {
+		return nil, err
+	}
+	if err := publish(ctx, store, c); err != nil {
+		return nil, err
+	}
+	gossip := make([]byte, 32)
+	rand.Read(gossip)
+	admin := "meshadm_" + randomText(25)
+	servers := []netip.AddrPort{addr}
+	tok, tokOp, err := newToken(TokenSpec{}, servers)
+	if err != nil {
+		return nil, err
+	}
+	now := time.Now().UTC()
+	r, err := store.Txn(ctx, state.Txn{RequestID: randomText(10), Ops: []state.Op{
+		put(tableMesh, keyGossip, gossipEntry{Keys: [][]byte{gossip}}, 0),
+		put(tableNode, id.String(), NodeEntry{ID: id, Name: name, Server: true, Joined: now}, 0),
+		put(tableAPIToken, hashSecret(admin), apiTokenEntry{Name: "admin", Created: now}, 0),
+		tokOp,
+	}})
+	if err != nil {
+		return nil, err
+	}
+	if r.Conflict != nil {
+		return nil, errors.New("the store is not empty: it belongs to a mesh already")
+	}
+	b, err := c.Bundle(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if len(b.Roots) == 0 {
+		return nil, fmt.Errorf("the CA made no root")
+	}
+	tok.Pin = ca.RootHash(b.Roots[0])
+	s := NewService(Config{TrustDomain: td, Store: store, CA: c, Servers: func() []netip.AddrPort { return servers }})
+	m, err := s.membership(ctx, id, csr, true)
+	if err != nil {
+		return nil, err
+	}
+	m.SealKey = nil // it is on this host already
+	return &Founding{Membership: *m, AdminToken: admin, Join: tok.Reveal()}, nil
+}

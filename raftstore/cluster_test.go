@@ -1,0 +1,555 @@
+package raftstore
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	mrand "math/rand/v2"
+	"net"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/meshagent/meshagent/mesh"
+	"github.com/meshagent/meshagent/raftstore/state"
+)
+
+// network connects servers in memory and can be cut.
+type network struct {
+	mu    sync.Mutex // guards what follows
+	up    map[string]*server
+	cut   map[string]int // servers of different groups do not reach each other; group 0 by default
+	conns map[net.Conn][2]string
+}
+
+func newNetwork() *network {
+	return &network{up: map[string]*server{}, cut: map[string]int{}, conns: map[net.Conn][2]string{}}
+}
+
+func (n *network) reach(a, b string) *server {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.cut[a] != n.cut[b] {
+		return nil
+	}
+	return n.up[b]
+}
+
+// partition puts servers into groups and breaks the connections between them.
+func (n *network) partition(group map[string]int) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.cut = group
+	for c, ends := range n.conns {
+		if group[ends[0]] != group[ends[1]] {
+			c.Close()
+			delete(n.conns, c)
+		}
+	}
+}
+
+// server is one member of a cluster under test; it is its Stream and its Forwarder.
+type server struct {
+	t     testing.TB
+	net   *network
+	addr  string
+	id    mesh.NodeID
+	mem   *Memory
+	dir   string
+	in    chan net.Conn
+	off   chan struct{}
+	store *Store
+	stop  context.CancelFunc
+	done  chan error
+}
+
+func (s *server) Accept() (net.Conn, error) {
+	select {
+	case c := <-s.in:
+		return c, nil
+	case <-s.off:
+		return nil, net.ErrClosed
+	}
+}
+func (s *server) Close() error   { return nil }
+func (s *server) Addr() net.Addr { return addr(s.addr) }
+
+func (s *server) Dial(address string, _ time.Duration) (net.Conn, error) {
+	to := s.net.reach(s.addr, address)
+	if to == nil {
+		return nil, errors.New("unreachable")
+	}
+	a, b := net.Pipe()
+	s.net.mu.Lock()
+	s.net.conns[a] = [2]string{s.addr, address}
+	s.net.mu.Unlock()
+	select {
+	case to.in <- b:
+		return a, nil
+	case <-to.off:
+		return nil, errors.New("refused")
+	}
+}
+
+func (s *server) Forward(ctx context.Context, address, method string, body []byte) ([]byte, error) {
+	to := s.net.reach(s.addr, address)
+	if to == nil {
+		return nil, errors.New("unreachable")
+	}
+	b, err := to.store.Handle(ctx, method, body)
+	if s.net.reach(s.addr, address) == nil {
+		return nil, errors.New("connection lost") // the answer does not come back
+	}
+	return b, err
+}
+
+func (s *server) start(bootstrap bool) {
+	s.off = make(chan struct{})
+	cfg := Config{ID: s.id, Advertise: s.addr, Memory: s.mem, Dir: s.dir, Stream: s, Forward: s, Bootstrap: bootstrap, Log: slog.New(slog.DiscardHandler)}
+	if s.dir != "" {
+		cfg.Heartbeat, cfg.Promote, cfg.MinFree = 200*time.Millisecond, 200*time.Millisecond, 1
+	}
+	st, err := Open(cfg)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.store = st
+	ctx, stop := context.WithCancel(context.Background())
+	s.stop, s.done = stop, make(chan error, 1)
+	go func() { s.done <- st.Run(ctx) }()
+	s.net.mu.Lock()
+	s.net.up[s.addr] = s
+	s.net.mu.Unlock()
+}
+
+func (s *server) halt() {
+	s.net.mu.Lock()
+	delete(s.net.up, s.addr)
+	for c, ends := range s.net.conns {
+		if ends[0] == s.addr || ends[1] == s.addr {
+			c.Close()
+			delete(s.net.conns, c)
+		}
+	}
+	s.net.mu.Unlock()
+	s.stop()
+	close(s.off)
+	if err := <-s.done; err != nil {
+		s.t.Errorf("%s: %v", s.addr, err)
+	}
+}
+
+func nodeID(t testing.TB) mesh.NodeID {
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := mesh.NodeIDOf(k.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
+// cluster starts n servers; the first makes the mesh, the others join and are promoted.
+func cluster(t testing.TB, n int, dir func(i int) string) []*server {
+	nw := newNetwork()
+	var ss []*server
+	for i := range n {
+		s := &server{t: t, net: nw, addr: fmt.Sprintf("10.0.0.%d:1", i+1), id: nodeID(t), in: make(chan net.Conn)}
+		if dir != nil {
+			s.dir = dir(i)
+		} else {
+			s.mem = NewMemory()
+		}
+		s.start(i == 0)
+		ss = append(ss, s)
+		if i > 0 {
+			if err := s.addTo(ss[0]); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	await(t, "all vote", func() bool {
+		voters := 0
+		for _, p := range ss[0].store.Status().Peers {
+			if p.Voter {
+				voters++
+			}
+		}
+		return voters == n
+	})
+	return ss
+}
+
+func (s *server) addTo(member *server) error {
+	return member.store.AddServer(s.t.Context(), s.id, s.addr)
+}
+
+// await polls: in virtual time that costs nothing, in real time it returns as soon as it can.
+func await(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited a minute until: %s", what)
+		}
+	}
+}
+
+func leaderOf(ss []*server) *server {
+	for _, s := range ss {
+		if s.store.IsLeader() && s.store.ready.Load() && s.net.reach(s.addr, s.addr) != nil {
+			return s
+		}
+	}
+	return nil
+}
+
+func put(key, value string) state.Txn {
+	return state.Txn{RequestID: "req-" + key + value, Ops: []state.Op{{Kind: state.Put, Table: "t", Key: key, Value: []byte(value)}}}
+}
+
+// TestNoAcknowledgedWriteIsLost writes without pause from a client at every server while leaders are cut off, killed and
+// brought back, and then compares what was acknowledged with what is there, and the servers' logs with each other.
+func TestNoAcknowledgedWriteIsLost(t *testing.T) {
+	for _, n := range []int{3, 5} {
+		t.Run(fmt.Sprint(n), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ss := cluster(t, n, nil)
+				nw := ss[0].net
+				rnd := mrand.New(mrand.NewPCG(uint64(n), 2))
+				acked := map[string]string{}
+				var mu sync.Mutex
+				ctx, stop := context.WithCancel(t.Context())
+				var clients sync.WaitGroup
+				for _, s := range ss {
+					clients.Go(func() {
+						for i := 0; ctx.Err() == nil; i++ {
+							if nw.reach(s.addr, s.addr) == nil {
+								time.Sleep(100 * time.Millisecond)
+								continue
+							}
+							k, v := fmt.Sprint(s.addr, "/", i%20), fmt.Sprint(i)
+							r, err := s.store.Txn(ctx, put(k, v))
+							mu.Lock()
+							if err == nil && r.Conflict == nil {
+								acked[k] = v
+							} else {
+								delete(acked, k) // not acknowledged: the old value, the new one: either may stand
+							}
+							mu.Unlock()
+							time.Sleep(10 * time.Millisecond)
+						}
+					})
+				}
+				for round := range 8 {
+					await(t, "a leader", func() bool { return leaderOf(ss) != nil })
+					l := leaderOf(ss)
+					switch round % 3 {
+					case 0: // the leader alone, then with a minority
+						group := map[string]int{l.addr: 1}
+						if n == 5 {
+							group[ss[rnd.IntN(n)].addr] = 1
+						}
+						nw.partition(group)
+						await(t, "another leader", func() bool {
+							for _, s := range ss {
+								if group[s.addr] == 0 && s.store.IsLeader() {
+									return true
+								}
+							}
+							return false
+						})
+						time.Sleep(5 * time.Second)
+						nw.partition(map[string]int{})
+					case 1: // the leader dies
+						l.halt()
+						await(t, "another leader", func() bool { o := leaderOf(ss); return o != nil && o != l })
+						time.Sleep(time.Second)
+						l.start(false)
+					case 2: // nobody reaches anybody
+						group := map[string]int{}
+						for i, s := range ss {
+							group[s.addr] = i
+						}
+						nw.partition(group)
+						time.Sleep(8 * time.Second)
+						nw.partition(map[string]int{})
+					}
+				}
+				await(t, "a leader", func() bool { return leaderOf(ss) != nil })
+				time.Sleep(10 * time.Second)
+				stop()
+				clients.Wait()
+				if len(acked) < n*5 {
+					t.Errorf("only %d keys were acknowledged: the test shows nothing", len(acked))
+				}
+				for k, v := range acked {
+					e, err := ss[0].store.Get(t.Context(), "t", k, Linearizable)
+					if err != nil || e == nil || string(e.Value) != v {
+						t.Errorf("%s=%s was acknowledged; read %v, %v", k, v, e, err)
+					}
+				}
+				await(t, "all have applied everything", func() bool {
+					for _, s := range ss {
+						if s.store.Status().Applied != ss[0].store.Status().Applied {
+							return false
+						}
+					}
+					return true
+				})
+				sameLogs(t, ss)
+				var want bytes.Buffer
+				ss[0].store.state.Image().Write(&want)
+				for _, s := range ss {
+					var got bytes.Buffer
+					s.store.state.Image().Write(&got)
+					if !bytes.Equal(got.Bytes(), want.Bytes()) {
+						t.Errorf("%s has another state than %s", s.addr, ss[0].addr)
+					}
+				}
+				for _, s := range ss {
+					s.halt()
+				}
+			})
+		})
+	}
+}
+
+func sameLogs(t *testing.T, ss []*server) {
+	var first, last uint64 = 1, math.MaxUint64
+	for _, s := range ss {
+		f, _ := s.mem.logs.FirstIndex()
+		first = max(first, f)
+		last = min(last, s.store.raft.Load().CommitIndex())
+	}
+	for i := first; i <= last; i++ {
+		var want raft.Log
+		if err := ss[0].mem.logs.GetLog(i, &want); err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range ss[1:] {
+			var got raft.Log
+			if err := s.mem.logs.GetLog(i, &got); err != nil || got.Term != want.Term || !bytes.Equal(got.Data, want.Data) {
+				t.Fatalf("log entry %d differs between %s and %s (%v)", i, ss[0].addr, s.addr, err)
+			}
+		}
+	}
+}
+
+// TestTokenRace shows that of 100 that delete one entry if it is still there, at any server, one does.
+func TestTokenRace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ss := cluster(t, 3, nil)
+		r, err := ss[1].store.Txn(t.Context(), put("token", "x"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var mu sync.Mutex
+		won := 0
+		var wg sync.WaitGroup
+		for i := range 100 {
+			wg.Go(func() {
+				res, err := ss[i%3].store.Txn(t.Context(), state.Txn{RequestID: fmt.Sprint("race", i), Ops: []state.Op{
+					{Kind: state.Delete, Table: "t", Key: "token", CAS: true, Index: r.Index}}})
+				mu.Lock()
+				defer mu.Unlock()
+				if err != nil {
+					t.Error(err)
+				} else if res.Conflict == nil {
+					won++
+				}
+			})
+		}
+		wg.Wait()
+		if won != 1 {
+			t.Errorf("%d of 100 used the token", won)
+		}
+		for _, s := range ss {
+			s.halt()
+		}
+	})
+}
+
+func TestLinearizableReadsSeeEveryAcknowledgedWrite(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ss := cluster(t, 3, nil)
+		for i := range 50 {
+			if _, err := ss[i%3].store.Txn(t.Context(), put("k", fmt.Sprint(i))); err != nil {
+				t.Fatal(err)
+			}
+			e, err := ss[(i+1)%3].store.Get(t.Context(), "t", "k", Linearizable)
+			if err != nil || e == nil || string(e.Value) != fmt.Sprint(i) {
+				t.Fatalf("write %d was acknowledged; another server read %v, %v", i, e, err)
+			}
+		}
+		// A leader that is cut off may not answer a linearizable read, and may answer a stale one.
+		l := leaderOf(ss)
+		l.net.partition(map[string]int{l.addr: 1})
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		if _, err := l.store.Get(ctx, "t", "k", Linearizable); !errors.Is(err, ErrNoLeader) {
+			t.Errorf("cut off: %v", err)
+		}
+		if e, err := l.store.Get(ctx, "t", "k", Stale); err != nil || string(e.Value) != "49" {
+			t.Errorf("stale: %v, %v", e, err)
+		}
+		l.net.partition(map[string]int{})
+		for _, s := range ss {
+			s.halt()
+		}
+	})
+}
+
+func TestWatchMissesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ss := cluster(t, 3, nil)
+		ctx, cancel := context.WithCancel(t.Context())
+		seen := make(chan map[string]string)
+		go func() {
+			got, at := map[string]string{}, uint64(0)
+			for {
+				c, err := ss[2].store.Watch(ctx, at)
+				if err != nil {
+					seen <- got
+					return
+				}
+				if c.Full {
+					clear(got)
+				}
+				for _, e := range c.Entries {
+					got[e.Key] = string(e.Value)
+				}
+				for _, d := range c.Deleted {
+					delete(got, d.Key)
+				}
+				at = c.Index
+			}
+		}()
+		for i := range 100 {
+			txn := put(fmt.Sprint(i%7), fmt.Sprint(i))
+			if i%5 == 4 {
+				txn.Ops[0].Kind = state.Delete
+			}
+			if _, err := ss[0].store.Txn(t.Context(), txn); err != nil {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(time.Second)
+		cancel()
+		got := <-seen
+		es, _, err := ss[0].store.List(t.Context(), "t", "", Linearizable)
+		if err != nil || len(es) != len(got) {
+			t.Fatalf("the watcher has %v, the store %d entries, %v", got, len(es), err)
+		}
+		for _, e := range es {
+			if got[e.Key] != string(e.Value) {
+				t.Errorf("%s is %s, the watcher has %s", e.Key, e.Value, got[e.Key])
+			}
+		}
+		// A watch that nothing wakes returns after MaxWatch, empty.
+		start := time.Now()
+		if c, err := ss[0].store.Watch(t.Context(), ss[0].store.state.Index()); err != nil || len(c.Entries) > 0 || time.Since(start) != MaxWatch {
+			t.Errorf("%+v, %v after %v", c, err, time.Since(start))
+		}
+		for _, s := range ss {
+			s.halt()
+		}
+	})
+}
+
+func TestBackupRestoreAndRemove(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ss := cluster(t, 3, nil)
+		if _, err := ss[0].store.Txn(t.Context(), put("a", "1")); err != nil {
+			t.Fatal(err)
+		}
+		var backup bytes.Buffer
+		await(t, "backup", func() bool {
+			backup.Reset()
+			l := leaderOf(ss)
+			return l != nil && l.store.Backup(t.Context(), &backup) == nil
+		})
+		if _, err := ss[0].store.Txn(t.Context(), put("b", "2")); err != nil {
+			t.Fatal(err)
+		}
+		damaged := bytes.Clone(backup.Bytes())
+		damaged[40] ^= 1
+		if err := ss[0].store.Restore(t.Context(), bytes.NewReader(damaged)); !errors.Is(err, state.ErrCorrupt) {
+			t.Errorf("damaged backup: %v", err)
+		}
+		if err := ss[1].store.Restore(t.Context(), &backup); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := ss[2].store.Txn(t.Context(), put("c", "3")); err != nil {
+			t.Fatal(err)
+		}
+		await(t, "all have the backup and what came after", func() bool {
+			for _, s := range ss {
+				if s.store.state.Get("t", "a") == nil || s.store.state.Get("t", "b") != nil || s.store.state.Get("t", "c") == nil {
+					return false
+				}
+			}
+			return true
+		})
+		for _, s := range ss[:2] {
+			if err := ss[2].store.RemoveServer(t.Context(), s.id); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := ss[2].store.RemoveServer(t.Context(), ss[2].id); err == nil {
+			t.Error("the last server could be removed")
+		}
+		for _, s := range ss {
+			s.halt()
+		}
+	})
+}
+
+// TestRealDisks runs three servers on files, stops all and starts them again.
+func TestRealDisks(t *testing.T) {
+	base := t.TempDir()
+	ss := cluster(t, 3, func(i int) string { return fmt.Sprint(base, "/", i) })
+	for i := range 20 {
+		if _, err := ss[i%3].store.Txn(t.Context(), put(fmt.Sprint(i), "v")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, s := range ss {
+		s.halt()
+	}
+	for _, s := range ss {
+		s.start(false)
+	}
+	es, _, err := ss[1].store.List(t.Context(), "t", "", Linearizable)
+	if err != nil || len(es) != 20 {
+		t.Errorf("%d entries after the restart, %v", len(es), err)
+	}
+	for _, s := range ss {
+		s.halt()
+	}
+}
+
+func BenchmarkWrite(b *testing.B) {
+	base := b.TempDir()
+	ss := cluster(b, 3, func(i int) string { return fmt.Sprint(base, "/", i) })
+	i := 0
+	for b.Loop() {
+		i++
+		if _, err := ss[0].store.Txn(b.Context(), put(fmt.Sprint(i%100), fmt.Sprint(i))); err != nil {
+			b.Fatal(err)
+		}
+	}
+	for _, s := range ss {
+		s.halt()
+	}
+}
