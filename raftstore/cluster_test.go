@@ -26,16 +26,16 @@ import (
 // network connects servers in memory and can be cut.
 type network struct {
 	mu    sync.Mutex // guards what follows
-	up    map[string]*server
+	up    map[string]*life
 	cut   map[string]int // servers of different groups do not reach each other; group 0 by default
 	conns map[net.Conn][2]string
 }
 
 func newNetwork() *network {
-	return &network{up: map[string]*server{}, cut: map[string]int{}, conns: map[net.Conn][2]string{}}
+	return &network{up: map[string]*life{}, cut: map[string]int{}, conns: map[net.Conn][2]string{}}
 }
 
-func (n *network) reach(a, b string) *server {
+func (n *network) reach(a, b string) *life {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.cut[a] != n.cut[b] {
@@ -57,7 +57,7 @@ func (n *network) partition(group map[string]int) {
 	}
 }
 
-// server is one member of a cluster under test; it is its Stream and its Forwarder.
+// server is one member of a cluster under test; it is its Forwarder, and dials for it.
 type server struct {
 	t     testing.TB
 	net   *network
@@ -65,23 +65,30 @@ type server struct {
 	id    mesh.NodeID
 	mem   *Memory
 	dir   string
-	in    chan net.Conn
-	off   chan struct{}
 	store *Store
 	stop  context.CancelFunc
 	done  chan error
+	now   *life
 }
 
-func (s *server) Accept() (net.Conn, error) {
+// life is a server from one start to its end; it is the server's Stream.
+type life struct {
+	*server
+	store *Store // set before others can reach it
+	in    chan net.Conn
+	off   chan struct{}
+}
+
+func (l *life) Accept() (net.Conn, error) {
 	select {
-	case c := <-s.in:
+	case c := <-l.in:
 		return c, nil
-	case <-s.off:
+	case <-l.off:
 		return nil, net.ErrClosed
 	}
 }
-func (s *server) Close() error   { return nil }
-func (s *server) Addr() net.Addr { return addr(s.addr) }
+func (l *life) Close() error   { return nil }
+func (l *life) Addr() net.Addr { return addr(l.addr) }
 
 func (s *server) Dial(address string, _ time.Duration) (net.Conn, error) {
 	to := s.net.reach(s.addr, address)
@@ -113,8 +120,8 @@ func (s *server) Forward(ctx context.Context, address, method string, body []byt
 }
 
 func (s *server) start(bootstrap bool) {
-	s.off = make(chan struct{})
-	cfg := Config{ID: s.id, Advertise: s.addr, Memory: s.mem, Dir: s.dir, Stream: s, Forward: s, Bootstrap: bootstrap, Log: slog.New(slog.DiscardHandler)}
+	s.now = &life{server: s, in: make(chan net.Conn), off: make(chan struct{})}
+	cfg := Config{ID: s.id, Advertise: s.addr, Memory: s.mem, Dir: s.dir, Stream: s.now, Forward: s, Bootstrap: bootstrap, Log: slog.New(slog.DiscardHandler)}
 	if s.dir != "" {
 		cfg.Heartbeat, cfg.Promote, cfg.MinFree = 200*time.Millisecond, 200*time.Millisecond, 1
 	}
@@ -122,12 +129,12 @@ func (s *server) start(bootstrap bool) {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	s.store = st
+	s.store, s.now.store = st, st
 	ctx, stop := context.WithCancel(context.Background())
 	s.stop, s.done = stop, make(chan error, 1)
 	go func() { s.done <- st.Run(ctx) }()
 	s.net.mu.Lock()
-	s.net.up[s.addr] = s
+	s.net.up[s.addr] = s.now
 	s.net.mu.Unlock()
 }
 
@@ -142,7 +149,7 @@ func (s *server) halt() {
 	}
 	s.net.mu.Unlock()
 	s.stop()
-	close(s.off)
+	close(s.now.off)
 	if err := <-s.done; err != nil {
 		s.t.Errorf("%s: %v", s.addr, err)
 	}
@@ -165,7 +172,7 @@ func cluster(t testing.TB, n int, dir func(i int) string) []*server {
 	nw := newNetwork()
 	var ss []*server
 	for i := range n {
-		s := &server{t: t, net: nw, addr: fmt.Sprintf("10.0.0.%d:1", i+1), id: nodeID(t), in: make(chan net.Conn)}
+		s := &server{t: t, net: nw, addr: fmt.Sprintf("10.0.0.%d:1", i+1), id: nodeID(t)}
 		if dir != nil {
 			s.dir = dir(i)
 		} else {

@@ -43,7 +43,7 @@ func TestLoudStops(t *testing.T) {
 				t.Fatal(err)
 			}
 			s := &server{t: t, net: newNetwork(), addr: "10.0.0.1:1", id: nodeID(t)}
-			_, err := Open(Config{ID: s.id, Advertise: s.addr, Dir: dir, Stream: s, Heartbeat: 200 * time.Millisecond, Log: discard})
+			_, err := Open(Config{ID: s.id, Advertise: s.addr, Dir: dir, Stream: &life{server: s}, Heartbeat: 200 * time.Millisecond, Log: discard})
 			if !errors.Is(err, c.is) || !strings.Contains(err.Error(), c.says) {
 				t.Errorf("got %v; want one that is %v and says %q", err, c.is, c.says)
 			}
