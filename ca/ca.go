@@ -1,0 +1,410 @@
+// Package ca is the certificate authority of a mesh: it makes roots and intermediates, rotates them as a pure function of time
+// (plan.go), signs certificates of hosts and services, and verifies those of others. Imported by agent/control and ca/leaf.
+//
+// Its keys live in one value of the store, sealed; every server can open it and sign, the leader alone rotates. What a
+// certificate says comes from the identity that the caller attested, never from the request. Chains are root, intermediate,
+// leaf; a chain as sent holds leaf and intermediate.
+//
+// Source: X.509-SVID (SPIFFE), RFC 5280.
+package ca
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/base32"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/big"
+	"net/url"
+	"sync"
+	"time"
+
+	"github.com/meshagent/meshagent/internal/telemetry"
+	"github.com/meshagent/meshagent/mesh"
+)
+
+// Errors that a caller can tell apart.
+var (
+	ErrConflict = errors.New("the CA's state was changed by another server meanwhile")
+	ErrNoCA     = errors.New("the store holds no CA: was this mesh made by `meshagent init`?")
+	ErrRequest  = errors.New("certificate request refused")
+)
+
+// Store keeps the CA's one value.
+type Store interface {
+	Load(ctx context.Context) (value []byte, index uint64, err error) // nil, 0: none
+	Save(ctx context.Context, value []byte, index uint64) error       // ErrConflict when the index moved on
+}
+
+// Params are the CA's times. Zero fields are the defaults.
+type Params struct {
+	RootTTL         time.Duration // 10 years
+	IntermediateTTL time.Duration // 90 days
+	LeafTTL         time.Duration // 24 h; also the longest
+	Spread          time.Duration // 24 h: how long a new root is in every bundle before it signs
+	MaxSkew         time.Duration // 10 s: how far clocks may differ; certificates begin that much earlier
+}
+
+// WithDefaults fills in the defaults.
+func (p Params) WithDefaults() Params {
+	set := func(d *time.Duration, v time.Duration) {
+		if *d == 0 {
+			*d = v
+		}
+	}
+	set(&p.RootTTL, 10*365*24*time.Hour)
+	set(&p.IntermediateTTL, 90*24*time.Hour)
+	set(&p.LeafTTL, 24*time.Hour)
+	set(&p.Spread, 24*time.Hour)
+	set(&p.MaxSkew, 10*time.Second)
+	return p
+}
+
+// Config says what a CA stands on.
+type Config struct {
+	TrustDomain mesh.TrustDomain
+	Store       Store
+	Sealer      Sealer
+	Params      Params
+	Log         *slog.Logger // not nil
+	Metrics     *telemetry.Metrics
+}
+
+// CA signs. Its methods are safe for concurrent use.
+type CA struct {
+	cfg    Config
+	issued *telemetry.CounterVec
+
+	mu    sync.Mutex // guards what follows: the state last read
+	index uint64
+	state *State
+}
+
+// New returns a CA; it touches nothing.
+func New(cfg Config) *CA {
+	cfg.Params = cfg.Params.WithDefaults()
+	return &CA{cfg: cfg, issued: cfg.Metrics.Counter("meshagent_ca_issued_total", "Certificates signed by this server.", "kind")}
+}
+
+// load reads the state, from memory when the store's value is the one read before.
+func (c *CA) load(ctx context.Context) (*State, uint64, error) {
+	v, index, err := c.cfg.Store.Load(ctx)
+	if err != nil {
+		return nil, 0, fmt.Errorf("CA: %w", err)
+	}
+	if v == nil {
+		return nil, 0, ErrNoCA
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.state != nil && c.index == index {
+		return c.state, index, nil
+	}
+	plain, err := c.cfg.Sealer.Open(v)
+	if err != nil {
+		return nil, 0, fmt.Errorf("CA: its keys cannot be opened: %w: is this server's seal key the one of this mesh?", err)
+	}
+	s, err := decodeState(plain)
+	if err != nil {
+		return nil, 0, err
+	}
+	c.state, c.index = s, index
+	return s, index, nil
+}
+
+func (c *CA) save(ctx context.Context, s *State, index uint64) error {
+	plain, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	sealed, err := c.cfg.Sealer.Seal(plain)
+	if err != nil {
+		return err
+	}
+	return c.cfg.Store.Save(ctx, sealed, index)
+}
+
+// Bootstrap makes root and intermediate if the store has none.
+func (c *CA) Bootstrap(ctx context.Context) error {
+	_, _, err := c.load(ctx)
+	if !errors.Is(err, ErrNoCA) {
+		return err
+	}
+	s := &State{Version: stateVersion}
+	for _, a := range Plan(time.Now(), *s, c.cfg.Params) {
+		if err := c.do(s, a, time.Now()); err != nil {
+			return err
+		}
+	}
+	return c.save(ctx, s, 0)
+}
+
+// checkEvery is how often Run looks whether something is due. Rotation has days of room.
+const checkEvery = time.Minute
+
+// Run does what Plan says, while this server leads, until ctx ends.
+func (c *CA) Run(ctx context.Context, isLeader func() bool) error {
+	for {
+		if isLeader() {
+			if err := c.rotate(ctx); err != nil && ctx.Err() == nil && !errors.Is(err, ErrConflict) && !errors.Is(err, ErrNoCA) {
+				c.cfg.Log.Warn("CA rotation failed; it is tried again in a minute", "err", err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(checkEvery):
+		}
+	}
+}
+
+func (c *CA) rotate(ctx context.Context) error {
+	old, index, err := c.load(ctx)
+	if err != nil {
+		return err
+	}
+	now := time.Now()
+	actions := Plan(now, *old, c.cfg.Params)
+	if len(actions) == 0 {
+		return nil
+	}
+	s := old.clone()
+	for _, a := range actions {
+		if err := c.do(s, a, now); err != nil {
+			return err
+		}
+	}
+	if err := c.save(ctx, s, index); err != nil {
+		return err
+	}
+	c.cfg.Log.Info("CA rotated", "actions", actions, "bundle", s.Bundle)
+	return nil
+}
+
+// do changes the state by one action.
+func (c *CA) do(s *State, a Action, now time.Time) error {
+	p := c.cfg.Params
+	switch a {
+	case MakeRoot, PrepareRoot:
+		r, err := c.newSigner("root", nil, now, p.RootTTL)
+		if err != nil {
+			return err
+		}
+		s.Bundle++
+		if a == MakeRoot {
+			s.Current = r
+		} else {
+			s.Next = r
+		}
+	case ActivateRoot:
+		s.Current.Retired = now
+		s.Old = append(s.Old, s.Current)
+		s.Current, s.Next, s.Intermediate = s.Next, nil, nil
+	case RemoveRoots:
+		kept := s.Old[:0:0]
+		for _, r := range s.Old {
+			if !removable(now, r, p) {
+				kept = append(kept, r)
+			}
+		}
+		s.Old = kept
+		s.Bundle++
+	case MakeIntermediate:
+		i, err := c.newSigner("intermediate", s.Current, now, p.IntermediateTTL)
+		if err != nil {
+			return err
+		}
+		s.Intermediate = i
+	}
+	return nil
+}
+
+// newSigner makes a key and its certificate, signed by parent, or by itself when that is nil.
+func (c *CA) newSigner(what string, parent *Signer, now time.Time, ttl time.Duration) (*Signer, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	serial := newSerial()
+	t := &x509.Certificate{
+		SerialNumber: serial, Subject: pkix.Name{CommonName: fmt.Sprintf("%s %s %x", c.cfg.TrustDomain, what, serial.Bytes()[:4])},
+		NotBefore: now.Add(-c.cfg.Params.MaxSkew), NotAfter: now.Add(ttl), BasicConstraintsValid: true, IsCA: true,
+		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign, URIs: []*url.URL{{Scheme: "spiffe", Host: c.cfg.TrustDomain.String()}},
+		MaxPathLen: 1,
+	}
+	signer, signKey := t, key
+	if parent != nil {
+		if signer, err = x509.ParseCertificate(parent.Cert); err != nil {
+			return nil, err
+		}
+		if signKey, err = parent.key(); err != nil {
+			return nil, err
+		}
+		t.MaxPathLen, t.MaxPathLenZero = 0, true
+		t.NotAfter = earlier(t.NotAfter, signer.NotAfter)
+	}
+	der, err := x509.CreateCertificate(rand.Reader, t, signer, key.Public(), signKey)
+	if err != nil {
+		return nil, err
+	}
+	kd, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, err
+	}
+	return &Signer{Cert: der, Key: kd, Created: now, NotAfter: t.NotAfter}, nil
+}
+
+// newSerial returns 127 random bits, not zero (RFC 5280 section 4.1.2.2: positive, at most 20 octets).
+func newSerial() *big.Int {
+	b := make([]byte, 16)
+	rand.Read(b)
+	b[0] = b[0]&0x7f | 0x40
+	return new(big.Int).SetBytes(b)
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// Request asks for a certificate. From the CSR come the key and the proof that the asker holds it, nothing else.
+type Request struct {
+	CSR      []byte // DER
+	Identity mesh.Identity
+	TTL      time.Duration // 0 or more than Params.LeafTTL is that
+}
+
+// Issued is a certificate with its chain as it is sent: DER, leaf first, without the root.
+type Issued struct {
+	Chain    [][]byte
+	NotAfter time.Time
+}
+
+// Issue signs. Who may have the identity is for the caller to know. Errors: ErrRequest, ErrNoCA, those of the store.
+func (c *CA) Issue(ctx context.Context, r Request) (*Issued, error) {
+	if r.Identity.IsZero() || r.Identity.TrustDomain() != c.cfg.TrustDomain {
+		return nil, fmt.Errorf("%w: identity %q is not of trust domain %s", ErrRequest, r.Identity, c.cfg.TrustDomain)
+	}
+	pub, err := checkCSR(r.CSR)
+	if err != nil {
+		return nil, err
+	}
+	s, _, err := c.load(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if s.Intermediate == nil {
+		return nil, fmt.Errorf("CA: no intermediate yet: the leader makes one within a minute")
+	}
+	parent, err := x509.ParseCertificate(s.Intermediate.Cert)
+	if err != nil {
+		return nil, fmt.Errorf("CA: %w", err)
+	}
+	key, err := s.Intermediate.key()
+	if err != nil {
+		return nil, err
+	}
+	p := c.cfg.Params
+	if r.TTL <= 0 || r.TTL > p.LeafTTL {
+		r.TTL = p.LeafTTL
+	}
+	now := time.Now()
+	t := &x509.Certificate{
+		SerialNumber: newSerial(), NotBefore: now.Add(-p.MaxSkew), NotAfter: earlier(now.Add(r.TTL), parent.NotAfter),
+		URIs: []*url.URL{r.Identity.URL()}, BasicConstraintsValid: true,
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}
+	if !t.NotAfter.After(now) {
+		return nil, fmt.Errorf("CA: the intermediate has expired (%v): the leader replaces it within a minute; is this server's clock right?", parent.NotAfter)
+	}
+	der, err := x509.CreateCertificate(rand.Reader, t, parent, pub, key)
+	if err != nil {
+		return nil, fmt.Errorf("CA: %w", err)
+	}
+	c.issued.With(kindName(r.Identity)).Inc()
+	return &Issued{Chain: [][]byte{der, s.Intermediate.Cert}, NotAfter: t.NotAfter}, nil
+}
+
+func kindName(id mesh.Identity) string {
+	switch id.Kind() {
+	case mesh.Server:
+		return "server"
+	case mesh.NodeAgent:
+		return "node"
+	}
+	return "workload"
+}
+
+// checkCSR returns the key of a request that is signed with it.
+func checkCSR(der []byte) (*ecdsa.PublicKey, error) {
+	if len(der) > maxCert {
+		return nil, fmt.Errorf("%w: %d bytes", ErrRequest, len(der))
+	}
+	csr, err := x509.ParseCertificateRequest(der)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrRequest, err)
+	}
+	if err := csr.CheckSignature(); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrRequest, err)
+	}
+	if n := len(csr.URIs) + len(csr.DNSNames) + len(csr.IPAddresses) + len(csr.EmailAddresses); n > 0 {
+		return nil, fmt.Errorf("%w: it asks for %d names: names come from the attested identity alone", ErrRequest, n)
+	}
+	pub, ok := csr.PublicKey.(*ecdsa.PublicKey)
+	if !ok || pub.Curve != elliptic.P256() {
+		return nil, fmt.Errorf("%w: its key is a %T: ECDSA on P-256 is needed", ErrRequest, csr.PublicKey)
+	}
+	return pub, nil
+}
+
+// Bundle returns the roots that every host should accept now.
+func (c *CA) Bundle(ctx context.Context) (*mesh.TrustBundle, error) {
+	s, _, err := c.load(ctx)
+	if err != nil {
+		return nil, err
+	}
+	b := &mesh.TrustBundle{TrustDomain: c.cfg.TrustDomain, Version: s.Bundle}
+	for _, r := range s.roots() {
+		cert, err := x509.ParseCertificate(r.Cert)
+		if err != nil {
+			return nil, fmt.Errorf("CA: root: %w", err)
+		}
+		b.Roots = append(b.Roots, cert)
+	}
+	return b, nil
+}
+
+// Status tells an operator when what happens next.
+type Status struct {
+	RootNotAfter, IntermediateNotAfter time.Time
+	NextRoot                           bool // prepared and spreading
+	Bundle                             uint64
+}
+
+// Status returns it.
+func (c *CA) Status(ctx context.Context) (Status, error) {
+	s, _, err := c.load(ctx)
+	if err != nil {
+		return Status{}, err
+	}
+	st := Status{NextRoot: s.Next != nil, Bundle: s.Bundle, RootNotAfter: s.Current.NotAfter}
+	if s.Intermediate != nil {
+		st.IntermediateNotAfter = s.Intermediate.NotAfter
+	}
+	return st, nil
+}
+
+// RootHash is how a join token names a root: the SHA-256 of its public key (SubjectPublicKeyInfo), base32 in lower case.
+func RootHash(c *x509.Certificate) string {
+	h := sha256.Sum256(c.RawSubjectPublicKeyInfo)
+	return base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPadding(base32.NoPadding).EncodeToString(h[:])
+}

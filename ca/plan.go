@@ -1,0 +1,115 @@
+package ca
+
+import (
+	"crypto/ecdsa"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// Signer is a certificate of the CA with its key.
+type Signer struct {
+	Cert     []byte    `json:"cert"` // DER
+	Key      []byte    `json:"key"`  // PKCS #8
+	Created  time.Time `json:"created"`
+	NotAfter time.Time `json:"notAfter"`
+	Retired  time.Time `json:"retired,omitzero"` // since when it signs no more
+}
+
+func (s *Signer) key() (*ecdsa.PrivateKey, error) {
+	k, err := x509.ParsePKCS8PrivateKey(s.Key)
+	if err != nil {
+		return nil, fmt.Errorf("CA: key: %w", err)
+	}
+	e, ok := k.(*ecdsa.PrivateKey)
+	if !ok {
+		return nil, fmt.Errorf("CA: key is a %T", k)
+	}
+	return e, nil
+}
+
+// State is what the CA keeps in the store, sealed.
+type State struct {
+	Version      int       `json:"version"`
+	Bundle       uint64    `json:"bundle"`            // counts the changes of the bundle
+	Current      *Signer   `json:"current,omitempty"` // the root that signs intermediates
+	Next         *Signer   `json:"next,omitempty"`    // the root that will, and is in every bundle already
+	Old          []*Signer `json:"old,omitempty"`     // roots that signed what may still be in use
+	Intermediate *Signer   `json:"intermediate,omitempty"`
+}
+
+const stateVersion = 1
+
+func decodeState(b []byte) (*State, error) {
+	var s State
+	if err := json.Unmarshal(b, &s); err != nil {
+		return nil, fmt.Errorf("CA: state: %w", err)
+	}
+	if s.Version != stateVersion {
+		return nil, fmt.Errorf("CA: state of version %d, this program knows %d: install the newer meshagent", s.Version, stateVersion)
+	}
+	if s.Current == nil {
+		return nil, errors.New("CA: state without a root")
+	}
+	return &s, nil
+}
+
+func (s *State) clone() *State {
+	c := *s
+	c.Old = slices.Clone(s.Old)
+	return &c
+}
+
+// roots returns what the bundle holds: current first.
+func (s *State) roots() []*Signer {
+	out := []*Signer{s.Current}
+	if s.Next != nil {
+		out = append(out, s.Next)
+	}
+	return append(out, s.Old...)
+}
+
+// Action is one step of rotation.
+type Action string
+
+// The actions, in the order in which they come.
+const (
+	MakeRoot         Action = "make root"
+	PrepareRoot      Action = "prepare next root"
+	ActivateRoot     Action = "activate next root"
+	RemoveRoots      Action = "remove old roots"
+	MakeIntermediate Action = "make intermediate"
+)
+
+// Plan says what is due at a moment. It is a pure function.
+//
+// A root's successor is made at half of its life and goes into the bundle; it signs once it has been there for Spread. The
+// old root stays in the bundle for two leaf lives more, when everything it vouched for has been replaced twice. An
+// intermediate travels with each chain and needs no spreading: it is replaced at half of its life, and with its root.
+func Plan(now time.Time, s State, p Params) []Action {
+	var out []Action
+	switch {
+	case s.Current == nil:
+		return []Action{MakeRoot, MakeIntermediate}
+	case s.Next != nil && now.Sub(s.Next.Created) >= p.Spread:
+		out = append(out, ActivateRoot, MakeIntermediate)
+	case s.Next == nil && !now.Before(halfLife(s.Current)):
+		out = append(out, PrepareRoot)
+	}
+	if slices.ContainsFunc(s.Old, func(r *Signer) bool { return removable(now, r, p) }) {
+		out = append(out, RemoveRoots)
+	}
+	if !slices.Contains(out, MakeIntermediate) && (s.Intermediate == nil || !now.Before(halfLife(s.Intermediate))) {
+		out = append(out, MakeIntermediate)
+	}
+	return out
+}
+
+func halfLife(s *Signer) time.Time { return s.Created.Add(s.NotAfter.Sub(s.Created) / 2) }
+
+func removable(now time.Time, r *Signer, p Params) bool {
+	return now.Sub(r.Retired) >= 2*p.LeafTTL
+}
