@@ -148,7 +148,8 @@ func (p *Proxy) outbound(rw http.ResponseWriter, r *http.Request, svc mesh.Servi
 	}
 	split := &policy.Split{Service: svc, Port: port}
 	if n := route.Total(act.Destinations); n > 0 {
-		split = route.Choose(act.Destinations, rand.Uint64N(n))
+		chosen := *route.Choose(act.Destinations, rand.Uint64N(n)) // a copy: the model is shared
+		split = &chosen
 	}
 	if act.Redirect != nil || act.Rewrite != nil {
 		// Denied rather than half applied: the request would reach what the route did not mean.
