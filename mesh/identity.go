@@ -225,3 +225,17 @@ func (id *Identity) UnmarshalText(b []byte) error {
 	}
 	return err
 }
+
+// AppendPrincipal appends Principal to b, without allocating where b has room.
+func (id Identity) AppendPrincipal(b []byte) []byte {
+	b = append(b, id.td...)
+	switch id.kind {
+	case Workload:
+		b = append(append(append(append(b, "/ns/"...), id.a...), "/sa/"...), id.b...)
+	case NodeAgent:
+		b = append(append(b, "/node/"...), id.a...)
+	case Server:
+		b = append(append(b, "/server/"...), id.a...)
+	}
+	return b
+}

@@ -4,3 +4,409 @@
 // Imported by proxy, agent, agent/api/server and cmd/meshagent. Guarantees: what is not supported is refused by name; a file
 // with one invalid document is refused as a whole; a stored policy that does not compile denies what it governs.
 package policy
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/meshagent/meshagent/internal/strictyaml"
+	"github.com/meshagent/meshagent/mesh"
+	"github.com/meshagent/meshagent/mesh/policy/istio"
+)
+
+// kind is one kind of resource that is accepted.
+type kind struct {
+	group, name string
+	versions    []string
+	// read decodes and validates a spec. An error is joined of *strictyaml.Error.
+	read func(d *doc) (any, error)
+}
+
+var kinds = []kind{
+	{"networking.istio.io", "VirtualService", []string{"v1", "v1beta1", "v1alpha3"}, read[istio.VirtualService]},
+	{"networking.istio.io", "DestinationRule", []string{"v1", "v1beta1", "v1alpha3"}, read[istio.DestinationRule]},
+	{"security.istio.io", "AuthorizationPolicy", []string{"v1", "v1beta1"}, read[istio.AuthorizationPolicy]},
+}
+
+// Kinds returns the kinds that are accepted, as apiVersion and kind.
+func Kinds() []string {
+	var out []string
+	for _, k := range kinds {
+		out = append(out, k.group+"/"+k.versions[0]+" "+k.name)
+	}
+	return out
+}
+
+// FindKind returns group and kind of a name as people type it: virtualservice, VirtualService, virtualservices, vs.
+func FindKind(s string) (group, name string, ok bool) {
+	l := strings.ToLower(s)
+	for short, full := range map[string]string{"vs": "virtualservice", "dr": "destinationrule", "ap": "authorizationpolicy"} {
+		if l == short {
+			l = full
+		}
+	}
+	for _, k := range kinds {
+		n := strings.ToLower(k.name)
+		if l == n || l == n+"s" || l == strings.TrimSuffix(n, "y")+"ies" {
+			return k.group, k.name, true
+		}
+	}
+	return "", "", false
+}
+
+// doc is one resource while it is read.
+type doc struct {
+	strictyaml.Document
+	key        mesh.PolicyKey
+	apiVersion string
+	spec       *strictyaml.Node
+	errs       []error
+}
+
+func (d *doc) fail(line int, path, hint, format string, args ...any) {
+	if d.key.Kind != "" {
+		path = fmt.Sprintf("%s %q: %s", d.key.Kind, d.key.Name, path)
+	}
+	d.errs = append(d.errs, &strictyaml.Error{File: d.File, Line: line, Path: path, Msg: fmt.Sprintf(format, args...), Hint: hint})
+}
+
+// Parse reads a file of resources, YAML or JSON, in documents or in a List. Everything is validated; one error refuses the whole
+// file. Errors are joined, and each names file, line, resource, field, and what to do. Created and Modified stay 0.
+func Parse(file string, data []byte) ([]mesh.Policy, error) {
+	docs, err := strictyaml.Split(file, data)
+	if err != nil {
+		return nil, err
+	}
+	var out []mesh.Policy
+	var errs []error
+	seen := map[mesh.PolicyKey]int{}
+	for _, sd := range docs {
+		for _, sd := range items(sd) {
+			d := parseDoc(sd)
+			if len(d.errs) > 0 {
+				errs = append(errs, d.errs...)
+				continue
+			}
+			if line, ok := seen[d.key]; ok {
+				d.fail(d.Line, "metadata.name", "remove one", "the same resource is at line %d", line)
+				errs = append(errs, d.errs...)
+				continue
+			}
+			seen[d.key] = d.Line
+			out = append(out, mesh.Policy{PolicyKey: d.key, APIVersion: d.apiVersion, Source: sd.Source})
+		}
+	}
+	if len(errs) > 0 {
+		return nil, errors.Join(errs...)
+	}
+	if len(out) == 0 {
+		return nil, &strictyaml.Error{File: file, Msg: "holds no resource"}
+	}
+	return out, nil
+}
+
+// items takes a List apart; each item's source is then its JSON.
+func items(d strictyaml.Document) []strictyaml.Document {
+	if k := d.Root.Get("kind"); k == nil || k.Text != "List" || d.Root.Get("items") == nil {
+		return []strictyaml.Document{d}
+	}
+	var out []strictyaml.Document
+	for _, n := range d.Root.Get("items").Vals {
+		out = append(out, strictyaml.Document{File: d.File, Line: n.Line, Source: n.JSON(), Root: n})
+	}
+	return out
+}
+
+// head is what every resource has.
+type head struct {
+	APIVersion string `yaml:"apiVersion"`
+	Kind       string `yaml:"kind"`
+	Metadata   struct {
+		Name        string            `yaml:"name"`
+		Namespace   string            `yaml:"namespace"`
+		Labels      map[string]string `yaml:"labels"`
+		Annotations map[string]string `yaml:"annotations"`
+	} `yaml:"metadata"`
+	Spec anything `yaml:"spec"`
+}
+
+type anything struct{}
+
+func (*anything) UnmarshalNode(*strictyaml.Node) error { return nil }
+
+func parseDoc(sd strictyaml.Document) *doc {
+	d := &doc{Document: sd}
+	var h head
+	if err := sd.Decode(&h); err != nil {
+		d.errs = append(d.errs, err)
+		return d
+	}
+	group, version, _ := strings.Cut(h.APIVersion, "/")
+	i := slices.IndexFunc(kinds, func(k kind) bool { return k.group == group && k.name == h.Kind })
+	if i < 0 {
+		d.fail(d.Line, "kind", "supported are "+strings.Join(Kinds(), ", "), "%q of apiVersion %q is not supported", h.Kind, h.APIVersion)
+		return d
+	}
+	k := kinds[i]
+	if !slices.Contains(k.versions, version) {
+		d.fail(d.Line, "apiVersion", "write "+group+"/"+k.versions[0], "%q is not a version of %s that is supported", h.APIVersion, k.name)
+		return d
+	}
+	ns := h.Metadata.Namespace
+	if ns == "" {
+		ns = mesh.DefaultNamespace
+	}
+	d.key = mesh.PolicyKey{Group: group, Kind: k.name, Namespace: ns, Name: h.Metadata.Name}
+	d.apiVersion = h.APIVersion
+	for _, part := range strings.Split(h.Metadata.Name, ".") {
+		if err := mesh.CheckLabel("metadata.name", part); err != nil {
+			d.fail(d.Line, "metadata.name", "use a-z, 0-9, '-' and '.'", "%q is not a resource's name", h.Metadata.Name)
+			break
+		}
+	}
+	if err := mesh.CheckLabel("metadata.namespace", ns); err != nil {
+		d.fail(d.Line, "metadata.namespace", "", "%v", err)
+	}
+	if d.spec = d.Root.Get("spec"); d.spec == nil {
+		d.spec = &strictyaml.Node{Kind: strictyaml.Map, Line: d.Line}
+	}
+	k.read(d)
+	return d
+}
+
+// read decodes the spec and validates it by compiling it on its own.
+func read[T any](d *doc) (any, error) {
+	spec := new(T)
+	sub := strictyaml.Document{File: d.File, Line: d.spec.Line, Root: d.spec}
+	if err := sub.Decode(spec); err != nil {
+		d.errs = append(d.errs, prefixed(d, err)...)
+		return nil, err
+	}
+	var probs []fieldError
+	switch s := any(spec).(type) {
+	case *istio.VirtualService:
+		_, probs = compileVirtualService(d.key, s)
+	case *istio.DestinationRule:
+		_, _, probs = compileDestinationRule(d.key, s)
+	case *istio.AuthorizationPolicy:
+		_, probs = compileAuthz(d.key, s)
+	}
+	for _, p := range probs {
+		d.fail(lineOf(d.spec, p.path), "spec."+p.path, p.hint, "%s", p.msg)
+	}
+	return spec, nil
+}
+
+// prefixed gives the errors of a spec the resource's name and the full path.
+func prefixed(d *doc, err error) (out []error) {
+	list := []error{err}
+	if j, ok := err.(interface{ Unwrap() []error }); ok {
+		list = j.Unwrap()
+	}
+	for _, e := range list {
+		var se *strictyaml.Error
+		if errors.As(e, &se) {
+			se.Path = fmt.Sprintf("%s %q: spec.%s", d.key.Kind, d.key.Name, se.Path)
+		}
+		out = append(out, e)
+	}
+	return out
+}
+
+// lineOf finds the line of the deepest part of a path such as http[0].route[1].weight that exists.
+func lineOf(n *strictyaml.Node, path string) int {
+	line := n.Line
+	for _, step := range strings.FieldsFunc(path, func(r rune) bool { return r == '.' || r == '[' || r == ']' }) {
+		var next *strictyaml.Node
+		if n.Kind == strictyaml.List {
+			i := 0
+			for _, c := range step {
+				i = i*10 + int(c-'0')
+			}
+			if i >= 0 && i < len(n.Vals) {
+				next = n.Vals[i]
+			}
+		} else {
+			next = n.Get(step)
+		}
+		if next == nil {
+			break
+		}
+		n, line = next, next.Line
+	}
+	return line
+}
+
+// fieldError is a value that decodes and cannot be meant.
+type fieldError struct{ path, msg, hint string }
+
+// Compile builds the Model of all policies of a mesh. It never fails: a policy that cannot be understood, which only a newer
+// server can have stored, denies what it governs and is a Problem.
+func Compile(td mesh.TrustDomain, index uint64, ps []mesh.Policy) *Model {
+	m := &Model{index: index, td: td, services: map[mesh.ServiceName]*ServicePolicy{}, authz: &authzIndex{}}
+	ps = slices.Clone(ps)
+	slices.SortFunc(ps, func(a, b mesh.Policy) int { // older ones first: the first VirtualService of a host has it
+		if a.Created != b.Created {
+			return int(min(max(int64(a.Created)-int64(b.Created), -1), 1))
+		}
+		return a.PolicyKey.Compare(b.PolicyKey)
+	})
+	for _, p := range ps {
+		m.add(p)
+	}
+	return m
+}
+
+func (m *Model) add(p mesh.Policy) {
+	docs, err := strictyaml.Split("", p.Source)
+	if err == nil && len(docs) != 1 {
+		err = fmt.Errorf("%d documents", len(docs))
+	}
+	var spec any
+	if err == nil {
+		d := parseDoc(docs[0])
+		err = errors.Join(d.errs...)
+		if err == nil && d.key != p.PolicyKey {
+			err = fmt.Errorf("the source is of %s", d.key)
+		}
+		if err == nil {
+			spec, err = kinds[slices.IndexFunc(kinds, func(k kind) bool { return k.name == p.Kind })].read(d)
+		}
+	}
+	if err != nil {
+		m.invalid(p, err)
+		return
+	}
+	switch s := spec.(type) {
+	case *istio.VirtualService:
+		vs, _ := compileVirtualService(p.PolicyKey, s)
+		m.addRoutes(p, vs)
+	case *istio.DestinationRule:
+		host, d, _ := compileDestinationRule(p.PolicyKey, s)
+		sp := m.service(host)
+		if sp.Destination.Policy.Kind != "" {
+			m.problem(p, fmt.Sprintf("%s has the DestinationRule %s already, which is older: it stays", host, sp.Destination.Policy.Name))
+			return
+		}
+		sp.Destination = d
+	case *istio.AuthorizationPolicy:
+		a, _ := compileAuthz(p.PolicyKey, s)
+		m.authz.add(a)
+	}
+}
+
+func (m *Model) addRoutes(p mesh.Policy, vs *virtualService) {
+	for _, h := range vs.hosts {
+		sp := m.service(h)
+		if sp.HTTP != nil || sp.TCP != nil {
+			m.problem(p, fmt.Sprintf("%s has an older VirtualService already: it stays, this one is without effect there", h))
+			continue
+		}
+		sp.HTTP, sp.TCP = vs.http, vs.tcp
+	}
+}
+
+func (m *Model) service(s mesh.ServiceName) *ServicePolicy {
+	sp := m.services[s]
+	if sp == nil {
+		sp = &ServicePolicy{Destination: &Destination{}}
+		m.services[s] = sp
+	}
+	return sp
+}
+
+func (m *Model) problem(p mesh.Policy, reason string) {
+	m.problems = append(m.problems, Problem{p.PolicyKey, reason})
+}
+
+// invalid makes a policy that cannot be understood deny: routing and destinations the hosts that they name, everything else
+// its whole namespace, since whom it selects is not known.
+func (m *Model) invalid(p mesh.Policy, err error) {
+	m.problem(p, err.Error())
+	hosts := namedHosts(p)
+	for _, h := range hosts {
+		m.service(h).Invalid = p.PolicyKey.String() + " cannot be understood"
+	}
+	if len(hosts) == 0 {
+		m.authz.add(&authz{key: p.PolicyKey, deny: true, rules: []authzRule{{}}})
+	}
+}
+
+// namedHosts reads the hosts out of a resource that is not valid otherwise; none when even that cannot be done in full.
+func namedHosts(p mesh.Policy) (out []mesh.ServiceName) {
+	docs, err := strictyaml.Split("", p.Source)
+	if err != nil || len(docs) != 1 {
+		return nil
+	}
+	var names []*strictyaml.Node
+	switch spec := docs[0].Root.Get("spec"); p.Kind {
+	case "VirtualService":
+		if l := spec.Get("hosts"); l != nil {
+			names = l.Vals
+		}
+	case "DestinationRule":
+		if h := spec.Get("host"); h != nil {
+			names = append(names, h)
+		}
+	}
+	for _, n := range names {
+		h, ok := mesh.ParseHost(n.Text, p.Namespace)
+		if !ok {
+			return nil
+		}
+		out = append(out, h)
+	}
+	return out
+}
+
+// Problems returns the policies that deny, or are without effect, because they could not be understood or contradict others.
+func (m *Model) Problems() []Problem { return m.problems }
+
+// StoreIndex is the index of the store that the model was compiled from.
+func (m *Model) StoreIndex() uint64 { return m.index }
+
+var noPolicy = &ServicePolicy{Destination: &Destination{}}
+
+// Service returns the traffic policy of a service; never nil.
+func (m *Model) Service(s mesh.ServiceName) *ServicePolicy {
+	if sp := m.services[s]; sp != nil {
+		return sp
+	}
+	return noPolicy
+}
+
+// Check returns what is wrong between resources that are each valid: a subset that no DestinationRule has.
+func Check(all []mesh.Policy) []Problem {
+	td, err := mesh.ParseTrustDomain("check")
+	if err != nil {
+		panic(err) // a constant
+	}
+	m := Compile(td, 0, all)
+	out := slices.Clone(m.problems)
+	missing := func(key mesh.PolicyKey, ds []Split) {
+		for _, d := range ds {
+			if d.Subset == "" {
+				continue
+			}
+			if _, ok := m.Service(d.Service).Destination.Subsets[d.Subset]; !ok {
+				out = append(out, Problem{key, fmt.Sprintf("routes to subset %q of %s, which no DestinationRule defines: such calls are answered with 503", d.Subset, d.Service)})
+			}
+		}
+	}
+	seen := map[*HTTPRoute]bool{}
+	for _, sp := range m.services {
+		for _, r := range sp.HTTP {
+			if !seen[r] {
+				seen[r] = true
+				missing(r.Policy, r.Action.Destinations)
+			}
+		}
+		for _, r := range sp.TCP {
+			missing(r.Policy, r.Destinations)
+		}
+	}
+	slices.SortFunc(out, func(a, b Problem) int { return strings.Compare(a.Key.String()+a.Reason, b.Key.String()+b.Reason) })
+	return slices.Compact(out)
+}

@@ -122,8 +122,6 @@ type Rewrite struct {
 	Path      string
 	Prefix    string // the matched prefix that Path replaces; "" replaces the whole path
 	Authority string
-	Regex     *regexp.Regexp // with Substitution (RE2 \1 syntax): rewrites the path
-	Subst     string
 }
 
 // HeaderOps change headers of request and response: remove, then set, then add.
@@ -215,20 +213,6 @@ type Subset struct {
 type TrafficPolicy struct {
 	LB             LB
 	ConnectTimeout time.Duration // 0 is 10 s, Istio's default; the proxy tries another instance earlier
-	MaxConnections int           // 0 is no limit
-	MaxPending     int
-	MaxRetries     int
-	Outlier        *Outlier
-}
-
-// Outlier ejects instances that fail; nil means the proxy's own passive ejection only.
-type Outlier struct {
-	Consecutive5xx     int
-	ConsecutiveGateway int
-	Interval           time.Duration
-	BaseEjection       time.Duration
-	MaxEjectionPercent int
-	MinHealthPercent   int
 }
 
 // Source says who calls.

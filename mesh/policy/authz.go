@@ -1,0 +1,298 @@
+package policy
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/meshagent/meshagent/mesh"
+	"github.com/meshagent/meshagent/mesh/policy/istio"
+)
+
+// authzIndex holds the authorization policies by namespace: a policy governs its own.
+type authzIndex struct{ by map[string]*nsAuthz }
+
+type nsAuthz struct{ deny, allow []*authz }
+
+func (x *authzIndex) add(a *authz) {
+	if x.by == nil {
+		x.by = map[string]*nsAuthz{}
+	}
+	n := x.by[a.key.Namespace]
+	if n == nil {
+		n = &nsAuthz{}
+		x.by[a.key.Namespace] = n
+	}
+	if a.deny {
+		n.deny = append(n.deny, a)
+	} else {
+		n.allow = append(n.allow, a)
+	}
+}
+
+// authz is a compiled AuthorizationPolicy.
+type authz struct {
+	key      mesh.PolicyKey
+	deny     bool
+	selector mesh.Labels
+	rules    []authzRule // any of them; none matches nothing
+}
+
+// authzRule matches when one of from and one of to match; an empty list matches everything.
+type authzRule struct {
+	from []authzSource
+	to   []authzOp
+}
+
+type authzSource struct{ principals, notPrincipals, namespaces, notNamespaces []pattern }
+
+type authzOp struct {
+	hosts, notHosts, methods, notMethods, paths, notPaths []pattern
+	ports, notPorts                                       []uint16
+}
+
+// http reports whether the operation looks at what only a request has.
+func (o *authzOp) http() bool {
+	return len(o.hosts)+len(o.notHosts)+len(o.methods)+len(o.notMethods)+len(o.paths)+len(o.notPaths) > 0
+}
+
+// pattern is Istio's: exact, prefix*, *suffix, or * for anything that is there.
+type pattern struct {
+	kind MatchKind
+	text string
+}
+
+func (p pattern) match(s []byte) bool {
+	switch p.kind {
+	case Exact:
+		return string(s) == p.text
+	case Prefix:
+		return len(s) >= len(p.text) && string(s[:len(p.text)]) == p.text
+	case Suffix:
+		return len(s) >= len(p.text) && string(s[len(s)-len(p.text):]) == p.text
+	}
+	return len(s) > 0
+}
+
+func (p pattern) matchString(s string) bool {
+	switch p.kind {
+	case Exact:
+		return s == p.text
+	case Prefix:
+		return strings.HasPrefix(s, p.text)
+	case Suffix:
+		return strings.HasSuffix(s, p.text)
+	}
+	return s != ""
+}
+
+func (c *compiler) patterns(path string, in []string, prepare func(string) string) []pattern {
+	var out []pattern
+	for i, s := range in {
+		p := pattern{Exact, s}
+		switch {
+		case s == "":
+			c.fail(fmt.Sprintf("%s[%d]", path, i), "remove it", "is empty")
+		case s == "*":
+			p = pattern{Present, ""}
+		case strings.HasSuffix(s, "*"):
+			p = pattern{Prefix, s[:len(s)-1]}
+		case strings.HasPrefix(s, "*"):
+			p = pattern{Suffix, s[1:]}
+		}
+		if strings.Contains(p.text, "*") {
+			c.fail(fmt.Sprintf("%s[%d]", path, i), "write exact, prefix*, *suffix or *", "%q: a star is only possible at one end", s)
+		}
+		if prepare != nil {
+			p.text = prepare(p.text)
+		}
+		out = append(out, p)
+	}
+	return out
+}
+
+// localDomain is how Istio's policies usually name the own trust domain; here it always means the mesh's.
+const localDomain = "cluster.local"
+
+func (c *compiler) ports(path string, in []string) []uint16 {
+	var out []uint16
+	for i, s := range in {
+		p, err := istio.ParsePort(s)
+		if err != nil {
+			c.fail(fmt.Sprintf("%s[%d]", path, i), "", "%v", err)
+		}
+		out = append(out, p)
+	}
+	return out
+}
+
+func compileAuthz(key mesh.PolicyKey, s *istio.AuthorizationPolicy) (*authz, []fieldError) {
+	c := &compiler{key: key}
+	a := &authz{key: key}
+	switch s.Action {
+	case "", "ALLOW":
+	case "DENY":
+		a.deny = true
+	default:
+		c.fail("action", "write ALLOW or DENY", "%q is not supported", s.Action)
+	}
+	if s.Selector != nil {
+		a.selector = s.Selector.MatchLabels
+		if err := a.selector.Check(); err != nil {
+			c.fail("selector.matchLabels", "", "%v", err)
+		}
+	}
+	for i, r := range s.Rules {
+		path := fmt.Sprintf("rules[%d]", i)
+		var out authzRule
+		for j, f := range r.From {
+			p, src := fmt.Sprintf("%s.from[%d].source", path, j), f.Source
+			x := authzSource{c.patterns(p+".principals", src.Principals, nil), c.patterns(p+".notPrincipals", src.NotPrincipals, nil),
+				c.patterns(p+".namespaces", src.Namespaces, nil), c.patterns(p+".notNamespaces", src.NotNamespaces, nil)}
+			if len(x.principals)+len(x.notPrincipals)+len(x.namespaces)+len(x.notNamespaces) == 0 {
+				c.fail(p, "write principals or namespaces", "names nobody")
+			}
+			out.from = append(out.from, x)
+		}
+		for j, t := range r.To {
+			p, op := fmt.Sprintf("%s.to[%d].operation", path, j), t.Operation
+			x := authzOp{hosts: c.patterns(p+".hosts", op.Hosts, strings.ToLower), notHosts: c.patterns(p+".notHosts", op.NotHosts, strings.ToLower),
+				methods: c.patterns(p+".methods", op.Methods, nil), notMethods: c.patterns(p+".notMethods", op.NotMethods, nil),
+				paths: c.patterns(p+".paths", op.Paths, nil), notPaths: c.patterns(p+".notPaths", op.NotPaths, nil),
+				ports: c.ports(p+".ports", op.Ports), notPorts: c.ports(p+".notPorts", op.NotPorts)}
+			if !x.http() && len(x.ports)+len(x.notPorts) == 0 {
+				c.fail(p, "write methods, paths, hosts or ports", "names nothing")
+			}
+			out.to = append(out.to, x)
+		}
+		a.rules = append(a.rules, out)
+	}
+	if a.deny && len(a.rules) == 0 {
+		c.fail("rules", "write rules: [{}] to deny everything", "a DENY policy without rules never matches")
+	}
+	return a, c.errs
+}
+
+// Authorize says whether a call may pass. Denying policies are asked first; if any policy allows calls of the target, one of
+// them must match; with no policy at all everything passes. Source: Istio, "AuthorizationPolicy". It does not allocate.
+func (m *Model) Authorize(t *Target, r *Request) Decision {
+	if m == nil {
+		return Decision{Reason: "no policy has been read yet"}
+	}
+	ns := m.authz.by[t.Service.Namespace()]
+	if ns == nil {
+		return Decision{Allow: true}
+	}
+	var b1, b2 [320]byte
+	who := m.caller(b1[:0], b2[:0], r.Source.Identity)
+	for _, a := range ns.deny {
+		if a.selects(t) && a.matches(t, r, who) {
+			return Decision{Policy: a.key, Reason: "denied by policy"}
+		}
+	}
+	allowing := false
+	for _, a := range ns.allow {
+		if !a.selects(t) {
+			continue
+		}
+		if allowing = true; a.matches(t, r, who) {
+			return Decision{Allow: true, Policy: a.key}
+		}
+	}
+	if allowing {
+		return Decision{Reason: "no policy allows it"}
+	}
+	return Decision{Allow: true}
+}
+
+// caller is who calls, as patterns may name him: with the trust domain's name, and with cluster.local for the own one.
+type caller struct{ name, local []byte }
+
+func (m *Model) caller(a, b []byte, id mesh.Identity) caller {
+	if id.IsZero() {
+		return caller{}
+	}
+	c := caller{name: id.AppendPrincipal(a)}
+	if td := m.td.String(); id.TrustDomain() == m.td {
+		c.local = append(append(b, localDomain...), c.name[len(td):]...)
+	}
+	return c
+}
+
+func (a *authz) selects(t *Target) bool {
+	for k, v := range a.selector {
+		got, ok := t.Labels[k]
+		if !ok && k == "app" {
+			got = t.Service.Name()
+		} else if !ok {
+			return false
+		}
+		if got != v {
+			return false
+		}
+	}
+	return true
+}
+
+func (a *authz) matches(t *Target, r *Request, who caller) bool {
+	for i := range a.rules {
+		ru := &a.rules[i]
+		if (len(ru.from) == 0 || anySource(ru.from, r, who)) && (len(ru.to) == 0 || a.anyOp(ru.to, t, r)) {
+			return true
+		}
+	}
+	return false
+}
+
+func anySource(from []authzSource, r *Request, who caller) bool {
+	ns := r.Source.Identity.Namespace()
+	for i := range from {
+		f := &from[i]
+		if (len(f.principals) == 0 || anyPattern(f.principals, who)) && !anyPattern(f.notPrincipals, who) &&
+			(len(f.namespaces) == 0 || anyString(f.namespaces, ns)) && !anyString(f.notNamespaces, ns) {
+			return true
+		}
+	}
+	return false
+}
+
+// anyOp: what only a request has never matches on a TCP connection for ALLOW, and always for DENY, so that neither lets through
+// what was not meant to pass.
+func (a *authz) anyOp(to []authzOp, t *Target, r *Request) bool {
+	for i := range to {
+		o := &to[i]
+		if len(o.ports) > 0 && !slices.Contains(o.ports, t.Port) || slices.Contains(o.notPorts, t.Port) {
+			continue
+		}
+		if r.Method == "" {
+			if !o.http() || a.deny {
+				return true
+			}
+			continue
+		}
+		if (len(o.hosts) == 0 || anyString(o.hosts, r.Authority)) && !anyString(o.notHosts, r.Authority) &&
+			(len(o.methods) == 0 || anyString(o.methods, r.Method)) && !anyString(o.notMethods, r.Method) &&
+			(len(o.paths) == 0 || anyString(o.paths, r.Path)) && !anyString(o.notPaths, r.Path) {
+			return true
+		}
+	}
+	return false
+}
+
+func anyPattern(ps []pattern, who caller) bool {
+	for _, p := range ps {
+		if p.match(who.name) || who.local != nil && p.match(who.local) {
+			return true
+		}
+	}
+	return false
+}
+
+func anyString(ps []pattern, s string) bool {
+	for _, p := range ps {
+		if p.matchString(s) {
+			return true
+		}
+	}
+	return false
+}

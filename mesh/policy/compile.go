@@ -1,0 +1,405 @@
+package policy
+
+import (
+	"fmt"
+	"maps"
+	"math"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/net/http/httpguts"
+
+	"github.com/meshagent/meshagent/mesh"
+	"github.com/meshagent/meshagent/mesh/policy/istio"
+)
+
+// virtualService is a compiled VirtualService.
+type virtualService struct {
+	hosts []mesh.ServiceName
+	http  []*HTTPRoute
+	tcp   []*TCPRoute
+}
+
+// compiler gathers what is wrong with one resource.
+type compiler struct {
+	key  mesh.PolicyKey
+	errs []fieldError
+}
+
+func (c *compiler) fail(path, hint, format string, args ...any) {
+	c.errs = append(c.errs, fieldError{path, fmt.Sprintf(format, args...), hint})
+}
+
+// host resolves a host as policies write it.
+func (c *compiler) host(path, h string) mesh.ServiceName {
+	s, ok := mesh.ParseHost(h, c.key.Namespace)
+	if !ok {
+		c.fail(path, "write web, web.namespace or web.namespace.service.mesh", "%q is not the name of a service of this mesh", h)
+	}
+	return s
+}
+
+func (c *compiler) onlyMesh(path string, gateways []string) {
+	for i, g := range gateways {
+		if g != "mesh" {
+			c.fail(fmt.Sprintf("%s[%d]", path, i), `leave it out, or write "mesh"`, "gateway %q: gateways are not supported yet", g)
+		}
+	}
+}
+
+func (c *compiler) everywhere(path string, exportTo []string) {
+	for i, e := range exportTo {
+		if e != "*" {
+			c.fail(fmt.Sprintf("%s[%d]", path, i), `leave it out, or write "*"`, "%q: only \"*\" is supported", e)
+		}
+	}
+}
+
+func compileVirtualService(key mesh.PolicyKey, s *istio.VirtualService) (*virtualService, []fieldError) {
+	c := &compiler{key: key}
+	vs := &virtualService{}
+	if len(s.Hosts) == 0 {
+		c.fail("hosts", "", "is missing")
+	}
+	for i, h := range s.Hosts {
+		vs.hosts = append(vs.hosts, c.host(fmt.Sprintf("hosts[%d]", i), h))
+	}
+	c.onlyMesh("gateways", s.Gateways)
+	c.everywhere("exportTo", s.ExportTo)
+	if len(s.HTTP)+len(s.TCP) == 0 {
+		c.fail("http", "", "neither http nor tcp has a rule")
+	}
+	for i := range s.HTTP {
+		path := fmt.Sprintf("http[%d]", i)
+		r := &HTTPRoute{Policy: key, Name: s.HTTP[i].Name, Index: i}
+		for j := range s.HTTP[i].Match {
+			r.Matches = append(r.Matches, c.match(fmt.Sprintf("%s.match[%d]", path, j), &s.HTTP[i].Match[j]))
+		}
+		r.Action = c.action(path, &s.HTTP[i])
+		vs.http = append(vs.http, r)
+	}
+	for i := range s.TCP {
+		vs.tcp = append(vs.tcp, c.tcp(fmt.Sprintf("tcp[%d]", i), i, &s.TCP[i]))
+	}
+	return vs, c.errs
+}
+
+func (c *compiler) match(path string, m *istio.HTTPMatch) Match {
+	c.onlyMesh(path+".gateways", m.Gateways)
+	out := Match{URI: c.str(m.URI), Scheme: c.str(m.Scheme), Method: c.str(m.Method), Authority: c.str(m.Authority), Port: m.Port,
+		IgnoreURICase: m.IgnoreURICase, SourceLabels: m.SourceLabels, SourceNamespace: m.SourceNamespace,
+		Headers: c.keyed(path+".headers", m.Headers, true), WithoutHeaders: c.keyed(path+".withoutHeaders", m.WithoutHeaders, true),
+		Query: c.keyed(path+".queryParams", m.QueryParams, false)}
+	if out.IgnoreURICase && out.URI != nil {
+		out.URI.Text = strings.ToLower(out.URI.Text)
+		if out.URI.Kind == Regex {
+			c.fail(path+".ignoreUriCase", "write (?i) into the regex", "has no effect on a regex")
+		}
+	}
+	return out
+}
+
+// str compiles a StringMatch; nil stays nil. Istio reads {} as no condition here.
+func (c *compiler) str(m *istio.StringMatch) *StringMatch {
+	if m == nil || m.Kind == "" {
+		return nil
+	}
+	out := &StringMatch{Text: m.Text}
+	switch m.Kind {
+	case "exact":
+		out.Kind = Exact
+	case "prefix":
+		out.Kind = Prefix
+	case "regex":
+		out.Kind = Regex
+		out.RE, _ = istio.CompileRegex(m.Text) // was checked when it was decoded
+	}
+	return out
+}
+
+func (c *compiler) keyed(path string, m map[string]istio.StringMatch, header bool) []KeyMatch {
+	var out []KeyMatch
+	for _, k := range slices.Sorted(maps.Keys(m)) {
+		v := m[k]
+		name := k
+		if header {
+			name = strings.ToLower(k)
+			if !httpguts.ValidHeaderFieldName(k) {
+				c.fail(path+"."+k, "", "%q is not the name of a header", k)
+			}
+		}
+		km := KeyMatch{Name: name}
+		if s := c.str(&v); s != nil {
+			km.Value = *s
+		}
+		out = append(out, km)
+	}
+	return out
+}
+
+func (c *compiler) action(path string, r *istio.HTTPRoute) Action {
+	a := Action{Timeout: r.Timeout, Retry: DefaultRetry(), Headers: c.headers(path+".headers", r.Headers)}
+	kinds := 0
+	for _, is := range []bool{len(r.Route) > 0, r.Redirect != nil, r.DirectResponse != nil} {
+		if is {
+			kinds++
+		}
+	}
+	if kinds != 1 {
+		c.fail(path, "write route, redirect or directResponse", "has %d of them: one is needed", kinds)
+	}
+	a.Destinations = c.splits(path+".route", len(r.Route), func(i int) (istio.Host, *uint32, *istio.Headers) {
+		return r.Route[i].Destination, r.Route[i].Weight, r.Route[i].Headers
+	})
+	if d := r.Redirect; d != nil {
+		a.Redirect = &Redirect{Scheme: d.Scheme, Authority: d.Authority, Path: d.URI, Port: d.Port, Code: d.RedirectCode}
+		if d.RedirectCode == 0 {
+			a.Redirect.Code = http.StatusMovedPermanently
+		} else if !slices.Contains([]int{301, 302, 303, 307, 308}, d.RedirectCode) {
+			c.fail(path+".redirect.redirectCode", "write 301, 302, 303, 307 or 308", "%d is no redirect", d.RedirectCode)
+		}
+		if s := d.Scheme; s != "" && s != "http" && s != "https" {
+			c.fail(path+".redirect.scheme", "", "%q is neither http nor https", s)
+		}
+		for _, v := range []struct{ field, text string }{{"uri", d.URI}, {"authority", d.Authority}} {
+			if !httpguts.ValidHeaderFieldValue(v.text) || strings.ContainsAny(v.text, " \\") {
+				c.fail(path+".redirect."+v.field, "", "%q cannot stand in a Location", v.text)
+			}
+		}
+	}
+	if d := r.DirectResponse; d != nil {
+		a.Direct = &DirectResponse{Status: d.Status}
+		if d.Status < 200 || d.Status > 599 {
+			c.fail(path+".directResponse.status", "", "%d is not a status from 200 to 599", d.Status)
+		}
+		if d.Body != nil {
+			a.Direct.Body = []byte(d.Body.String)
+		}
+	}
+	if w := r.Rewrite; w != nil {
+		a.Rewrite = &Rewrite{Path: w.URI, Authority: w.Authority}
+		if len(r.Route) == 0 {
+			c.fail(path+".rewrite", "", "only a rule with route can rewrite")
+		}
+		if w.URI != "" && !strings.HasPrefix(w.URI, "/") || strings.ContainsAny(w.URI, "?# ") {
+			c.fail(path+".rewrite.uri", "write a path such as /v2", "%q is no path", w.URI)
+		}
+		if !httpguts.ValidHostHeader(w.Authority) {
+			c.fail(path+".rewrite.authority", "", "%q is no host", w.Authority)
+		}
+	}
+	c.retries(path+".retries", r.Retries, &a)
+	a.Fault = c.fault(path+".fault", r.Fault)
+	return a
+}
+
+func (c *compiler) splits(path string, n int, at func(int) (istio.Host, *uint32, *istio.Headers)) []Split {
+	var out []Split
+	total := uint64(0)
+	for i := range n {
+		h, w, hd := at(i)
+		p := fmt.Sprintf("%s[%d]", path, i)
+		s := Split{Service: c.host(p+".destination.host", h.Host), Subset: h.Subset, Weight: 1, Headers: c.headers(p+".headers", hd)}
+		if h.Port != nil {
+			if s.Port = h.Port.Number; s.Port == 0 {
+				c.fail(p+".destination.port.number", "", "is missing or 0")
+			}
+		}
+		switch {
+		case w != nil:
+			s.Weight = *w
+		case n > 1:
+			c.fail(p+".weight", "give each destination a weight", "is missing, and there are %d destinations", n)
+		}
+		if s.Weight > math.MaxInt32 {
+			c.fail(p+".weight", "", "%d is too large", s.Weight)
+		}
+		total += uint64(s.Weight)
+		out = append(out, s)
+	}
+	if n > 0 && total == 0 {
+		c.fail(path, "give one destination a weight", "no destination has a weight over 0")
+	}
+	return out
+}
+
+func (c *compiler) headers(path string, h *istio.Headers) HeaderOps {
+	var out HeaderOps
+	if h == nil {
+		return out
+	}
+	list := func(path string, m map[string]string) []Header {
+		var hs []Header
+		for _, k := range slices.Sorted(maps.Keys(m)) {
+			if !httpguts.ValidHeaderFieldName(k) || !httpguts.ValidHeaderFieldValue(m[k]) {
+				c.fail(path+"."+k, "", "%q: %q is not a header", k, m[k])
+			}
+			if reserved(k) {
+				c.fail(path+"."+k, "", "%s is the proxy's own and cannot be changed", k)
+			}
+			hs = append(hs, Header{strings.ToLower(k), m[k]})
+		}
+		return hs
+	}
+	names := func(path string, ks []string) []string {
+		var out []string
+		for i, k := range ks {
+			if reserved(k) {
+				c.fail(fmt.Sprintf("%s[%d]", path, i), "", "%s is the proxy's own and cannot be removed", k)
+			}
+			out = append(out, strings.ToLower(k))
+		}
+		return out
+	}
+	if q := h.Request; q != nil {
+		out.RequestSet, out.RequestAdd = list(path+".request.set", q.Set), list(path+".request.add", q.Add)
+		out.RequestRemove = names(path+".request.remove", q.Remove)
+	}
+	if q := h.Response; q != nil {
+		out.ResponseSet, out.ResponseAdd = list(path+".response.set", q.Set), list(path+".response.add", q.Add)
+		out.ResponseRemove = names(path+".response.remove", q.Remove)
+	}
+	return out
+}
+
+// reserved are headers that frame a message or say who somebody is.
+func reserved(name string) bool {
+	n := strings.ReplaceAll(strings.ToLower(name), "_", "-")
+	return strings.HasPrefix(n, "mesh-") || strings.HasPrefix(n, ":") || slices.Contains([]string{"connection", "content-length",
+		"transfer-encoding", "te", "trailer", "upgrade", "keep-alive", "proxy-connection", "x-forwarded-client-cert"}, n)
+}
+
+var retryNames = map[string]RetryOn{"5xx": On5xx, "gateway-error": OnGatewayError, "connect-failure": OnConnectFailure,
+	"refused-stream": OnRefusedStream, "reset": OnReset, "reset-before-request": OnResetBeforeRequest, "retriable-4xx": OnRetriable4xx,
+	"retriable-status-codes": OnRetriableStatusCodes, "cancelled": OnGRPCCancelled, "deadline-exceeded": OnGRPCDeadlineExceeded,
+	"internal": OnGRPCInternal, "resource-exhausted": OnGRPCResourceExhausted, "unavailable": OnGRPCUnavailable}
+
+func (c *compiler) retries(path string, r *istio.Retries, a *Action) {
+	if r == nil {
+		return
+	}
+	if r.Attempts < 0 || r.Attempts > 100 {
+		c.fail(path+".attempts", "", "%d is not from 0 to 100", r.Attempts)
+	}
+	a.Retry.Attempts, a.Retry.PerTry, a.Retry.Backoff = r.Attempts, r.PerTryTimeout, r.Backoff
+	if r.RetryOn == "" {
+		return
+	}
+	a.Retry.On, a.Retry.Codes = 0, nil
+	for name := range strings.SplitSeq(r.RetryOn, ",") {
+		name = strings.TrimSpace(name)
+		if on, ok := retryNames[name]; ok {
+			a.Retry.On |= on
+			continue
+		}
+		code, err := strconv.Atoi(name)
+		if err != nil || code < 100 || code > 599 {
+			c.fail(path+".retryOn", "it is a list of "+strings.Join(slices.Sorted(maps.Keys(retryNames)), ", ")+" and status codes", "%q is not a condition", name)
+			continue
+		}
+		a.Retry.On |= OnRetriableStatusCodes
+		a.Retry.Codes = append(a.Retry.Codes, code)
+	}
+}
+
+func (c *compiler) fault(path string, f *istio.Fault) *Fault {
+	if f == nil {
+		return nil
+	}
+	out := &Fault{AbortGRPC: -1}
+	share := func(path string, p *istio.Percent) uint32 {
+		if p == nil {
+			return 1_000_000
+		}
+		if !(p.Value >= 0 && p.Value <= 100) {
+			c.fail(path+".percentage.value", "", "%v is not from 0 to 100", p.Value)
+			return 0
+		}
+		return uint32(math.Round(p.Value * 10_000))
+	}
+	if d := f.Delay; d != nil {
+		out.DelayPerMillion, out.Delay = share(path+".delay", d.Percentage), d.FixedDelay
+		if d.FixedDelay < time.Millisecond || d.FixedDelay > time.Hour {
+			c.fail(path+".delay.fixedDelay", "", "%v is not from 1ms to 1h", d.FixedDelay)
+		}
+	}
+	if a := f.Abort; a != nil {
+		out.AbortPerMillion, out.AbortStatus = share(path+".abort", a.Percentage), a.HTTPStatus
+		switch {
+		case (a.HTTPStatus != 0) == (a.GRPCStatus != ""):
+			c.fail(path+".abort", "", "needs httpStatus or grpcStatus")
+		case a.GRPCStatus != "":
+			if out.AbortGRPC = slices.Index(grpcCodes, strings.ToUpper(a.GRPCStatus)); out.AbortGRPC < 0 {
+				c.fail(path+".abort.grpcStatus", "write a name such as UNAVAILABLE", "%q is no status of gRPC", a.GRPCStatus)
+			}
+		case a.HTTPStatus < 200 || a.HTTPStatus > 599:
+			c.fail(path+".abort.httpStatus", "", "%d is not from 200 to 599", a.HTTPStatus)
+		}
+	}
+	return out
+}
+
+// grpcCodes are the names of gRPC's status codes, by number.
+var grpcCodes = []string{"OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS",
+	"PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED", "INTERNAL",
+	"UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED"}
+
+func (c *compiler) tcp(path string, index int, r *istio.TCPRoute) *TCPRoute {
+	out := &TCPRoute{Policy: c.key, Index: index}
+	for j, m := range r.Match {
+		c.onlyMesh(fmt.Sprintf("%s.match[%d].gateways", path, j), m.Gateways)
+		out.Matches = append(out.Matches, Match{Port: m.Port, SourceLabels: m.SourceLabels, SourceNamespace: m.SourceNamespace})
+	}
+	if len(r.Route) == 0 {
+		c.fail(path+".route", "", "is missing")
+	}
+	out.Destinations = c.splits(path+".route", len(r.Route), func(i int) (istio.Host, *uint32, *istio.Headers) {
+		return r.Route[i].Destination, r.Route[i].Weight, nil
+	})
+	return out
+}
+
+func compileDestinationRule(key mesh.PolicyKey, s *istio.DestinationRule) (mesh.ServiceName, *Destination, []fieldError) {
+	c := &compiler{key: key}
+	host := c.host("host", s.Host)
+	c.everywhere("exportTo", s.ExportTo)
+	d := &Destination{Policy: key, Subsets: map[string]*Subset{}}
+	c.traffic("trafficPolicy", s.TrafficPolicy, &d.Traffic)
+	for i, sub := range s.Subsets {
+		path := fmt.Sprintf("subsets[%d]", i)
+		if err := mesh.CheckLabel("name", sub.Name); err != nil {
+			c.fail(path+".name", "", "%v", err)
+		}
+		if d.Subsets[sub.Name] != nil {
+			c.fail(path+".name", "", "%q is there twice", sub.Name)
+		}
+		if err := mesh.Labels(sub.Labels).Check(); err != nil {
+			c.fail(path+".labels", "", "%v", err)
+		}
+		out := &Subset{Name: sub.Name, Labels: sub.Labels, Traffic: d.Traffic}
+		c.traffic(path+".trafficPolicy", sub.TrafficPolicy, &out.Traffic)
+		d.Subsets[sub.Name] = out
+	}
+	return host, d, c.errs
+}
+
+// traffic lays a TrafficPolicy over what is there.
+func (c *compiler) traffic(path string, t *istio.TrafficPolicy, out *TrafficPolicy) {
+	if t == nil {
+		return
+	}
+	if l := t.LoadBalancer; l != nil {
+		lb, ok := map[string]LB{"": LeastRequest, "UNSPECIFIED": LeastRequest, "LEAST_REQUEST": LeastRequest, "LEAST_CONN": LeastRequest,
+			"ROUND_ROBIN": RoundRobin, "RANDOM": Random}[l.Simple]
+		if !ok {
+			c.fail(path+".loadBalancer.simple", "write LEAST_REQUEST, ROUND_ROBIN or RANDOM", "%q is not supported", l.Simple)
+		}
+		out.LB = lb
+	}
+	if p := t.ConnectionPool; p != nil && p.TCP != nil {
+		out.ConnectTimeout = p.TCP.ConnectTimeout
+	}
+}

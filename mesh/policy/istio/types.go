@@ -1,0 +1,363 @@
+// Package istio reads Istio's networking and security kinds as they are written. It knows every field of them: those that the
+// data path acts on are read, all others are refused by name, so that nothing that was written is silently without effect. The
+// test holds the types to istio.io/api, field by field. Imported by mesh/policy alone.
+//
+// Source: networking.istio.io and security.istio.io, as in istio.io/api.
+package istio
+
+import (
+	"errors"
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/meshagent/meshagent/internal/strictyaml"
+)
+
+// Unsupported is the type of a field that Istio has and this program does not act on yet.
+type Unsupported struct{}
+
+// UnmarshalNode refuses the field.
+func (*Unsupported) UnmarshalNode(*strictyaml.Node) error {
+	return errors.New("is a field of Istio that meshagent does not support yet: remove it")
+}
+
+// VirtualService routes the requests for hosts.
+type VirtualService struct {
+	Hosts    []string    `yaml:"hosts"`
+	Gateways []string    `yaml:"gateways"` // only "mesh"
+	HTTP     []HTTPRoute `yaml:"http"`
+	TLS      Unsupported `yaml:"tls"`
+	TCP      []TCPRoute  `yaml:"tcp"`
+	ExportTo []string    `yaml:"exportTo"` // only "*"
+}
+
+// HTTPRoute is one rule.
+type HTTPRoute struct {
+	Name             string          `yaml:"name"`
+	Match            []HTTPMatch     `yaml:"match"`
+	Route            []Destination   `yaml:"route"`
+	Redirect         *Redirect       `yaml:"redirect"`
+	DirectResponse   *DirectResponse `yaml:"directResponse"`
+	Delegate         Unsupported     `yaml:"delegate"`
+	Rewrite          *Rewrite        `yaml:"rewrite"`
+	Timeout          time.Duration   `yaml:"timeout"`
+	Retries          *Retries        `yaml:"retries"`
+	Fault            *Fault          `yaml:"fault"`
+	Mirror           Unsupported     `yaml:"mirror"`
+	Mirrors          Unsupported     `yaml:"mirrors"`
+	MirrorPercent    Unsupported     `yaml:"mirrorPercent"`
+	MirrorPercentage Unsupported     `yaml:"mirrorPercentage"`
+	CorsPolicy       Unsupported     `yaml:"corsPolicy"`
+	Headers          *Headers        `yaml:"headers"`
+}
+
+// HTTPMatch is a set of conditions, all of which must hold.
+type HTTPMatch struct {
+	Name            string                 `yaml:"name"`
+	URI             *StringMatch           `yaml:"uri"`
+	Scheme          *StringMatch           `yaml:"scheme"`
+	Method          *StringMatch           `yaml:"method"`
+	Authority       *StringMatch           `yaml:"authority"`
+	Headers         map[string]StringMatch `yaml:"headers"`
+	Port            uint16                 `yaml:"port"`
+	SourceLabels    map[string]string      `yaml:"sourceLabels"`
+	Gateways        []string               `yaml:"gateways"`
+	QueryParams     map[string]StringMatch `yaml:"queryParams"`
+	IgnoreURICase   bool                   `yaml:"ignoreUriCase"`
+	WithoutHeaders  map[string]StringMatch `yaml:"withoutHeaders"`
+	SourceNamespace string                 `yaml:"sourceNamespace"`
+	StatPrefix      Unsupported            `yaml:"statPrefix"`
+}
+
+// StringMatch compares a string in one way. {} is "present".
+type StringMatch struct {
+	Kind string // "", exact, prefix, regex
+	Text string
+}
+
+// UnmarshalNode reads {exact: x}, {prefix: x}, {regex: x} or {}.
+func (m *StringMatch) UnmarshalNode(n *strictyaml.Node) error {
+	if n.Kind != strictyaml.Map {
+		return fmt.Errorf("is %v: write {exact: ...}, {prefix: ...} or {regex: ...}", n.Kind)
+	}
+	if len(n.Keys) > 1 {
+		return fmt.Errorf("has %s: one of them is possible", strings.Join(n.Keys, " and "))
+	}
+	if len(n.Keys) == 0 {
+		return nil
+	}
+	m.Kind, m.Text = n.Keys[0], n.Vals[0].Text
+	switch {
+	case m.Kind != "exact" && m.Kind != "prefix" && m.Kind != "regex":
+		return fmt.Errorf("%q is none of exact, prefix, regex", m.Kind)
+	case n.Vals[0].Kind != strictyaml.String:
+		return fmt.Errorf("%s is %v, not a string; quote it: %q", m.Kind, n.Vals[0].Kind, m.Text)
+	case m.Kind == "regex":
+		_, err := CompileRegex(m.Text)
+		return err
+	}
+	return nil
+}
+
+// maxRegex bounds a pattern, in bytes.
+const maxRegex = 256
+
+// CompileRegex compiles RE2 that must match the whole of a value.
+func CompileRegex(s string) (*regexp.Regexp, error) {
+	if len(s) > maxRegex {
+		return nil, fmt.Errorf("regex of %d bytes: at most %d are accepted", len(s), maxRegex)
+	}
+	re, err := regexp.Compile("^(?:" + s + ")$")
+	if err != nil {
+		return nil, fmt.Errorf("regex %q is not RE2: %w", s, errors.Unwrap(fmt.Errorf("%w", err)))
+	}
+	return re, nil
+}
+
+// Destination is where requests go, with a weight.
+type Destination struct {
+	Destination Host     `yaml:"destination"`
+	Weight      *uint32  `yaml:"weight"`
+	Headers     *Headers `yaml:"headers"`
+}
+
+// Host names a service, and which part of it.
+type Host struct {
+	Host   string `yaml:"host"`
+	Subset string `yaml:"subset"`
+	Port   *Port  `yaml:"port"`
+}
+
+// Port is a port of a service.
+type Port struct {
+	Number uint16 `yaml:"number"`
+}
+
+// Redirect answers with a Location.
+type Redirect struct {
+	URI           string      `yaml:"uri"`
+	Authority     string      `yaml:"authority"`
+	Port          uint16      `yaml:"port"`
+	DerivePort    Unsupported `yaml:"derivePort"`
+	Scheme        string      `yaml:"scheme"`
+	RedirectCode  int         `yaml:"redirectCode"`
+	PrefixRewrite Unsupported `yaml:"prefixRewrite"`
+}
+
+// DirectResponse answers without a call.
+type DirectResponse struct {
+	Status int   `yaml:"status"`
+	Body   *Body `yaml:"body"`
+}
+
+// Body is what a DirectResponse sends.
+type Body struct {
+	String string      `yaml:"string"`
+	Bytes  Unsupported `yaml:"bytes"`
+}
+
+// Rewrite changes path and authority.
+type Rewrite struct {
+	URI             string      `yaml:"uri"`
+	Authority       string      `yaml:"authority"`
+	URIRegexRewrite Unsupported `yaml:"uriRegexRewrite"`
+}
+
+// Retries says when and how often a request is sent again.
+type Retries struct {
+	Attempts                 int           `yaml:"attempts"`
+	PerTryTimeout            time.Duration `yaml:"perTryTimeout"`
+	RetryOn                  string        `yaml:"retryOn"`
+	RetryRemoteLocalities    Unsupported   `yaml:"retryRemoteLocalities"`
+	RetryIgnorePreviousHosts Unsupported   `yaml:"retryIgnorePreviousHosts"`
+	Backoff                  time.Duration `yaml:"backoff"`
+}
+
+// Fault injects delays and errors.
+type Fault struct {
+	Delay *Delay `yaml:"delay"`
+	Abort *Abort `yaml:"abort"`
+}
+
+// Delay holds requests back.
+type Delay struct {
+	Percent          Unsupported   `yaml:"percent"`
+	FixedDelay       time.Duration `yaml:"fixedDelay"`
+	ExponentialDelay Unsupported   `yaml:"exponentialDelay"`
+	Percentage       *Percent      `yaml:"percentage"`
+}
+
+// Abort answers with an error.
+type Abort struct {
+	HTTPStatus int         `yaml:"httpStatus"`
+	GRPCStatus string      `yaml:"grpcStatus"`
+	HTTP2Error Unsupported `yaml:"http2Error"`
+	Percentage *Percent    `yaml:"percentage"`
+}
+
+// Percent is a share; nil is all.
+type Percent struct {
+	Value float64 `yaml:"value"`
+}
+
+// Headers change the headers of request and response.
+type Headers struct {
+	Request  *HeaderOps `yaml:"request"`
+	Response *HeaderOps `yaml:"response"`
+}
+
+// HeaderOps are the changes.
+type HeaderOps struct {
+	Set    map[string]string `yaml:"set"`
+	Add    map[string]string `yaml:"add"`
+	Remove []string          `yaml:"remove"`
+}
+
+// TCPRoute is one rule for connections.
+type TCPRoute struct {
+	Match []TCPMatch       `yaml:"match"`
+	Route []TCPDestination `yaml:"route"`
+}
+
+// TCPMatch is a set of conditions.
+type TCPMatch struct {
+	DestinationSubnets Unsupported       `yaml:"destinationSubnets"`
+	Port               uint16            `yaml:"port"`
+	SourceSubnet       Unsupported       `yaml:"sourceSubnet"`
+	SourceLabels       map[string]string `yaml:"sourceLabels"`
+	Gateways           []string          `yaml:"gateways"`
+	SourceNamespace    string            `yaml:"sourceNamespace"`
+}
+
+// TCPDestination is where connections go.
+type TCPDestination struct {
+	Destination Host    `yaml:"destination"`
+	Weight      *uint32 `yaml:"weight"`
+}
+
+// DestinationRule says how a service is called.
+type DestinationRule struct {
+	Host             string         `yaml:"host"`
+	TrafficPolicy    *TrafficPolicy `yaml:"trafficPolicy"`
+	Subsets          []Subset       `yaml:"subsets"`
+	ExportTo         []string       `yaml:"exportTo"` // only "*"
+	WorkloadSelector Unsupported    `yaml:"workloadSelector"`
+}
+
+// Subset is the instances with some labels.
+type Subset struct {
+	Name          string            `yaml:"name"`
+	Labels        map[string]string `yaml:"labels"`
+	TrafficPolicy *TrafficPolicy    `yaml:"trafficPolicy"`
+}
+
+// TrafficPolicy is how instances are chosen and reached.
+type TrafficPolicy struct {
+	LoadBalancer      *LoadBalancer   `yaml:"loadBalancer"`
+	ConnectionPool    *ConnectionPool `yaml:"connectionPool"`
+	OutlierDetection  Unsupported     `yaml:"outlierDetection"`
+	TLS               Unsupported     `yaml:"tls"`
+	PortLevelSettings Unsupported     `yaml:"portLevelSettings"`
+	Tunnel            Unsupported     `yaml:"tunnel"`
+	ProxyProtocol     Unsupported     `yaml:"proxyProtocol"`
+	RetryBudget       Unsupported     `yaml:"retryBudget"`
+}
+
+// LoadBalancer is how an instance is chosen.
+type LoadBalancer struct {
+	Simple             string      `yaml:"simple"`
+	ConsistentHash     Unsupported `yaml:"consistentHash"`
+	LocalityLbSetting  Unsupported `yaml:"localityLbSetting"`
+	ZoneAwareLbSetting Unsupported `yaml:"zoneAwareLbSetting"`
+	WarmupDurationSecs Unsupported `yaml:"warmupDurationSecs"`
+	Warmup             Unsupported `yaml:"warmup"`
+}
+
+// ConnectionPool bounds connections.
+type ConnectionPool struct {
+	TCP  *PoolTCP    `yaml:"tcp"`
+	HTTP Unsupported `yaml:"http"`
+}
+
+// PoolTCP bounds connections at layer 4.
+type PoolTCP struct {
+	MaxConnections        Unsupported   `yaml:"maxConnections"`
+	ConnectTimeout        time.Duration `yaml:"connectTimeout"`
+	TCPKeepalive          Unsupported   `yaml:"tcpKeepalive"`
+	MaxConnectionDuration Unsupported   `yaml:"maxConnectionDuration"`
+	IdleTimeout           Unsupported   `yaml:"idleTimeout"`
+}
+
+// AuthorizationPolicy allows and denies calls.
+type AuthorizationPolicy struct {
+	Selector   *Selector   `yaml:"selector"`
+	TargetRef  Unsupported `yaml:"targetRef"`
+	TargetRefs Unsupported `yaml:"targetRefs"`
+	Rules      []Rule      `yaml:"rules"`
+	Action     string      `yaml:"action"`
+	Provider   Unsupported `yaml:"provider"`
+}
+
+// Selector picks instances by their labels; the label app is the service's name where an instance has none.
+type Selector struct {
+	MatchLabels map[string]string `yaml:"matchLabels"`
+}
+
+// Rule matches when one of From, and one of To match; an absent list matches everything.
+type Rule struct {
+	From []From      `yaml:"from"`
+	To   []To        `yaml:"to"`
+	When Unsupported `yaml:"when"`
+}
+
+// From is a set of callers.
+type From struct {
+	Source Source `yaml:"source"`
+}
+
+// To is a set of requests.
+type To struct {
+	Operation Operation `yaml:"operation"`
+}
+
+// Source is who calls.
+type Source struct {
+	Principals           []string    `yaml:"principals"`
+	NotPrincipals        []string    `yaml:"notPrincipals"`
+	RequestPrincipals    Unsupported `yaml:"requestPrincipals"`
+	NotRequestPrincipals Unsupported `yaml:"notRequestPrincipals"`
+	Namespaces           []string    `yaml:"namespaces"`
+	NotNamespaces        []string    `yaml:"notNamespaces"`
+	TrustDomains         Unsupported `yaml:"trustDomains"`
+	NotTrustDomains      Unsupported `yaml:"notTrustDomains"`
+	IPBlocks             Unsupported `yaml:"ipBlocks"`
+	NotIPBlocks          Unsupported `yaml:"notIpBlocks"`
+	RemoteIPBlocks       Unsupported `yaml:"remoteIpBlocks"`
+	NotRemoteIPBlocks    Unsupported `yaml:"notRemoteIpBlocks"`
+	ServiceAccounts      Unsupported `yaml:"serviceAccounts"`
+	NotServiceAccounts   Unsupported `yaml:"notServiceAccounts"`
+}
+
+// Operation is what is asked for.
+type Operation struct {
+	Hosts      []string `yaml:"hosts"`
+	NotHosts   []string `yaml:"notHosts"`
+	Ports      []string `yaml:"ports"`
+	NotPorts   []string `yaml:"notPorts"`
+	Methods    []string `yaml:"methods"`
+	NotMethods []string `yaml:"notMethods"`
+	Paths      []string `yaml:"paths"`
+	NotPaths   []string `yaml:"notPaths"`
+}
+
+// ParsePort reads a port of an Operation.
+func ParsePort(s string) (uint16, error) {
+	p, err := strconv.ParseUint(s, 10, 16)
+	if err != nil || p == 0 {
+		return 0, fmt.Errorf("%q is not a port from 1 to 65535", s)
+	}
+	return uint16(p), nil
+}

@@ -1,0 +1,157 @@
+package policy
+
+import (
+	"net/url"
+	"strings"
+)
+
+// RouteHTTP returns the first rule that matches a request. nil, true is the default: the service itself. nil, false means that
+// the service has rules and none matches, or that its policy cannot be understood: the request is refused.
+func (sp *ServicePolicy) RouteHTTP(r *Request) (*HTTPRoute, bool) {
+	if sp.Invalid != "" {
+		return nil, false
+	}
+	if sp.HTTP == nil {
+		return nil, true
+	}
+	for _, route := range sp.HTTP {
+		if len(route.Matches) == 0 {
+			return route, true
+		}
+		for i := range route.Matches {
+			if route.Matches[i].matches(r) {
+				return route, true
+			}
+		}
+	}
+	return nil, false
+}
+
+// RouteTCP is RouteHTTP for connections.
+func (sp *ServicePolicy) RouteTCP(r *Request) (*TCPRoute, bool) {
+	if sp.Invalid != "" {
+		return nil, false
+	}
+	if sp.TCP == nil {
+		return nil, true
+	}
+	for _, route := range sp.TCP {
+		if len(route.Matches) == 0 {
+			return route, true
+		}
+		for i := range route.Matches {
+			if route.Matches[i].source(r) {
+				return route, true
+			}
+		}
+	}
+	return nil, false
+}
+
+// source checks what both requests and connections have.
+func (m *Match) source(r *Request) bool {
+	return (m.Port == 0 || m.Port == r.Port) && (m.SourceNamespace == "" || m.SourceNamespace == r.Source.Identity.Namespace()) &&
+		r.Source.Labels.Match(m.SourceLabels)
+}
+
+func (m *Match) matches(r *Request) bool {
+	return m.source(r) && m.uri(r.Path) && m.Scheme.ok(r.Scheme) && m.Method.ok(r.Method) && m.Authority.ok(r.Authority) &&
+		m.headers(r) && m.query(r.Query)
+}
+
+func (m *Match) uri(path string) bool {
+	if m.URI == nil || !m.IgnoreURICase {
+		return m.URI.ok(path)
+	}
+	n := len(m.URI.Text)
+	switch m.URI.Kind {
+	case Exact:
+		return strings.EqualFold(path, m.URI.Text)
+	case Prefix:
+		return len(path) >= n && strings.EqualFold(path[:n], m.URI.Text)
+	}
+	return m.URI.ok(path)
+}
+
+// ok compares; nil is no condition.
+func (s *StringMatch) ok(v string) bool {
+	if s == nil {
+		return true
+	}
+	switch s.Kind {
+	case Exact:
+		return v == s.Text
+	case Prefix:
+		return strings.HasPrefix(v, s.Text)
+	case Suffix:
+		return strings.HasSuffix(v, s.Text)
+	case Regex:
+		return s.RE.MatchString(v)
+	}
+	return true
+}
+
+// headers: a condition holds when every value of the header meets it, so that a second value cannot smuggle a request into a
+// route; a condition of withoutHeaders refuses when any value meets it.
+func (m *Match) headers(r *Request) bool {
+	for i := range m.Headers {
+		vs := r.values(m.Headers[i].Name)
+		if len(vs) == 0 {
+			return false
+		}
+		for _, v := range vs {
+			if !m.Headers[i].Value.ok(v) {
+				return false
+			}
+		}
+	}
+	for i := range m.WithoutHeaders {
+		for _, v := range r.values(m.WithoutHeaders[i].Name) {
+			if m.WithoutHeaders[i].Value.ok(v) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+func (r *Request) values(name string) []string {
+	if r.Header == nil {
+		return nil
+	}
+	return r.Header(name)
+}
+
+func (m *Match) query(raw string) bool {
+	for i := range m.Query {
+		v, ok := queryValue(raw, m.Query[i].Name)
+		if !ok || !m.Query[i].Value.ok(v) {
+			return false
+		}
+	}
+	return true
+}
+
+// queryValue returns the first value of a parameter. It allocates only where the value is escaped.
+func queryValue(raw, name string) (string, bool) {
+	for raw != "" {
+		var pair string
+		pair, raw, _ = strings.Cut(raw, "&")
+		k, v, _ := strings.Cut(pair, "=")
+		if unescape(k) == name {
+			return unescape(v), true
+		}
+	}
+	return "", false
+}
+
+func unescape(s string) string {
+	if !strings.ContainsAny(s, "%+") {
+		return s
+	}
+	u, err := url.QueryUnescape(s)
+	if err != nil {
+		return s
+	}
+	return u
+}

@@ -1,0 +1,353 @@
+package policy
+
+import (
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/meshagent/meshagent/mesh"
+)
+
+var update = flag.Bool("update", false, "write testdata/bad/*.txt anew")
+
+var td, _ = mesh.ParseTrustDomain("test.mesh")
+
+func id(ns, account string) mesh.Identity {
+	i, err := mesh.WorkloadIdentity(td, ns, account)
+	if err != nil {
+		panic(err)
+	}
+	return i
+}
+
+func compile(t testing.TB, yaml string) *Model {
+	t.Helper()
+	ps, err := Parse("test.yaml", []byte(yaml))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range ps {
+		ps[i].Created = uint64(i + 1)
+	}
+	m := Compile(td, 7, ps)
+	if len(m.Problems()) > 0 {
+		t.Fatalf("problems: %+v", m.Problems())
+	}
+	return m
+}
+
+// TestBadFilesGetTheirWholeSentence: each testdata/bad/*.yaml is refused with the sentences in the .txt beside it.
+func TestBadFilesGetTheirWholeSentence(t *testing.T) {
+	files, _ := filepath.Glob("testdata/bad/*.yaml")
+	if len(files) < 10 {
+		t.Fatalf("only %d fixtures", len(files))
+	}
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = Parse(filepath.Base(f), b)
+		if err == nil {
+			t.Errorf("%s is accepted", f)
+			continue
+		}
+		golden := strings.TrimSuffix(f, "yaml") + "txt"
+		if *update {
+			os.WriteFile(golden, []byte(err.Error()+"\n"), 0o644)
+		}
+		if want, _ := os.ReadFile(golden); string(want) != err.Error()+"\n" {
+			t.Errorf("%s:\n got %s\nwant %s", f, err, want)
+		}
+	}
+}
+
+const issueVS = `apiVersion: networking.istio.io/v1beta1
+kind: VirtualService
+metadata:
+  name: my-service
+spec:
+  hosts:
+  - my-service
+  http:
+  - match:
+    - headers:
+        end-user:
+          exact: jason
+    route:
+    - destination:
+        host: my-service
+        subset: v2
+  - route:
+    - destination:
+        host: my-service
+        subset: v1
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: my-service}
+spec:
+  host: my-service.default.svc.cluster.local
+  trafficPolicy: {loadBalancer: {simple: ROUND_ROBIN}, connectionPool: {tcp: {connectTimeout: 500ms}}}
+  subsets:
+  - {name: v1, labels: {version: v1}}
+  - {name: v2, labels: {version: v2}, trafficPolicy: {loadBalancer: {simple: RANDOM}}}
+`
+
+func header(m map[string][]string) func(string) []string {
+	return func(n string) []string { return m[n] }
+}
+
+func TestIssuesPolicy(t *testing.T) {
+	m := compile(t, issueVS)
+	sp := m.Service(mesh.MustServiceName("my-service"))
+	for user, want := range map[string]string{"jason": "v2", "jasonx": "v1", "": "v1"} {
+		r, ok := sp.RouteHTTP(&Request{Method: "GET", Path: "/", Header: header(map[string][]string{"end-user": {user}})})
+		if !ok || r.Action.Destinations[0].Subset != want {
+			t.Errorf("%q goes to %+v", user, r)
+		}
+	}
+	if r, _ := sp.RouteHTTP(&Request{Header: header(map[string][]string{"end-user": {"jason", "eve"}})}); r.Action.Destinations[0].Subset != "v1" {
+		t.Error("a second value of the header is ignored (CVE-2026-26308)")
+	}
+	d := sp.Destination
+	if d.Traffic.LB != RoundRobin || d.Traffic.ConnectTimeout != 500*time.Millisecond || d.Subsets["v2"].Traffic.LB != Random ||
+		d.Subsets["v2"].Traffic.ConnectTimeout != 500*time.Millisecond || d.Subsets["v1"].Labels["version"] != "v1" {
+		t.Errorf("%+v", d)
+	}
+	if r, ok := m.Service(mesh.MustServiceName("other")).RouteHTTP(&Request{}); r != nil || !ok {
+		t.Error("a service without policy has no default route")
+	}
+}
+
+func vs(http string) string {
+	return "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: x, namespace: shop}\nspec:\n  hosts: [web]\n  http:\n" + http
+}
+
+func TestMatches(t *testing.T) {
+	base := Request{Method: "GET", Scheme: "http", Authority: "web", Path: "/api/Users", Query: "a=1&b=x%20y", Port: 80,
+		Source: Source{Identity: id("shop", "front"), Labels: mesh.Labels{"app": "front"}},
+		Header: header(map[string][]string{"x": {"1"}, "multi": {"aa", "ab"}})}
+	for cond, want := range map[string]bool{
+		"uri: {exact: /api/Users}": true, "uri: {exact: /api}": false, "uri: {prefix: /api}": true, "uri: {regex: '/api/[A-Z].*'}": true,
+		"uri: {regex: api}": false, "uri: {exact: /API/users}, ignoreUriCase: true": true, "uri: {prefix: /API}, ignoreUriCase: true": true,
+		"uri: {exact: /API/users}": false, "uri: {}": true, "method: {exact: GET}": true, "method: {exact: get}": false, "scheme: {exact: https}": false,
+		"authority: {prefix: we}": true, "headers: {x: {exact: '1'}}": true, "headers: {X: {exact: '1'}}": true, "headers: {y: {}}": false, "headers: {x: {}}": true,
+		"headers: {multi: {prefix: a}}": true, "headers: {multi: {exact: aa}}": false, "withoutHeaders: {multi: {exact: aa}}": false,
+		"withoutHeaders: {y: {}}": true, "withoutHeaders: {x: {exact: '2'}}": true, "queryParams: {a: {exact: '1'}}": true,
+		"queryParams: {b: {exact: 'x y'}}": true, "queryParams: {c: {exact: ''}}": false, "port: 80": true, "port: 81": false,
+		"sourceNamespace: shop": true, "sourceNamespace: default": false, "sourceLabels: {app: front}": true, "sourceLabels: {app: back}": false,
+		"uri: {prefix: /api}, headers: {x: {exact: '2'}}": false, "gateways: [mesh]": true,
+	} {
+		m := compile(t, vs("  - match: [{"+cond+"}]\n    route: [{destination: {host: web}}]\n"))
+		r, ok := m.Service(mesh.MustServiceName("shop/web")).RouteHTTP(&base)
+		if ok != want || ok && r == nil {
+			t.Errorf("{%s} matches: %v, want %v", cond, ok, want)
+		}
+	}
+}
+
+func TestActions(t *testing.T) {
+	m := compile(t, vs(`  - match: [{uri: {prefix: /a}}]
+    timeout: 500ms
+    retries: {attempts: 3, perTryTimeout: 2s, retryOn: "5xx, 429,connect-failure"}
+    rewrite: {uri: /b, authority: other}
+    fault: {delay: {fixedDelay: 1s, percentage: {value: 0.1}}, abort: {grpcStatus: unavailable}}
+    headers: {request: {set: {X-A: "1"}, remove: [X-B]}, response: {add: {x-c: d}}}
+    route: [{destination: {host: web, subset: v1}, weight: 90}, {destination: {host: api.other, port: {number: 81}}, weight: 10}]
+  - match: [{uri: {prefix: /r}}]
+    redirect: {uri: /x, redirectCode: 308}
+  - directResponse: {status: 418, body: {string: tea}}
+`))
+	sp := m.Service(mesh.MustServiceName("shop/web"))
+	a := sp.HTTP[0].Action
+	if a.Timeout != 500*time.Millisecond || a.Retry.Attempts != 3 || a.Retry.PerTry != 2*time.Second || a.Retry.On != On5xx|OnConnectFailure|OnRetriableStatusCodes ||
+		!slices.Equal(a.Retry.Codes, []int{429}) || a.Rewrite.Path != "/b" || a.Fault.DelayPerMillion != 1000 || a.Fault.AbortGRPC != 14 || a.Fault.AbortPerMillion != 1e6 ||
+		a.Headers.RequestSet[0] != (Header{"x-a", "1"}) || a.Headers.RequestRemove[0] != "x-b" || a.Headers.ResponseAdd[0].Value != "d" ||
+		a.Destinations[1].Service != mesh.MustServiceName("other/api") || a.Destinations[1].Port != 81 || a.Destinations[0].Weight != 90 {
+		t.Errorf("%+v", a)
+	}
+	if sp.HTTP[1].Action.Redirect.Code != 308 || sp.HTTP[2].Action.Direct.Status != 418 || sp.HTTP[1].Action.Retry.Attempts != 2 {
+		t.Errorf("%+v", sp.HTTP[1])
+	}
+}
+
+func ap(action, rules string) string {
+	return "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: " + strings.ToLower(action) + fmt.Sprint(len(rules)) + "}\nspec:\n  selector: {matchLabels: {app: web}}\n  action: " + action + "\n  rules: " + rules + "\n---\n"
+}
+
+func TestAuthorize(t *testing.T) {
+	web := &Target{Service: mesh.MustServiceName("web"), Labels: mesh.Labels{"version": "v1"}, Port: 8080}
+	get := &Request{Source: Source{Identity: id("default", "front")}, Method: "GET", Path: "/api", Authority: "web"}
+	tcp := &Request{Source: Source{Identity: id("default", "front")}}
+	for _, c := range []struct {
+		name, yaml string
+		r          *Request
+		want       bool
+	}{
+		{"cluster.local means the own trust domain", ap("ALLOW", `[{from: [{source: {principals: [cluster.local/ns/default/sa/front]}}]}]`), get, true},
+		{"by the trust domain's name", ap("ALLOW", `[{from: [{source: {principals: [test.mesh/ns/default/sa/front]}}]}]`), get, true},
+		{"somebody else", ap("ALLOW", `[{from: [{source: {principals: [cluster.local/ns/default/sa/back]}}]}]`), get, false},
+		{"prefix", ap("ALLOW", `[{from: [{source: {principals: ["cluster.local/ns/default/*"]}}]}]`), get, true},
+		{"suffix", ap("ALLOW", `[{from: [{source: {principals: ["*/sa/front"]}}]}]`), get, true},
+		{"anybody with an identity", ap("ALLOW", `[{from: [{source: {principals: ["*"]}}]}]`), get, true},
+		{"nobody has no identity", ap("ALLOW", `[{from: [{source: {principals: ["*"]}}]}]`), &Request{Method: "GET"}, false},
+		{"not", ap("ALLOW", `[{from: [{source: {namespaces: [default], notPrincipals: [cluster.local/ns/default/sa/front]}}]}]`), get, false},
+		{"method", ap("ALLOW", `[{to: [{operation: {methods: [GET], paths: ["/api*"]}}]}]`), get, true},
+		{"other method", ap("ALLOW", `[{to: [{operation: {methods: [POST]}}]}]`), get, false},
+		{"port", ap("ALLOW", `[{to: [{operation: {ports: ["8080"]}}]}]`), get, true},
+		{"other port", ap("ALLOW", `[{to: [{operation: {ports: ["9"]}}]}]`), get, false},
+		{"denied", ap("DENY", `[{from: [{source: {namespaces: [default]}}]}]`), get, false},
+		{"deny wins", ap("ALLOW", `[{}]`) + ap("DENY", `[{from: [{source: {namespaces: [default]}}]}]`), get, false},
+		{"deny of others", ap("DENY", `[{from: [{source: {namespaces: [other]}}]}]`), get, true},
+		{"allow nothing", ap("ALLOW", `[]`), get, false},
+		{"allow by method does not pass TCP", ap("ALLOW", `[{to: [{operation: {methods: [GET]}}]}]`), tcp, false},
+		{"deny by method stops TCP", ap("DENY", `[{to: [{operation: {methods: [POST]}}]}]`), tcp, false},
+		{"another app", strings.ReplaceAll(ap("DENY", `[{}]`), "app: web", "app: other"), get, true},
+		{"another label", strings.ReplaceAll(ap("DENY", `[{}]`), "app: web", "version: v1"), get, false},
+	} {
+		m := compile(t, c.yaml)
+		if d := m.Authorize(web, c.r); d.Allow != c.want {
+			t.Errorf("%s: %+v", c.name, d)
+		}
+	}
+	var none *Model
+	if none.Authorize(web, get).Allow {
+		t.Error("before the first policy is read everything must be denied")
+	}
+	other := &Target{Service: mesh.MustServiceName("ns2/web")}
+	if m := compile(t, ap("DENY", `[{}]`)); !m.Authorize(other, get).Allow {
+		t.Error("a policy governs its own namespace alone")
+	}
+}
+
+// TestWhatCannotBeUnderstoodDenies: such a policy can only come from a newer server.
+func TestWhatCannotBeUnderstoodDenies(t *testing.T) {
+	k := mesh.PolicyKey{Group: "networking.istio.io", Kind: "VirtualService", Namespace: "default", Name: "x"}
+	m := Compile(td, 1, []mesh.Policy{{PolicyKey: k, Source: []byte("apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: x}\nspec: {hosts: [web], newField: 1}\n")}})
+	if _, ok := m.Service(mesh.MustServiceName("web")).RouteHTTP(&Request{}); ok || len(m.Problems()) != 1 {
+		t.Errorf("routed, problems %+v", m.Problems())
+	}
+	if !m.Authorize(&Target{Service: mesh.MustServiceName("api")}, &Request{}).Allow {
+		t.Error("a service that it does not govern is denied")
+	}
+	k.Kind, k.Group = "AuthorizationPolicy", "security.istio.io"
+	m = Compile(td, 1, []mesh.Policy{{PolicyKey: k, Source: []byte("{")}})
+	if m.Authorize(&Target{Service: mesh.MustServiceName("web")}, &Request{Source: Source{Identity: id("default", "a")}}).Allow {
+		t.Error("an unreadable AuthorizationPolicy allows")
+	}
+}
+
+func TestCheckFindsMissingSubsets(t *testing.T) {
+	ps, _ := Parse("x", []byte(strings.Split(issueVS, "---")[0]))
+	if got := Check(ps); len(got) != 2 || !strings.Contains(got[0].Reason, "no DestinationRule defines") {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestSourceIsKeptAndListsAreTakenApart(t *testing.T) {
+	ps, err := Parse("x", []byte(issueVS))
+	if err != nil || len(ps) != 2 || !strings.HasPrefix(issueVS, string(ps[0].Source)) {
+		t.Fatalf("%v", err)
+	}
+	ps, err = Parse("x", []byte(`{"apiVersion": "v1", "kind": "List", "items": [{"apiVersion": "networking.istio.io/v1", "kind": "DestinationRule", "metadata": {"name": "a"}, "spec": {"host": "web"}}]}`))
+	if err != nil || len(ps) != 1 || ps[0].Name != "a" {
+		t.Errorf("%+v, %v", ps, err)
+	}
+}
+
+func TestFindKind(t *testing.T) {
+	for in, want := range map[string]string{"virtualservice": "VirtualService", "vs": "VirtualService", "authorizationpolicies": "AuthorizationPolicy", "DestinationRules": "DestinationRule", "pod": ""} {
+		if _, got, _ := FindKind(in); got != want {
+			t.Errorf("%s is %q", in, got)
+		}
+	}
+}
+
+func TestNothingIsAllocated(t *testing.T) {
+	m := compile(t, issueVS+"---\n"+ap("ALLOW", `[{from: [{source: {principals: [cluster.local/ns/default/sa/back, "cluster.local/ns/default/*"]}}], to: [{operation: {methods: [GET], paths: ["/api*"]}}]}]`))
+	vals := []string{"jason"}
+	r := &Request{Source: Source{Identity: id("default", "front")}, Method: "GET", Path: "/api", Query: "a=b", Header: func(n string) []string {
+		if n == "end-user" {
+			return vals
+		}
+		return nil
+	}}
+	target := &Target{Service: mesh.MustServiceName("web")}
+	svc := mesh.MustServiceName("my-service")
+	if n := testing.AllocsPerRun(100, func() {
+		if _, ok := m.Service(svc).RouteHTTP(r); !ok || !m.Authorize(target, r).Allow {
+			t.Fatal("refused")
+		}
+	}); n != 0 {
+		t.Errorf("%v allocations per request", n)
+	}
+}
+
+// TestAgainstTwin compares compiled matching with a naive reading of the same conditions.
+func TestAgainstTwin(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(1, 2))
+	words := []string{"a", "ab", "b", "ba", ""}
+	pick := func() string { return words[rnd.IntN(len(words))] }
+	for range 3000 {
+		kind := []MatchKind{Exact, Prefix, Regex, Present}[rnd.IntN(4)]
+		text := pick()
+		sm := StringMatch{Kind: kind, Text: text}
+		if kind == Regex {
+			sm.RE = regexp.MustCompile("^(?:" + text + ".*)$")
+		}
+		m := Match{Headers: []KeyMatch{{"h", sm}}, WithoutHeaders: []KeyMatch{{"n", sm}}}
+		hs := map[string][]string{}
+		for _, k := range []string{"h", "n"} {
+			for range rnd.IntN(3) {
+				hs[k] = append(hs[k], pick())
+			}
+		}
+		holds := func(v string) bool {
+			switch kind {
+			case Exact:
+				return v == text
+			case Present:
+				return true
+			}
+			return len(v) >= len(text) && v[:len(text)] == text
+		}
+		want := len(hs["h"]) > 0 && !slices.ContainsFunc(hs["h"], func(v string) bool { return !holds(v) }) && !slices.ContainsFunc(hs["n"], holds)
+		if got := m.matches(&Request{Header: header(hs)}); got != want {
+			t.Fatalf("kind %v text %q, headers %v: %v, want %v", kind, text, hs, got, want)
+		}
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add([]byte(issueVS))
+	f.Add([]byte(ap("DENY", `[{}]`)))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		ps, err := Parse("f", b)
+		if err != nil {
+			return
+		}
+		if m := Compile(td, 1, ps); len(m.Problems()) > 0 && len(ps) == 1 {
+			t.Errorf("Parse accepts what Compile does not: %+v", m.Problems())
+		}
+	})
+}
+
+func BenchmarkDecide(b *testing.B) {
+	m := compile(b, issueVS+"---\n"+ap("ALLOW", `[{from: [{source: {principals: ["cluster.local/ns/default/*"]}}]}]`))
+	vals := []string{"jason"}
+	r := &Request{Source: Source{Identity: id("default", "front")}, Method: "GET", Path: "/api", Header: func(string) []string { return vals }}
+	target := &Target{Service: mesh.MustServiceName("web")}
+	svc := mesh.MustServiceName("my-service")
+	for b.Loop() {
+		m.Service(svc).RouteHTTP(r)
+		m.Authorize(target, r)
+	}
+}
