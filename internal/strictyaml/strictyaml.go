@@ -2,30 +2,33 @@
 // a value of another type, a second document where one is wanted: each is an error with file, line, path and the nearest valid
 // name. It is the home of the YAML library. Imported by mesh/policy, agent, agent/registry and cmd/meshagent.
 //
-// Values are read as YAML 1.2 has them: yes, on and 0o are strings, not booleans or numbers. A string that looks like a
-// number, a boolean or null must be quoted. Aliases, merge keys and tags are refused: they are how small files become large.
+// yes and on are strings, not booleans. A number is written as in JSON; what else YAML calls one (0777, +1, 0x1F, 1_000, .5)
+// is refused, since readers differ about it. A string that looks like a number, a boolean or null must be quoted. Aliases,
+// merge keys and tags are refused: they are how small files become large. No item of a list and no value of a map may be null;
+// a struct's field that is null is as if absent, and DecodeNoNull refuses that as well.
 package strictyaml
 
 import (
 	"bytes"
-	"encoding"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"reflect"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	yaml "go.yaml.in/yaml/v3"
 )
 
 // Bounds of one file.
 const (
-	MaxSize  = 4 << 20 // bytes
-	maxDepth = 64
+	MaxSize   = 4 << 20 // bytes
+	MaxErrors = 20      // told about one file; the others are counted
+	maxDepth  = 64
+	maxKey    = 1024 // bytes
+	maxMsg    = 512  // bytes of an error that quotes a value
 )
 
 // Error says what is wrong and where.
@@ -57,6 +60,56 @@ func (e *Error) Error() string {
 		b.WriteString("; " + e.Hint)
 	}
 	return b.String()
+}
+
+// Errors gathers what is wrong with a file: the first MaxErrors of them and the number of the others. The zero value is ready.
+type Errors struct {
+	list []error
+	more int
+}
+
+// Add adds an error; nil is none, and a joined error counts as those that it joins.
+func (e *Errors) Add(err error) {
+	var n moreErrors
+	switch j, joined := err.(interface{ Unwrap() []error }); {
+	case err == nil:
+	case joined:
+		for _, x := range j.Unwrap() {
+			e.Add(x)
+		}
+	case errors.As(err, &n):
+		e.more += int(n)
+	case len(e.list) >= MaxErrors:
+		e.more++
+	default:
+		e.list = append(e.list, err)
+	}
+}
+
+// AddUntold counts n errors that were not kept.
+func (e *Errors) AddUntold(n int) { e.more += n }
+
+// Len returns how many errors were added.
+func (e *Errors) Len() int { return len(e.list) + e.more }
+
+// Err joins the errors, ending with "and N more" where there were too many; nil when there is none.
+func (e *Errors) Err() error {
+	if e.more > 0 {
+		return errors.Join(append(slices.Clone(e.list), moreErrors(e.more))...)
+	}
+	return errors.Join(e.list...)
+}
+
+type moreErrors int
+
+func (n moreErrors) Error() string { return fmt.Sprintf("and %d more", int(n)) }
+
+// clip bounds a text that quotes what somebody wrote.
+func clip(s string) string {
+	if len(s) <= maxMsg {
+		return s
+	}
+	return strings.ToValidUTF8(s[:maxMsg], "") + "..."
 }
 
 // Document is one document of a file.
@@ -114,7 +167,7 @@ func Split(file string, data []byte) ([]Document, error) {
 	}
 	var docs []Document
 	for _, part := range parts(data) {
-		d := yaml.NewDecoder(bytes.NewReader(part.text))
+		d := yaml.NewDecoder(bytes.NewReader(pairs(part.text)))
 		var y yaml.Node
 		if err := d.Decode(&y); errors.Is(err, io.EOF) {
 			continue
@@ -126,8 +179,8 @@ func Split(file string, data []byte) ([]Document, error) {
 		}
 		c := converter{file: file, offset: part.line - 1}
 		root := c.node(y.Content[0], "", 0)
-		if len(c.errs) > 0 {
-			return nil, errors.Join(c.errs...)
+		if err := c.errs.Err(); err != nil {
+			return nil, err
 		}
 		if root.Kind == Null {
 			continue
@@ -156,6 +209,37 @@ func parts(data []byte) []part {
 	return out
 }
 
+// pairs writes the surrogate pairs of a JSON text (\ud83d\ude00) as YAML does (\U0001f600), which does not know them. A text
+// that is not JSON is left alone. A surrogate without its other half stays, and the YAML library refuses it.
+func pairs(text []byte) []byte {
+	if !surrogates.Match(text) || !json.Valid(text) {
+		return text
+	}
+	var out []byte
+	for i := 0; i < len(text); {
+		if text[i] != '\\' { // in JSON a backslash is always within a string
+			out = append(out, text[i])
+			i++
+			continue
+		}
+		if m := surrogates.Find(text[i:min(i+12, len(text))]); m != nil {
+			hi, _ := strconv.ParseUint(string(m[2:6]), 16, 32)
+			lo, _ := strconv.ParseUint(string(m[8:12]), 16, 32)
+			out = fmt.Appendf(out, `\U%08x`, 0x10000+(hi-0xd800)<<10+(lo-0xdc00))
+			i += len(m)
+			continue
+		}
+		out = append(out, text[i], text[i+1])
+		i += 2
+	}
+	return out
+}
+
+var (
+	surrogates = regexp.MustCompile(`\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}`)
+	number     = regexp.MustCompile(`^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?$`) // as in JSON
+)
+
 func syntax(file string, line int, err error) error {
 	msg := strings.TrimPrefix(err.Error(), "yaml: ")
 	if rest, ok := strings.CutPrefix(msg, "line "); ok {
@@ -171,11 +255,11 @@ func syntax(file string, line int, err error) error {
 type converter struct {
 	file   string
 	offset int
-	errs   []error
+	errs   Errors
 }
 
 func (c *converter) fail(y *yaml.Node, path, msg, hint string) {
-	c.errs = append(c.errs, &Error{c.file, y.Line + c.offset, path, msg, hint})
+	c.errs.Add(&Error{c.file, y.Line + c.offset, path, clip(msg), hint})
 }
 
 func (c *converter) node(y *yaml.Node, path string, depth int) *Node {
@@ -200,16 +284,22 @@ func (c *converter) node(y *yaml.Node, path string, depth int) *Node {
 		}
 	case yaml.MappingNode:
 		n.Kind = Map
+		seen := make(map[string]bool, len(y.Content)/2)
 		for i := 0; i+1 < len(y.Content); i += 2 {
 			k := y.Content[i]
 			if k.Kind != yaml.ScalarNode || k.Value == "<<" && k.Style == 0 {
 				c.fail(k, path, "a key must be a plain string", "")
 				continue
 			}
-			if slices.Contains(n.Keys, k.Value) {
+			if len(k.Value) > maxKey {
+				c.fail(k, path, fmt.Sprintf("a key of %d bytes: at most %d are accepted", len(k.Value), maxKey), "")
+				continue
+			}
+			if seen[k.Value] {
 				c.fail(k, Join(path, k.Value), "is there twice", "remove one")
 				continue
 			}
+			seen[k.Value] = true
 			n.Keys = append(n.Keys, k.Value)
 			n.Vals = append(n.Vals, c.node(y.Content[i+1], Join(path, k.Value), depth+1))
 		}
@@ -221,7 +311,7 @@ func (c *converter) node(y *yaml.Node, path string, depth int) *Node {
 			n.Kind = Bool
 		case "!!int", "!!float":
 			n.Kind = Number
-			if strings.ContainsAny(y.Value, "_") || len(y.Value) > 1 && y.Value[0] == '0' && !strings.ContainsAny(y.Value, ".xo") {
+			if !number.MatchString(y.Value) {
 				c.fail(y, path, fmt.Sprintf("%q is written so that programs read it differently", y.Value), "write a plain decimal number, or quote it as a string")
 			}
 		default:
@@ -237,204 +327,6 @@ func Join(path, key string) string {
 		return key
 	}
 	return path + "." + key
-}
-
-// Decode reads a file of one document into a struct by its yaml tags, json tags where there are none. All errors are joined.
-func Decode(file string, data []byte, into any) error {
-	docs, err := Split(file, data)
-	if err != nil {
-		return err
-	}
-	switch len(docs) {
-	case 0:
-		return nil
-	case 1:
-		return docs[0].Decode(into)
-	}
-	return &Error{File: file, Line: docs[1].Line, Msg: "a second document: one is wanted here"}
-}
-
-// Decode reads the document into a struct.
-func (d *Document) Decode(into any) error {
-	x := decoder{file: d.File}
-	x.value(d.Root, reflect.ValueOf(into).Elem(), "")
-	return errors.Join(x.errs...)
-}
-
-type decoder struct {
-	file string
-	errs []error
-}
-
-func (d *decoder) fail(n *Node, path, hint, format string, args ...any) {
-	d.errs = append(d.errs, &Error{d.file, n.Line, path, fmt.Sprintf(format, args...), hint})
-}
-
-// NodeUnmarshaler is a type that reads its value itself. Its error is reported with the value's line and path.
-type NodeUnmarshaler interface {
-	UnmarshalNode(n *Node) error
-}
-
-var durationType = reflect.TypeFor[time.Duration]()
-
-func (d *decoder) value(n *Node, v reflect.Value, path string) {
-	if n.Kind == Null {
-		return // as if absent
-	}
-	if u, ok := v.Addr().Interface().(NodeUnmarshaler); ok {
-		if err := u.UnmarshalNode(n); err != nil {
-			d.fail(n, path, "", "%v", err)
-		}
-		return
-	}
-	if v.Kind() == reflect.Pointer {
-		p := reflect.New(v.Type().Elem())
-		d.value(n, p.Elem(), path)
-		v.Set(p)
-		return
-	}
-	want := func(k Kind) bool {
-		if n.Kind == k {
-			return true
-		}
-		hint := ""
-		if k == String && (n.Kind == Bool || n.Kind == Number) {
-			hint = fmt.Sprintf("quote it: %q", n.Text)
-		}
-		d.fail(n, path, hint, "is %v, not %v", n.Kind, k)
-		return false
-	}
-	if v.Type() == durationType {
-		if want(String) {
-			x, err := time.ParseDuration(n.Text)
-			if err != nil || x < 0 {
-				d.fail(n, path, "write it as 500ms, 10s or 1h30m", "%q is no duration", n.Text)
-			}
-			v.SetInt(int64(x))
-		}
-		return
-	}
-	if u, ok := v.Addr().Interface().(encoding.TextUnmarshaler); ok {
-		if want(String) {
-			if err := u.UnmarshalText([]byte(n.Text)); err != nil {
-				d.fail(n, path, "", "%v", err)
-			}
-		}
-		return
-	}
-	switch v.Kind() {
-	case reflect.String:
-		if want(String) {
-			v.SetString(n.Text)
-		}
-	case reflect.Bool:
-		if want(Bool) {
-			v.SetBool(strings.EqualFold(n.Text, "true"))
-		}
-	case reflect.Int, reflect.Int64, reflect.Int32, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64, reflect.Float64:
-		if want(Number) {
-			d.number(n, v, path)
-		}
-	case reflect.Slice:
-		if want(List) {
-			out := reflect.MakeSlice(v.Type(), len(n.Vals), len(n.Vals))
-			for i, e := range n.Vals {
-				d.value(e, out.Index(i), fmt.Sprintf("%s[%d]", path, i))
-			}
-			v.Set(out)
-		}
-	case reflect.Map:
-		if want(Map) {
-			out := reflect.MakeMap(v.Type())
-			for i, k := range n.Keys {
-				e := reflect.New(v.Type().Elem()).Elem()
-				d.value(n.Vals[i], e, Join(path, k))
-				out.SetMapIndex(reflect.ValueOf(k).Convert(v.Type().Key()), e)
-			}
-			v.Set(out)
-		}
-	case reflect.Struct:
-		if want(Map) {
-			d.fields(n, v, path)
-		}
-	default:
-		panic("strictyaml: no way to decode a " + v.Type().String())
-	}
-}
-
-func (d *decoder) number(n *Node, v reflect.Value, path string) {
-	bad := func(err error) {
-		if err != nil {
-			d.fail(n, path, "", "%s is not a number from %s", n.Text, rangeOf(v.Kind()))
-		}
-	}
-	switch v.Kind() {
-	case reflect.Float64:
-		f, err := strconv.ParseFloat(n.Text, 64)
-		v.SetFloat(f)
-		bad(err)
-	case reflect.Int, reflect.Int64, reflect.Int32:
-		i, err := strconv.ParseInt(n.Text, 0, v.Type().Bits())
-		v.SetInt(i)
-		bad(err)
-	default:
-		u, err := strconv.ParseUint(n.Text, 0, v.Type().Bits())
-		v.SetUint(u)
-		bad(err)
-	}
-}
-
-func rangeOf(k reflect.Kind) string {
-	switch k {
-	case reflect.Uint8:
-		return "0 to 255"
-	case reflect.Uint16:
-		return "0 to 65535"
-	case reflect.Uint32, reflect.Uint64:
-		return "0 up, whole"
-	}
-	return "the whole ones"
-}
-
-func (d *decoder) fields(n *Node, v reflect.Value, path string) {
-	index := map[string]int{}
-	var names []string
-	for i := range v.NumField() {
-		if name := fieldName(v.Type().Field(i)); name != "" {
-			index[name] = i
-			names = append(names, name)
-		}
-	}
-	for i, k := range n.Keys {
-		f, ok := index[k]
-		if !ok {
-			hint := "it is one of " + strings.Join(names, ", ")
-			if near := Nearest(k, names); near != "" {
-				hint = fmt.Sprintf("did you mean %q?", near)
-			}
-			d.fail(n.Vals[i], Join(path, k), hint, "unknown field")
-			continue
-		}
-		d.value(n.Vals[i], v.Field(f), Join(path, k))
-	}
-}
-
-func fieldName(f reflect.StructField) string {
-	if !f.IsExported() {
-		return ""
-	}
-	tag, ok := f.Tag.Lookup("yaml")
-	if !ok {
-		tag = f.Tag.Get("json")
-	}
-	name, _, _ := strings.Cut(tag, ",")
-	if name == "-" {
-		return ""
-	}
-	if name == "" {
-		return f.Name
-	}
-	return name
 }
 
 // JSON returns the node as JSON.
@@ -475,40 +367,6 @@ func (n *Node) json(b *bytes.Buffer) {
 		}
 		b.WriteByte('}')
 	}
-}
-
-// Nearest returns the valid word that is closest to word, "" when none is near: at most a third of the letters differ.
-func Nearest(word string, valid []string) string {
-	best, dist := "", len(word)/3+1
-	for _, v := range valid {
-		if strings.EqualFold(v, word) {
-			return v
-		}
-		if d := distance(strings.ToLower(word), strings.ToLower(v)); d <= dist && (best == "" || d < dist) {
-			best, dist = v, d
-		}
-	}
-	return best
-}
-
-// distance is Levenshtein's.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := 1; i <= len(a); i++ {
-		diag := row[0]
-		row[0] = i
-		for j := 1; j <= len(b); j++ {
-			cost := 1
-			if a[i-1] == b[j-1] {
-				cost = 0
-			}
-			diag, row[j] = row[j], min(row[j]+1, row[j-1]+1, diag+cost)
-		}
-	}
-	return row[len(b)]
 }
 
 func quote(s string) []byte {
