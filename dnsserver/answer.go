@@ -172,7 +172,7 @@ func (s *Server) authoritative(ctx context.Context, r *dns.Msg, q dns.Question, 
 	if p.kind == absent {
 		r.Rcode = dns.RcodeNameError
 	} else {
-		a := &asker{s: s, v: v, ctx: ctx, name: q.Name, from: from, local: local}
+		a := &asker{s: s, v: v, ctx: ctx, name: q.Name, local: local}
 		rows, err := a.records(p, q.Qtype)
 		if err != nil {
 			s.logOnce("vip", from, "dns has no address for a local caller", "question", q.Name, "error", err)

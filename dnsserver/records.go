@@ -25,7 +25,6 @@ type asker struct {
 	v     *view
 	ctx   context.Context
 	name  string // as asked: answers keep the case of the question, which resolvers use as entropy
-	from  netip.Addr
 	local bool
 	extra []dns.RR
 }
