@@ -20,8 +20,8 @@ import (
 type kind struct {
 	group, name string
 	versions    []string
-	// read decodes and validates a spec. An error is joined of *strictyaml.Error.
-	read func(d *doc) (any, error)
+	// read decodes and validates the spec of d; what is wrong goes to d.errs.
+	read func(d *doc)
 }
 
 var kinds = []kind{
@@ -62,44 +62,46 @@ type doc struct {
 	key        mesh.PolicyKey
 	apiVersion string
 	spec       *strictyaml.Node
-	errs       []error
+	value      any // the decoded spec: a pointer to the kind's type of package istio
+	errs       strictyaml.Errors
 }
 
 func (d *doc) fail(line int, path, hint, format string, args ...any) {
 	if d.key.Kind != "" {
 		path = fmt.Sprintf("%s %q: %s", d.key.Kind, d.key.Name, path)
 	}
-	d.errs = append(d.errs, &strictyaml.Error{File: d.File, Line: line, Path: path, Msg: fmt.Sprintf(format, args...), Hint: hint})
+	d.errs.Add(&strictyaml.Error{File: d.File, Line: line, Path: path, Msg: fmt.Sprintf(format, args...), Hint: hint})
 }
 
 // Parse reads a file of resources, YAML or JSON, in documents or in a List. Everything is validated; one error refuses the whole
-// file. Errors are joined, and each names file, line, resource, field, and what to do. Created and Modified stay 0.
+// file. Errors are joined, and each names file, line, resource, field, and what to do; after strictyaml.MaxErrors of them the
+// others are counted. Created and Modified stay 0.
 func Parse(file string, data []byte) ([]mesh.Policy, error) {
 	docs, err := strictyaml.Split(file, data)
 	if err != nil {
 		return nil, err
 	}
 	var out []mesh.Policy
-	var errs []error
+	var errs strictyaml.Errors
 	seen := map[mesh.PolicyKey]int{}
 	for _, sd := range docs {
-		for _, sd := range items(sd) {
+		list, err := items(sd)
+		errs.Add(err)
+		for _, sd := range list {
 			d := parseDoc(sd)
-			if len(d.errs) > 0 {
-				errs = append(errs, d.errs...)
-				continue
-			}
-			if line, ok := seen[d.key]; ok {
+			if line, ok := seen[d.key]; ok && d.errs.Len() == 0 {
 				d.fail(d.Line, "metadata.name", "remove one", "the same resource is at line %d", line)
-				errs = append(errs, d.errs...)
+			}
+			if d.errs.Len() > 0 {
+				errs.Add(d.errs.Err())
 				continue
 			}
 			seen[d.key] = d.Line
 			out = append(out, mesh.Policy{PolicyKey: d.key, APIVersion: d.apiVersion, Source: sd.Source})
 		}
 	}
-	if len(errs) > 0 {
-		return nil, errors.Join(errs...)
+	if err := errs.Err(); err != nil {
+		return nil, err
 	}
 	if len(out) == 0 {
 		return nil, &strictyaml.Error{File: file, Msg: "holds no resource"}
@@ -108,39 +110,74 @@ func Parse(file string, data []byte) ([]mesh.Policy, error) {
 }
 
 // items takes a List apart; each item's source is then its JSON.
-func items(d strictyaml.Document) []strictyaml.Document {
-	if k := d.Root.Get("kind"); k == nil || k.Text != "List" || d.Root.Get("items") == nil {
-		return []strictyaml.Document{d}
+func items(d strictyaml.Document) ([]strictyaml.Document, error) {
+	if k := d.Root.Get("kind"); k == nil || k.Text != "List" {
+		return []strictyaml.Document{d}, nil
+	}
+	var l list
+	if err := d.Decode(&l); err != nil {
+		return nil, err
+	}
+	if l.APIVersion != "v1" {
+		return nil, &strictyaml.Error{File: d.File, Line: d.Line, Path: "apiVersion", Msg: fmt.Sprintf("%q is not the version of a List", l.APIVersion), Hint: "write v1"}
 	}
 	var out []strictyaml.Document
-	for _, n := range d.Root.Get("items").Vals {
-		out = append(out, strictyaml.Document{File: d.File, Line: n.Line, Source: n.JSON(), Root: n})
+	for _, m := range l.Items {
+		out = append(out, strictyaml.Document{File: d.File, Line: m.node.Line, Source: m.node.JSON(), Root: m.node})
 	}
-	return out
+	return out, nil
 }
 
-// head is what every resource has.
+// list is what a List has.
+type list struct {
+	APIVersion string   `yaml:"apiVersion"`
+	Kind       string   `yaml:"kind"`
+	Metadata   ignored  `yaml:"metadata"`
+	Items      []member `yaml:"items"`
+}
+
+// member is an item of a List.
+type member struct{ node *strictyaml.Node }
+
+// UnmarshalNode keeps the node.
+func (m *member) UnmarshalNode(n *strictyaml.Node) error {
+	m.node = n
+	return nil
+}
+
+// head is what every resource has. What is ignored is what kubectl and Kubernetes add to a resource that they show.
 type head struct {
 	APIVersion string `yaml:"apiVersion"`
 	Kind       string `yaml:"kind"`
 	Metadata   struct {
-		Name        string            `yaml:"name"`
-		Namespace   string            `yaml:"namespace"`
-		Labels      map[string]string `yaml:"labels"`
-		Annotations map[string]string `yaml:"annotations"`
+		Name              string            `yaml:"name"`
+		Namespace         string            `yaml:"namespace"`
+		Labels            map[string]string `yaml:"labels"`
+		Annotations       map[string]string `yaml:"annotations"`
+		CreationTimestamp ignored           `yaml:"creationTimestamp"`
+		ResourceVersion   ignored           `yaml:"resourceVersion"`
+		UID               ignored           `yaml:"uid"`
+		Generation        ignored           `yaml:"generation"`
+		ManagedFields     ignored           `yaml:"managedFields"`
+		Finalizers        ignored           `yaml:"finalizers"`
+		OwnerReferences   ignored           `yaml:"ownerReferences"`
+		SelfLink          ignored           `yaml:"selfLink"`
 	} `yaml:"metadata"`
-	Spec anything `yaml:"spec"`
+	Spec   ignored `yaml:"spec"` // read on its own, when the kind is known
+	Status ignored `yaml:"status"`
 }
 
-type anything struct{}
+// ignored takes any value.
+type ignored struct{}
 
-func (*anything) UnmarshalNode(*strictyaml.Node) error { return nil }
+// UnmarshalNode accepts the value.
+func (*ignored) UnmarshalNode(*strictyaml.Node) error { return nil }
 
 func parseDoc(sd strictyaml.Document) *doc {
 	d := &doc{Document: sd}
 	var h head
 	if err := sd.Decode(&h); err != nil {
-		d.errs = append(d.errs, err)
+		d.errs.Add(err)
 		return d
 	}
 	group, version, _ := strings.Cut(h.APIVersion, "/")
@@ -176,13 +213,14 @@ func parseDoc(sd strictyaml.Document) *doc {
 	return d
 }
 
-// read decodes the spec and validates it by compiling it on its own.
-func read[T any](d *doc) (any, error) {
+// read decodes the spec and validates it by compiling it on its own. Null is refused everywhere in it: Istio reads it as
+// absent, and what is absent in a rule matches everything.
+func read[T any](d *doc) {
 	spec := new(T)
 	sub := strictyaml.Document{File: d.File, Line: d.spec.Line, Root: d.spec}
-	if err := sub.Decode(spec); err != nil {
-		d.errs = append(d.errs, prefixed(d, err)...)
-		return nil, err
+	if err := sub.DecodeNoNull(spec); err != nil {
+		d.addSpec(err)
+		return
 	}
 	var probs []fieldError
 	switch s := any(spec).(type) {
@@ -194,25 +232,27 @@ func read[T any](d *doc) (any, error) {
 		_, probs = compileAuthz(d.key, s)
 	}
 	for _, p := range probs {
+		if p.more > 0 {
+			d.errs.AddUntold(p.more)
+			continue
+		}
 		d.fail(lineOf(d.spec, p.path), "spec."+p.path, p.hint, "%s", p.msg)
 	}
-	return spec, nil
+	d.value = spec
 }
 
-// prefixed gives the errors of a spec the resource's name and the full path.
-func prefixed(d *doc, err error) (out []error) {
+// addSpec adds the errors of a spec with the resource's name and the full path.
+func (d *doc) addSpec(err error) {
 	list := []error{err}
 	if j, ok := err.(interface{ Unwrap() []error }); ok {
 		list = j.Unwrap()
 	}
 	for _, e := range list {
-		var se *strictyaml.Error
-		if errors.As(e, &se) {
-			se.Path = fmt.Sprintf("%s %q: spec.%s", d.key.Kind, d.key.Name, se.Path)
+		if se, ok := errors.AsType[*strictyaml.Error](e); ok {
+			se.Path = strings.TrimSuffix(fmt.Sprintf("%s %q: spec.%s", d.key.Kind, d.key.Name, se.Path), ".")
 		}
-		out = append(out, e)
+		d.errs.Add(e)
 	}
-	return out
 }
 
 // lineOf finds the line of the deepest part of a path such as http[0].route[1].weight that exists.
@@ -239,8 +279,11 @@ func lineOf(n *strictyaml.Node, path string) int {
 	return line
 }
 
-// fieldError is a value that decodes and cannot be meant.
-type fieldError struct{ path, msg, hint string }
+// fieldError is a value that decodes and cannot be meant; or the number of those that were not kept.
+type fieldError struct {
+	path, msg, hint string
+	more            int
+}
 
 // Compile builds the Model of all policies of a mesh. It never fails: a policy that cannot be understood, which only a newer
 // server can have stored, denies what it governs and is a Problem.
@@ -264,22 +307,18 @@ func (m *Model) add(p mesh.Policy) {
 	if err == nil && len(docs) != 1 {
 		err = fmt.Errorf("%d documents", len(docs))
 	}
-	var spec any
+	var d *doc
 	if err == nil {
-		d := parseDoc(docs[0])
-		err = errors.Join(d.errs...)
-		if err == nil && d.key != p.PolicyKey {
+		d = parseDoc(docs[0])
+		if err = d.errs.Err(); err == nil && d.key != p.PolicyKey {
 			err = fmt.Errorf("the source is of %s", d.key)
-		}
-		if err == nil {
-			spec, err = kinds[slices.IndexFunc(kinds, func(k kind) bool { return k.name == p.Kind })].read(d)
 		}
 	}
 	if err != nil {
 		m.invalid(p, err)
 		return
 	}
-	switch s := spec.(type) {
+	switch s := d.value.(type) {
 	case *istio.VirtualService:
 		vs, _ := compileVirtualService(p.PolicyKey, s)
 		m.addRoutes(p, vs)
@@ -293,7 +332,7 @@ func (m *Model) add(p mesh.Policy) {
 		sp.Destination = d
 	case *istio.AuthorizationPolicy:
 		a, _ := compileAuthz(p.PolicyKey, s)
-		m.authz.add(a)
+		m.authz.add(a, p.Namespace == RootNamespace)
 	}
 }
 
@@ -321,24 +360,26 @@ func (m *Model) problem(p mesh.Policy, reason string) {
 	m.problems = append(m.problems, Problem{p.PolicyKey, reason})
 }
 
-// invalid makes a policy that cannot be understood deny: routing and destinations the hosts that they name, everything else
-// its whole namespace, since whom it selects is not known.
+// invalid makes a policy that cannot be understood deny: routing and destinations the hosts that they name, and where not all
+// of these can be read, as with authorization, its whole namespace, since whom it governs is not known. An AuthorizationPolicy
+// of RootNamespace governs all namespaces, and denies in all.
 func (m *Model) invalid(p mesh.Policy, err error) {
 	m.problem(p, err.Error())
-	hosts := namedHosts(p)
+	hosts, all := namedHosts(p)
 	for _, h := range hosts {
 		m.service(h).Invalid = p.PolicyKey.String() + " cannot be understood"
 	}
-	if len(hosts) == 0 {
-		m.authz.add(&authz{key: p.PolicyKey, deny: true, rules: []authzRule{{}}})
+	if !all {
+		a := &authz{key: p.PolicyKey, deny: true, rules: []authzRule{{}}}
+		m.authz.add(a, p.Namespace == RootNamespace && p.Kind == "AuthorizationPolicy")
 	}
 }
 
-// namedHosts reads the hosts out of a resource that is not valid otherwise; none when even that cannot be done in full.
-func namedHosts(p mesh.Policy) (out []mesh.ServiceName) {
+// namedHosts reads the hosts out of a resource that is not valid otherwise; all is false when there may be others.
+func namedHosts(p mesh.Policy) (out []mesh.ServiceName, all bool) {
 	docs, err := strictyaml.Split("", p.Source)
 	if err != nil || len(docs) != 1 {
-		return nil
+		return nil, false
 	}
 	var names []*strictyaml.Node
 	switch spec := docs[0].Root.Get("spec"); p.Kind {
@@ -351,26 +392,37 @@ func namedHosts(p mesh.Policy) (out []mesh.ServiceName) {
 			names = append(names, h)
 		}
 	}
+	all = len(names) > 0
 	for _, n := range names {
-		h, ok := mesh.ParseHost(n.Text, p.Namespace)
-		if !ok {
-			return nil
+		if h, ok := mesh.ParseHost(n.Text, p.Namespace); ok {
+			out = append(out, h)
+		} else {
+			all = false
 		}
-		out = append(out, h)
 	}
-	return out
+	return out, all
 }
 
-// Problems returns the policies that deny, or are without effect, because they could not be understood or contradict others.
+// Problems returns the policies that deny because they could not be understood, or are without effect because an older one
+// governs the same.
 func (m *Model) Problems() []Problem { return m.problems }
 
 // StoreIndex is the index of the store that the model was compiled from.
 func (m *Model) StoreIndex() uint64 { return m.index }
 
-var noPolicy = &ServicePolicy{Destination: &Destination{}}
+// Both are immutable.
+var (
+	noPolicy   = &ServicePolicy{Destination: &Destination{}}
+	notReadYet = &ServicePolicy{Invalid: notRead, Destination: &Destination{}}
+)
 
-// Service returns the traffic policy of a service; never nil.
+const notRead = "no policy has been read yet"
+
+// Service returns the traffic policy of a service; never nil. That of a nil Model refuses everything.
 func (m *Model) Service(s mesh.ServiceName) *ServicePolicy {
+	if m == nil {
+		return notReadYet
+	}
 	if sp := m.services[s]; sp != nil {
 		return sp
 	}

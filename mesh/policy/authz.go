@@ -9,17 +9,22 @@ import (
 	"github.com/meshagent/meshagent/mesh/policy/istio"
 )
 
-// authzIndex holds the authorization policies by namespace: a policy governs its own.
-type authzIndex struct{ by map[string]*nsAuthz }
+// authzIndex holds the authorization policies by namespace: a policy governs its own, one of RootNamespace all of them.
+type authzIndex struct {
+	by   map[string]*nsAuthz
+	root nsAuthz
+}
 
 type nsAuthz struct{ deny, allow []*authz }
 
-func (x *authzIndex) add(a *authz) {
+func (x *authzIndex) add(a *authz, everywhere bool) {
 	if x.by == nil {
 		x.by = map[string]*nsAuthz{}
 	}
 	n := x.by[a.key.Namespace]
-	if n == nil {
+	if everywhere {
+		n = &x.root
+	} else if n == nil {
 		n = &nsAuthz{}
 		x.by[a.key.Namespace] = n
 	}
@@ -86,7 +91,9 @@ func (p pattern) matchString(s string) bool {
 	return s != ""
 }
 
-func (c *compiler) patterns(path string, in []string, prepare func(string) string) []pattern {
+// patterns compiles a list of them. fault says why a text can never match.
+func (c *compiler) patterns(path string, in []string, fault func(string, MatchKind) string) []pattern {
+	full(c, path, "fill it, or remove it", in)
 	var out []pattern
 	for i, s := range in {
 		p := pattern{Exact, s}
@@ -102,19 +109,28 @@ func (c *compiler) patterns(path string, in []string, prepare func(string) strin
 		}
 		if strings.Contains(p.text, "*") {
 			c.fail(fmt.Sprintf("%s[%d]", path, i), "write exact, prefix*, *suffix or *", "%q: a star is only possible at one end", s)
-		}
-		if prepare != nil {
-			p.text = prepare(p.text)
+		} else if p.kind != Present && s != "" {
+			if why, hint, _ := strings.Cut(fault(p.text, p.kind), "; "); why != "" {
+				c.fail(fmt.Sprintf("%s[%d]", path, i), hint, "%q can never match: %s", s, why)
+			}
 		}
 		out = append(out, p)
 	}
 	return out
 }
 
+func lower(ps []pattern) []pattern {
+	for i := range ps {
+		ps[i].text = strings.ToLower(ps[i].text)
+	}
+	return ps
+}
+
 // localDomain is how Istio's policies usually name the own trust domain; here it always means the mesh's.
 const localDomain = "cluster.local"
 
 func (c *compiler) ports(path string, in []string) []uint16 {
+	full(c, path, "fill it, or remove it", in)
 	var out []uint16
 	for i, s := range in {
 		p, err := istio.ParsePort(s)
@@ -145,10 +161,12 @@ func compileAuthz(key mesh.PolicyKey, s *istio.AuthorizationPolicy) (*authz, []f
 	for i, r := range s.Rules {
 		path := fmt.Sprintf("rules[%d]", i)
 		var out authzRule
+		full(c, path+".from", orRemove, r.From)
+		full(c, path+".to", orRemove, r.To)
 		for j, f := range r.From {
 			p, src := fmt.Sprintf("%s.from[%d].source", path, j), f.Source
-			x := authzSource{c.patterns(p+".principals", src.Principals, nil), c.patterns(p+".notPrincipals", src.NotPrincipals, nil),
-				c.patterns(p+".namespaces", src.Namespaces, nil), c.patterns(p+".notNamespaces", src.NotNamespaces, nil)}
+			x := authzSource{c.patterns(p+".principals", src.Principals, principalFault), c.patterns(p+".notPrincipals", src.NotPrincipals, principalFault),
+				c.patterns(p+".namespaces", src.Namespaces, namespaceFault), c.patterns(p+".notNamespaces", src.NotNamespaces, namespaceFault)}
 			if len(x.principals)+len(x.notPrincipals)+len(x.namespaces)+len(x.notNamespaces) == 0 {
 				c.fail(p, "write principals or namespaces", "names nobody")
 			}
@@ -156,9 +174,9 @@ func compileAuthz(key mesh.PolicyKey, s *istio.AuthorizationPolicy) (*authz, []f
 		}
 		for j, t := range r.To {
 			p, op := fmt.Sprintf("%s.to[%d].operation", path, j), t.Operation
-			x := authzOp{hosts: c.patterns(p+".hosts", op.Hosts, strings.ToLower), notHosts: c.patterns(p+".notHosts", op.NotHosts, strings.ToLower),
-				methods: c.patterns(p+".methods", op.Methods, nil), notMethods: c.patterns(p+".notMethods", op.NotMethods, nil),
-				paths: c.patterns(p+".paths", op.Paths, nil), notPaths: c.patterns(p+".notPaths", op.NotPaths, nil),
+			x := authzOp{hosts: lower(c.patterns(p+".hosts", op.Hosts, hostFault)), notHosts: lower(c.patterns(p+".notHosts", op.NotHosts, hostFault)),
+				methods: c.patterns(p+".methods", op.Methods, methodFault), notMethods: c.patterns(p+".notMethods", op.NotMethods, methodFault),
+				paths: c.patterns(p+".paths", op.Paths, decodedPathFault), notPaths: c.patterns(p+".notPaths", op.NotPaths, decodedPathFault),
 				ports: c.ports(p+".ports", op.Ports), notPorts: c.ports(p+".notPorts", op.NotPorts)}
 			if !x.http() && len(x.ports)+len(x.notPorts) == 0 {
 				c.fail(p, "write methods, paths, hosts or ports", "names nothing")
@@ -173,30 +191,38 @@ func compileAuthz(key mesh.PolicyKey, s *istio.AuthorizationPolicy) (*authz, []f
 	return a, c.errs
 }
 
-// Authorize says whether a call may pass. Denying policies are asked first; if any policy allows calls of the target, one of
+// Authorize says whether a call may pass. Those policies count that are in the target's namespace or in RootNamespace and select
+// the target. Denying policies are asked first; if any policy allows calls of the target, one of
 // them must match; with no policy at all everything passes. Source: Istio, "AuthorizationPolicy". It does not allocate.
 func (m *Model) Authorize(t *Target, r *Request) Decision {
 	if m == nil {
-		return Decision{Reason: "no policy has been read yet"}
+		return Decision{Reason: notRead}
 	}
-	ns := m.authz.by[t.Service.Namespace()]
-	if ns == nil {
-		return Decision{Allow: true}
-	}
+	governing := [...]*nsAuthz{&m.authz.root, m.authz.by[t.Service.Namespace()]}
 	var b1, b2 [320]byte
 	who := m.caller(b1[:0], b2[:0], r.Source.Identity)
-	for _, a := range ns.deny {
-		if a.selects(t) && a.matches(t, r, who) {
-			return Decision{Policy: a.key, Reason: "denied by policy"}
+	for _, ns := range governing {
+		if ns == nil {
+			continue
+		}
+		for _, a := range ns.deny {
+			if a.selects(t) && a.matches(t, r, who) {
+				return Decision{Policy: a.key, Reason: "denied by policy"}
+			}
 		}
 	}
 	allowing := false
-	for _, a := range ns.allow {
-		if !a.selects(t) {
+	for _, ns := range governing {
+		if ns == nil {
 			continue
 		}
-		if allowing = true; a.matches(t, r, who) {
-			return Decision{Allow: true, Policy: a.key}
+		for _, a := range ns.allow {
+			if !a.selects(t) {
+				continue
+			}
+			if allowing = true; a.matches(t, r, who) {
+				return Decision{Allow: true, Policy: a.key}
+			}
 		}
 	}
 	if allowing {

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/net/http/httpguts"
 
+	"github.com/meshagent/meshagent/internal/strictyaml"
 	"github.com/meshagent/meshagent/mesh"
 	"github.com/meshagent/meshagent/mesh/policy/istio"
 )
@@ -26,12 +27,27 @@ type virtualService struct {
 // compiler gathers what is wrong with one resource.
 type compiler struct {
 	key  mesh.PolicyKey
-	errs []fieldError
+	errs []fieldError // the last one may stand for several
 }
 
 func (c *compiler) fail(path, hint, format string, args ...any) {
-	c.errs = append(c.errs, fieldError{path, fmt.Sprintf(format, args...), hint})
+	if n := len(c.errs); n == strictyaml.MaxErrors {
+		c.errs = append(c.errs, fieldError{more: 1})
+	} else if n > strictyaml.MaxErrors {
+		c.errs[n-1].more++
+	} else {
+		c.errs = append(c.errs, fieldError{path: path, msg: fmt.Sprintf(format, args...), hint: hint})
+	}
 }
+
+// full refuses lists that are there and empty: Istio reads them as absent, and what is absent in a rule matches everything.
+func full[T any](c *compiler, path, hint string, list []T) {
+	if list != nil && len(list) == 0 {
+		c.fail(path, hint, "is empty")
+	}
+}
+
+const orRemove = "fill it, or remove it to match everything"
 
 // host resolves a host as policies write it.
 func (c *compiler) host(path, h string) mesh.ServiceName {
@@ -65,7 +81,10 @@ func compileVirtualService(key mesh.PolicyKey, s *istio.VirtualService) (*virtua
 		c.fail("hosts", "", "is missing")
 	}
 	for i, h := range s.Hosts {
-		vs.hosts = append(vs.hosts, c.host(fmt.Sprintf("hosts[%d]", i), h))
+		// Istio's users write a service by several of its names: that is one service.
+		if s := c.host(fmt.Sprintf("hosts[%d]", i), h); !slices.Contains(vs.hosts, s) {
+			vs.hosts = append(vs.hosts, s)
+		}
 	}
 	c.onlyMesh("gateways", s.Gateways)
 	c.everywhere("exportTo", s.ExportTo)
@@ -75,6 +94,7 @@ func compileVirtualService(key mesh.PolicyKey, s *istio.VirtualService) (*virtua
 	for i := range s.HTTP {
 		path := fmt.Sprintf("http[%d]", i)
 		r := &HTTPRoute{Policy: key, Name: s.HTTP[i].Name, Index: i}
+		full(c, path+".match", orRemove, s.HTTP[i].Match)
 		for j := range s.HTTP[i].Match {
 			r.Matches = append(r.Matches, c.match(fmt.Sprintf("%s.match[%d]", path, j), &s.HTTP[i].Match[j]))
 		}
@@ -93,6 +113,12 @@ func (c *compiler) match(path string, m *istio.HTTPMatch) Match {
 		IgnoreURICase: m.IgnoreURICase, SourceLabels: m.SourceLabels, SourceNamespace: m.SourceNamespace,
 		Headers: c.keyed(path+".headers", m.Headers, true), WithoutHeaders: c.keyed(path+".withoutHeaders", m.WithoutHeaders, true),
 		Query: c.keyed(path+".queryParams", m.QueryParams, false)}
+	c.possible(path+".uri", out.URI, decodedPathFault)
+	c.possible(path+".authority", out.Authority, hostFault)
+	c.possible(path+".method", out.Method, methodFault)
+	if out.Authority != nil && out.Authority.Kind == Prefix {
+		out.Authority.Text = strings.ToLower(out.Authority.Text)
+	}
 	if out.IgnoreURICase && out.URI != nil {
 		out.URI.Text = strings.ToLower(out.URI.Text)
 		if out.URI.Kind == Regex {
@@ -100,6 +126,16 @@ func (c *compiler) match(path string, m *istio.HTTPMatch) Match {
 		}
 	}
 	return out
+}
+
+// possible refuses a condition that can never hold. An empty prefix always does.
+func (c *compiler) possible(path string, m *StringMatch, fault func(string, MatchKind) string) {
+	if m == nil || m.Kind == Regex || m.Kind == Prefix && m.Text == "" {
+		return
+	}
+	if why, hint, _ := strings.Cut(fault(m.Text, m.Kind), "; "); why != "" {
+		c.fail(path, hint, "%q can never match: %s", m.Text, why)
+	}
 }
 
 // str compiles a StringMatch; nil stays nil. Istio reads {} as no condition here.
@@ -142,13 +178,14 @@ func (c *compiler) keyed(path string, m map[string]istio.StringMatch, header boo
 
 func (c *compiler) action(path string, r *istio.HTTPRoute) Action {
 	a := Action{Timeout: r.Timeout, Retry: DefaultRetry(), Headers: c.headers(path+".headers", r.Headers)}
+	full(c, path+".route", "name a destination", r.Route)
 	kinds := 0
 	for _, is := range []bool{len(r.Route) > 0, r.Redirect != nil, r.DirectResponse != nil} {
 		if is {
 			kinds++
 		}
 	}
-	if kinds != 1 {
+	if kinds != 1 && (r.Route == nil || kinds > 1) {
 		c.fail(path, "write route, redirect or directResponse", "has %d of them: one is needed", kinds)
 	}
 	a.Destinations = c.splits(path+".route", len(r.Route), func(i int) (istio.Host, *uint32, *istio.Headers) {
@@ -164,10 +201,14 @@ func (c *compiler) action(path string, r *istio.HTTPRoute) Action {
 		if s := d.Scheme; s != "" && s != "http" && s != "https" {
 			c.fail(path+".redirect.scheme", "", "%q is neither http nor https", s)
 		}
-		for _, v := range []struct{ field, text string }{{"uri", d.URI}, {"authority", d.Authority}} {
-			if !httpguts.ValidHeaderFieldValue(v.text) || strings.ContainsAny(v.text, " \\") {
-				c.fail(path+".redirect."+v.field, "", "%q cannot stand in a Location", v.text)
-			}
+		if !httpguts.ValidHeaderFieldValue(d.URI) || strings.ContainsAny(d.URI, " \\#") || d.URI != "" && d.URI[0] != '/' {
+			c.fail(path+".redirect.uri", "write a path such as /v2", "%q cannot stand in a Location", d.URI)
+		}
+		if !validAuthority(d.Authority) {
+			c.fail(path+".redirect.authority", "write a host, or host:port", "%q cannot stand in a Location", d.Authority)
+		}
+		if d.Scheme == "" && d.Authority == "" && d.URI == "" && d.Port == 0 {
+			c.fail(path+".redirect", "write uri, authority, port or scheme", "would send a caller to where it came from")
 		}
 	}
 	if d := r.DirectResponse; d != nil {
@@ -184,11 +225,14 @@ func (c *compiler) action(path string, r *istio.HTTPRoute) Action {
 		if len(r.Route) == 0 {
 			c.fail(path+".rewrite", "", "only a rule with route can rewrite")
 		}
-		if w.URI != "" && !strings.HasPrefix(w.URI, "/") || strings.ContainsAny(w.URI, "?# ") {
-			c.fail(path+".rewrite.uri", "write a path such as /v2", "%q is no path", w.URI)
+		if w.URI == "" && w.Authority == "" {
+			c.fail(path+".rewrite", "write uri or authority", "changes nothing")
 		}
-		if !httpguts.ValidHostHeader(w.Authority) {
-			c.fail(path+".rewrite.authority", "", "%q is no host", w.Authority)
+		if why, hint, _ := strings.Cut(pathFault(w.URI, Exact), "; "); w.URI != "" && why != "" {
+			c.fail(path+".rewrite.uri", hint, "%q: %s", w.URI, why)
+		}
+		if !validAuthority(w.Authority) {
+			c.fail(path+".rewrite.authority", "write a host, or host:port", "%q is no host", w.Authority)
 		}
 	}
 	c.retries(path+".retries", r.Retries, &a)
@@ -234,22 +278,22 @@ func (c *compiler) headers(path string, h *istio.Headers) HeaderOps {
 	list := func(path string, m map[string]string) []Header {
 		var hs []Header
 		for _, k := range slices.Sorted(maps.Keys(m)) {
-			if !httpguts.ValidHeaderFieldName(k) || !httpguts.ValidHeaderFieldValue(m[k]) {
-				c.fail(path+"."+k, "", "%q: %q is not a header", k, m[k])
+			c.headerName(path+"."+k, k, "changed")
+			if !httpguts.ValidHeaderFieldValue(m[k]) {
+				c.fail(path+"."+k, "", "%q is not the value of a header", m[k])
 			}
-			if reserved(k) {
-				c.fail(path+"."+k, "", "%s is the proxy's own and cannot be changed", k)
+			low := strings.ToLower(k)
+			if slices.ContainsFunc(hs, func(h Header) bool { return h.Name == low }) {
+				c.fail(path+"."+k, "remove one", "is there twice: names of headers have no case")
 			}
-			hs = append(hs, Header{strings.ToLower(k), m[k]})
+			hs = append(hs, Header{low, m[k]})
 		}
 		return hs
 	}
 	names := func(path string, ks []string) []string {
 		var out []string
 		for i, k := range ks {
-			if reserved(k) {
-				c.fail(fmt.Sprintf("%s[%d]", path, i), "", "%s is the proxy's own and cannot be removed", k)
-			}
+			c.headerName(fmt.Sprintf("%s[%d]", path, i), k, "removed")
 			out = append(out, strings.ToLower(k))
 		}
 		return out
@@ -263,6 +307,23 @@ func (c *compiler) headers(path string, h *istio.Headers) HeaderOps {
 		out.ResponseRemove = names(path+".response.remove", q.Remove)
 	}
 	return out
+}
+
+// headerName checks the name of a header that is to be changed.
+func (c *compiler) headerName(path, name, done string) {
+	switch n := strings.ToLower(name); {
+	case n == "host" || n == ":authority":
+		c.fail(path, "use rewrite.authority", "%s cannot be %s here", name, done)
+	case reserved(name):
+		c.fail(path, "", "%s is the proxy's own and cannot be %s", name, done)
+	case !httpguts.ValidHeaderFieldName(name):
+		c.fail(path, "", "%q is not the name of a header", name)
+	}
+}
+
+// validAuthority reports whether s is empty or a host with or without a port, and nothing of a URL around it.
+func validAuthority(s string) bool {
+	return httpguts.ValidHostHeader(s) && !strings.ContainsAny(s, "/?#@ \\%")
 }
 
 // reserved are headers that frame a message or say who somebody is.
@@ -349,6 +410,7 @@ var grpcCodes = []string{"OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEAD
 
 func (c *compiler) tcp(path string, index int, r *istio.TCPRoute) *TCPRoute {
 	out := &TCPRoute{Policy: c.key, Index: index}
+	full(c, path+".match", orRemove, r.Match)
 	for j, m := range r.Match {
 		c.onlyMesh(fmt.Sprintf("%s.match[%d].gateways", path, j), m.Gateways)
 		out.Matches = append(out.Matches, Match{Port: m.Port, SourceLabels: m.SourceLabels, SourceNamespace: m.SourceNamespace})

@@ -18,7 +18,12 @@ type Model struct {
 	problems []Problem
 }
 
-// Problem is a stored policy that did not compile. What it governs is denied, with Reason as the answer.
+// RootNamespace is Istio's: an AuthorizationPolicy in it governs all namespaces.
+const RootNamespace = "istio-system"
+
+// Problem is what is wrong with a stored policy although it was accepted: it cannot be understood, and what it governs is
+// denied (only a newer server can have stored it); or an older policy governs the same host, and it is without effect there; or,
+// from Check alone, it leads calls to where nothing answers. Reason is a sentence for log, API and operators.
 type Problem struct {
 	Key    mesh.PolicyKey
 	Reason string
@@ -105,8 +110,8 @@ type Split struct {
 
 // Redirect answers with a Location. Empty fields keep the request's own value.
 type Redirect struct {
-	Scheme, Authority, Path string
-	PathPrefix              string // with Path: the matched prefix that Path replaces; "" replaces the whole path
+	Scheme, Authority, Path string // Path may have a query, which then replaces the request's
+	PathPrefix              string // with Path: the prefix that Path replaces; "", as in all of Istio's, replaces the whole path
 	Port                    uint16
 	Code                    int
 }
@@ -117,10 +122,11 @@ type DirectResponse struct {
 	Body   []byte
 }
 
-// Rewrite changes path and authority before the call.
+// Rewrite changes path and authority before the call. HTTPRoute.RewritePath computes the path: what Path replaces depends on
+// the condition that matched.
 type Rewrite struct {
 	Path      string
-	Prefix    string // the matched prefix that Path replaces; "" replaces the whole path
+	Prefix    string // the prefix that Path replaces, for kinds whose rewrite names it; "", as in Istio's, is the match's
 	Authority string
 }
 

@@ -138,8 +138,8 @@ func TestMatches(t *testing.T) {
 	for cond, want := range map[string]bool{
 		"uri: {exact: /api/Users}": true, "uri: {exact: /api}": false, "uri: {prefix: /api}": true, "uri: {regex: '/api/[A-Z].*'}": true,
 		"uri: {regex: api}": false, "uri: {exact: /API/users}, ignoreUriCase: true": true, "uri: {prefix: /API}, ignoreUriCase: true": true,
-		"uri: {exact: /API/users}": false, "uri: {}": true, "method: {exact: GET}": true, "method: {exact: get}": false, "scheme: {exact: https}": false,
-		"authority: {prefix: we}": true, "headers: {x: {exact: '1'}}": true, "headers: {X: {exact: '1'}}": true, "headers: {y: {}}": false, "headers: {x: {}}": true,
+		"uri: {exact: /API/users}": false, "uri: {}": true, "method: {exact: GET}": true, "method: {exact: POST}": false, "method: {regex: get}": false, "scheme: {exact: https}": false,
+		"authority: {prefix: WE}": true, "uri: {prefix: ''}": true, "headers: {x: {exact: '1'}}": true, "headers: {X: {exact: '1'}}": true, "headers: {y: {}}": false, "headers: {x: {}}": true,
 		"headers: {multi: {prefix: a}}": true, "headers: {multi: {exact: aa}}": false, "withoutHeaders: {multi: {exact: aa}}": false,
 		"withoutHeaders: {y: {}}": true, "withoutHeaders: {x: {exact: '2'}}": true, "queryParams: {a: {exact: '1'}}": true,
 		"queryParams: {b: {exact: 'x y'}}": true, "queryParams: {c: {exact: ''}}": false, "port: 80": true, "port: 81": false,
@@ -221,6 +221,9 @@ func TestAuthorize(t *testing.T) {
 	var none *Model
 	if none.Authorize(web, get).Allow {
 		t.Error("before the first policy is read everything must be denied")
+	}
+	if none.Service(mesh.MustServiceName("web")).Invalid == "" {
+		t.Error("before the first policy is read calls are routed")
 	}
 	other := &Target{Service: mesh.MustServiceName("ns2/web")}
 	if m := compile(t, ap("DENY", `[{}]`)); !m.Authorize(other, get).Allow {

@@ -93,6 +93,8 @@ func (m *StringMatch) UnmarshalNode(n *strictyaml.Node) error {
 	switch {
 	case m.Kind != "exact" && m.Kind != "prefix" && m.Kind != "regex":
 		return fmt.Errorf("%q is none of exact, prefix, regex", m.Kind)
+	case n.Vals[0].Kind == strictyaml.Null:
+		return fmt.Errorf("%s has no value: give it one; {} means that it is there at all", m.Kind)
 	case n.Vals[0].Kind != strictyaml.String:
 		return fmt.Errorf("%s is %v, not a string; quote it: %q", m.Kind, n.Vals[0].Kind, m.Text)
 	case m.Kind == "regex":
@@ -110,9 +112,13 @@ func CompileRegex(s string) (*regexp.Regexp, error) {
 	if len(s) > maxRegex {
 		return nil, fmt.Errorf("regex of %d bytes: at most %d are accepted", len(s), maxRegex)
 	}
+	// Alone first: "a)|(b" and others are only valid within the anchors, which they undo.
+	if _, err := regexp.Compile(s); err != nil {
+		return nil, fmt.Errorf("regex %q is not RE2: %w", s, err)
+	}
 	re, err := regexp.Compile("^(?:" + s + ")$")
 	if err != nil {
-		return nil, fmt.Errorf("regex %q is not RE2: %w", s, errors.Unwrap(fmt.Errorf("%w", err)))
+		return nil, fmt.Errorf("regex %q cannot be matched against a whole value: close its \\Q with \\E", s)
 	}
 	return re, nil
 }
