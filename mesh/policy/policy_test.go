@@ -3,10 +3,8 @@ package policy
 import (
 	"flag"
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -248,6 +246,60 @@ func TestWhatCannotBeUnderstoodDenies(t *testing.T) {
 	}
 }
 
+func inRoot(policy string) string {
+	return strings.ReplaceAll(policy, "metadata: {", "metadata: {namespace: istio-system, ")
+}
+
+func TestRootNamespaceGovernsAll(t *testing.T) {
+	web := &Target{Service: mesh.MustServiceName("shop/web")}
+	other := &Target{Service: mesh.MustServiceName("shop/other")}
+	get := &Request{Source: Source{Identity: id("shop", "front")}, Method: "GET", Path: "/"}
+	for _, c := range []struct {
+		name, yaml           string
+		allowWeb, allowOther bool
+	}{
+		{"deny", inRoot(ap("DENY", "[{}]")), false, true},
+		{"allow nobody else", inRoot(ap("ALLOW", "[{from: [{source: {namespaces: [x]}}]}]")), false, true},
+		{"allow nothing anywhere", "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: none, namespace: istio-system}\nspec: {}\n", false, false},
+		{"allow of the root beside the namespace's own", inRoot(ap("ALLOW", "[{}]")) + strings.ReplaceAll(ap("ALLOW", "[{from: [{source: {namespaces: [x]}}]}]"), "metadata: {", "metadata: {namespace: shop, "), true, true},
+		{"deny of the namespace beside allow of the root", inRoot(ap("ALLOW", "[{}]")) + strings.ReplaceAll(ap("DENY", "[{}]"), "metadata: {", "metadata: {namespace: shop, "), false, true},
+	} {
+		m := compile(t, c.yaml)
+		if w, o := m.Authorize(web, get), m.Authorize(other, get); w.Allow != c.allowWeb || o.Allow != c.allowOther {
+			t.Errorf("%s: %+v, %+v", c.name, w, o)
+		}
+	}
+	k := mesh.PolicyKey{Group: "security.istio.io", Kind: "AuthorizationPolicy", Namespace: RootNamespace, Name: "x"}
+	if Compile(td, 1, []mesh.Policy{{PolicyKey: k, Source: []byte("{")}}).Authorize(web, get).Allow {
+		t.Error("an unreadable policy of the root namespace allows")
+	}
+	k.Group, k.Kind = "networking.istio.io", "VirtualService"
+	m := Compile(td, 1, []mesh.Policy{{PolicyKey: k, Source: []byte("spec: {hosts: [web.shop, '*.new']}")}})
+	if !m.Authorize(other, get).Allow || m.Authorize(&Target{Service: mesh.MustServiceName("istio-system/a")}, get).Allow {
+		t.Error("an unreadable VirtualService denies its own namespace, no other")
+	}
+	if m.Service(web.Service).Invalid == "" {
+		t.Error("a host that could be read beside one that could not is routed")
+	}
+}
+
+func TestOneServiceByTwoNames(t *testing.T) {
+	m := compile(t, strings.ReplaceAll(vs("  - route: [{destination: {host: web}}]\n"), "[web]", "[web, web.shop.svc.cluster.local, WEB.shop]"))
+	if m.Service(mesh.MustServiceName("shop/web")).HTTP == nil {
+		t.Error("not routed")
+	}
+}
+
+func TestWhatKubectlAddsIsIgnored(t *testing.T) {
+	m := compile(t, `{"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": ""}, "items": [{
+"apiVersion": "networking.istio.io/v1", "kind": "DestinationRule", "metadata": {"name": "x", "labels": {"a": "b"}, "annotations": {"kubectl.kubernetes.io/last-applied-configuration": "{}\\n"},
+"creationTimestamp": null, "resourceVersion": "12", "uid": "u", "generation": 2, "managedFields": [{"manager": "kubectl"}], "finalizers": ["x"], "ownerReferences": [{"uid": "x"}], "selfLink": "/x"},
+"spec": {"host": "web"}, "status": {"conditions": []}}]}`)
+	if m.Service(mesh.MustServiceName("web")).Destination.Policy.Name != "x" {
+		t.Error("lost")
+	}
+}
+
 func TestCheckFindsMissingSubsets(t *testing.T) {
 	ps, _ := Parse("x", []byte(strings.Split(issueVS, "---")[0]))
 	if got := Check(ps); len(got) != 2 || !strings.Contains(got[0].Reason, "no DestinationRule defines") {
@@ -291,41 +343,6 @@ func TestNothingIsAllocated(t *testing.T) {
 		}
 	}); n != 0 {
 		t.Errorf("%v allocations per request", n)
-	}
-}
-
-// TestAgainstTwin compares compiled matching with a naive reading of the same conditions.
-func TestAgainstTwin(t *testing.T) {
-	rnd := rand.New(rand.NewPCG(1, 2))
-	words := []string{"a", "ab", "b", "ba", ""}
-	pick := func() string { return words[rnd.IntN(len(words))] }
-	for range 3000 {
-		kind := []MatchKind{Exact, Prefix, Regex, Present}[rnd.IntN(4)]
-		text := pick()
-		sm := StringMatch{Kind: kind, Text: text}
-		if kind == Regex {
-			sm.RE = regexp.MustCompile("^(?:" + text + ".*)$")
-		}
-		m := Match{Headers: []KeyMatch{{"h", sm}}, WithoutHeaders: []KeyMatch{{"n", sm}}}
-		hs := map[string][]string{}
-		for _, k := range []string{"h", "n"} {
-			for range rnd.IntN(3) {
-				hs[k] = append(hs[k], pick())
-			}
-		}
-		holds := func(v string) bool {
-			switch kind {
-			case Exact:
-				return v == text
-			case Present:
-				return true
-			}
-			return len(v) >= len(text) && v[:len(text)] == text
-		}
-		want := len(hs["h"]) > 0 && !slices.ContainsFunc(hs["h"], func(v string) bool { return !holds(v) }) && !slices.ContainsFunc(hs["n"], holds)
-		if got := m.matches(&Request{Header: header(hs)}); got != want {
-			t.Fatalf("kind %v text %q, headers %v: %v, want %v", kind, text, hs, got, want)
-		}
 	}
 }
 

@@ -28,6 +28,9 @@ func canonicalFault(s string, kind MatchKind) string {
 	}
 	segs := strings.Split(s, "/")
 	if kind != Suffix && segs[0] != "" || s == "" {
+		if kind == Prefix {
+			return "a path begins with a slash; begin it with one"
+		}
 		return "a path begins with a slash; write /" + s
 	}
 	for i, seg := range segs {
