@@ -1,6 +1,7 @@
 package dnsserver
 
 import (
+	"context"
 	"net"
 	"net/netip"
 	"sync"
@@ -222,5 +223,28 @@ func TestForwardIsBounded(t *testing.T) {
 	defer mu.Unlock()
 	if late.Load() != 20 || asked["two.example."] != 0 {
 		t.Errorf("%d of 20 answered, upstream was asked %v", late.Load(), asked)
+	}
+}
+
+// The end of Run cuts questions that wait for an upstream short, and none is left behind.
+func TestEndOfRunEndsUpstreamQuestions(t *testing.T) {
+	entered := make(chan struct{}, 9)
+	silent := upstream(t, func(*dns.Msg, string) []*dns.Msg { entered <- struct{}{}; return nil })
+	s := newServer(t, func(c *Config) { c.Forward = []netip.AddrPort{silent} })
+	l := defaultLimits()
+	l.upstreamTry, l.upstreamTotal = time.Hour, time.Hour
+	s.setLimits(l)
+	ctx, cancel := context.WithCancel(t.Context())
+	ran := make(chan error, 1)
+	go func() { ran <- s.Run(ctx) }()
+	answered := make(chan *dns.Msg, 1)
+	go func() { answered <- s.answer(t.Context(), question("example.com.", dns.TypeTXT), here) }()
+	<-entered
+	cancel()
+	if err := <-ran; err != nil {
+		t.Errorf("Run: %v", err)
+	}
+	if r := <-answered; r.Rcode != dns.RcodeServerFailure {
+		t.Errorf("got %v", r)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/miekg/dns"
 
@@ -277,4 +278,57 @@ func TestViewNamesNodesAsTheSnapshotDoes(t *testing.T) {
 			t.Errorf("%s is %v here and %v in the snapshot", name, v.nodes[name], snap.NodeByName(name))
 		}
 	}
+}
+
+func TestReverseNames(t *testing.T) {
+	for _, a := range []string{"10.0.0.1", "127.64.0.7", "255.1.20.0", "2001:db8::6", "::1", "fe80::abcd:ef01:2345:6789"} {
+		name, err := dns.ReverseAddr(a)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, ok := addrOf(name); !ok || got.String() != a {
+			t.Errorf("addrOf(%s) = %v, %t; want %s", name, got, ok, a)
+		}
+	}
+	for _, name := range []string{"in-addr.arpa.", "1.in-addr.arpa.", "1.2.3.256.in-addr.arpa.", "1.2.3.04.in-addr.arpa.", "+1.2.3.4.in-addr.arpa.",
+		"1.2.3.4.5.in-addr.arpa.", "1.2..4.in-addr.arpa.", "ip6.arpa.", strings.Repeat("g.", 32) + "ip6.arpa.", strings.Repeat("1-", 31) + "1.ip6.arpa."} {
+		if a, ok := addrOf(name); ok {
+			t.Errorf("addrOf(%s) = %v", name, a)
+		}
+	}
+}
+
+func TestTTL(t *testing.T) {
+	for ttl, want := range map[time.Duration]uint32{0: 5, 500 * time.Millisecond: 1, 30 * time.Second: 30} {
+		s := newServer(t, func(c *Config) { c.TTL = ttl })
+		m := new(dns.Msg)
+		m.SetQuestion("web.service.mesh.", dns.TypeA)
+		if got := s.answer(t.Context(), m, here).Answer[0].Header().Ttl; got != want {
+			t.Errorf("TTL %v: %d, want %d", ttl, got, want)
+		}
+	}
+}
+
+// A label may be longer than one string of TXT.
+func TestLongText(t *testing.T) {
+	snap := testSnapshot()
+	key := strings.Repeat(strings.Repeat("a", 60)+".", 4) + "b/" + strings.Repeat("k", 60)
+	snap.Nodes[nodeID(2)].Labels = mesh.Labels{key: "v"}
+	s := newServer(t, func(c *Config) { c.Snapshot = func() *mesh.Snapshot { return snap } })
+	m := new(dns.Msg)
+	m.SetQuestion("b.node.mesh.", dns.TypeTXT)
+	b, err := pack(s.answer(t.Context(), m, here), dns.MaxMsgSize)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := new(dns.Msg)
+	if err := r.Unpack(b); err != nil {
+		t.Fatal(err)
+	}
+	for _, rr := range r.Answer {
+		if strings.Join(rr.(*dns.TXT).Txt, "") == "label:"+key+"=v" {
+			return
+		}
+	}
+	t.Errorf("the label is not in %v", r.Answer)
 }
