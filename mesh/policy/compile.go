@@ -99,12 +99,26 @@ func compileVirtualService(key mesh.PolicyKey, s *istio.VirtualService) (*virtua
 			r.Matches = append(r.Matches, c.match(fmt.Sprintf("%s.match[%d]", path, j), &s.HTTP[i].Match[j]))
 		}
 		r.Action = c.action(path, &s.HTTP[i])
-		vs.http = append(vs.http, r)
+		vs.http = append(vs.http, perMatch(r)...)
 	}
 	for i := range s.TCP {
 		vs.tcp = append(vs.tcp, c.tcp(fmt.Sprintf("tcp[%d]", i), i, &s.TCP[i]))
 	}
 	return vs, c.errs
+}
+
+// perMatch makes a rule that rewrites the path one route per match, since what is replaced depends on the match.
+func perMatch(r *HTTPRoute) []*HTTPRoute {
+	if r.Action.Rewrite == nil || len(r.Matches) < 2 {
+		return []*HTTPRoute{r}
+	}
+	var out []*HTTPRoute
+	for i := range r.Matches {
+		one := *r
+		one.Matches = r.Matches[i : i+1]
+		out = append(out, &one)
+	}
+	return out
 }
 
 func (c *compiler) match(path string, m *istio.HTTPMatch) Match {

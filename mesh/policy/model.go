@@ -42,7 +42,7 @@ type ServicePolicy struct {
 	Destination *Destination
 }
 
-// HTTPRoute is one rule for HTTP requests.
+// HTTPRoute is one rule for HTTP requests; or one match of a rule that rewrites, so that RewritePath knows what was matched.
 type HTTPRoute struct {
 	Policy  mesh.PolicyKey
 	Name    string  // of the rule, for log and metrics; "" when it has none

@@ -11,9 +11,8 @@ import (
 // p is the request's canonical path. A path that stays, or that the rule does not rewrite, is returned as it is.
 //
 // As in Istio, a condition {prefix: x} has its x replaced, a condition on the whole path (exact, regex) the whole path, and a
-// match without a condition on the path counts as the prefix "/". Where a rule has several matches, the first whose condition on
-// the path holds counts, even when it was another of them that let the request in: matches of one rule that overlap in their
-// paths belong into rules of their own.
+// match without a condition on the path counts as the prefix "/". A compiled route that rewrites has at most one match; of
+// several, the first whose condition on the path holds would count, whatever its other conditions.
 //
 // The result is "" when the new path would have dot segments that the old one had not (prefix /a of /a../b, rewritten to /): such
 // a request must be refused as a bad one. What is not empty must be escaped before it is sent: it may hold '?' and '%'.

@@ -7,6 +7,10 @@ import (
 )
 
 func TestRewritePath(t *testing.T) {
+	two := compile(t, vs("  - match: [{uri: {prefix: /}, headers: {x: {}}}, {uri: {prefix: /api}}]\n    rewrite: {uri: /v2/}\n    route: [{destination: {host: web}}]\n")).Service(mesh.MustServiceName("shop/web"))
+	if r, ok := two.RouteHTTP(&Request{Path: "/api/x"}); !ok || r.Index != 0 || r.RewritePath("/api/x") != "/v2/x" {
+		t.Errorf("the match that did not hold counts: %+v", r)
+	}
 	for _, c := range []struct{ match, to, path, want string }{
 		{"{uri: {prefix: /api}}", "/v2", "/api", "/v2"},
 		{"{uri: {prefix: /api}}", "/v2", "/api/users", "/v2/users"},
@@ -27,7 +31,11 @@ func TestRewritePath(t *testing.T) {
 		{"{uri: {prefix: /a}}", "/b", "*", "*"},
 	} {
 		m := compile(t, vs("  - match: ["+c.match+"]\n    rewrite: {uri: "+c.to+"}\n    route: [{destination: {host: web}}]\n"))
-		if got := m.Service(mesh.MustServiceName("shop/web")).HTTP[0].RewritePath(c.path); got != c.want {
+		r, _ := m.Service(mesh.MustServiceName("shop/web")).RouteHTTP(&Request{Method: "GET", Path: c.path})
+		if r == nil && c.path == "*" {
+			r = m.Service(mesh.MustServiceName("shop/web")).HTTP[0]
+		}
+		if got := r.RewritePath(c.path); got != c.want {
 			t.Errorf("%s rewritten to %s: %s becomes %q, want %q", c.match, c.to, c.path, got, c.want)
 		}
 	}
