@@ -300,6 +300,77 @@ func TestWhatKubectlAddsIsIgnored(t *testing.T) {
 	}
 }
 
+func TestRouteTCP(t *testing.T) {
+	m := compile(t, `apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: db}
+spec:
+  hosts: [db]
+  tcp:
+  - match: [{port: 1, sourceNamespace: reports}, {sourceLabels: {app: x}}]
+    route: [{destination: {host: replica}, weight: 1}, {destination: {host: old}, weight: 0}]
+  - match: [{port: 2, gateways: [mesh]}]
+    route: [{destination: {host: db, port: {number: 3}}}]
+`)
+	sp := m.Service(mesh.MustServiceName("db"))
+	for _, c := range []struct {
+		r    Request
+		want string
+	}{
+		{Request{Port: 1, Source: Source{Identity: id("reports", "a")}}, "default/replica"},
+		{Request{Port: 1, Source: Source{Identity: id("default", "a")}}, ""},
+		{Request{Port: 9, Source: Source{Labels: mesh.Labels{"app": "x"}}}, "default/replica"},
+		{Request{Port: 2}, "default/db"},
+	} {
+		r, ok := sp.RouteTCP(&c.r)
+		if ok != (c.want != "") || ok && r.Destinations[0].Service.String() != c.want {
+			t.Errorf("%+v: %+v, %v", c.r, r, ok)
+		}
+	}
+	if r, ok := m.Service(mesh.MustServiceName("other")).RouteTCP(&Request{}); r != nil || !ok {
+		t.Error("a service without policy has no default route")
+	}
+	if _, ok := (*Model)(nil).Service(mesh.MustServiceName("db")).RouteTCP(&Request{}); ok {
+		t.Error("routed before the first policy is read")
+	}
+}
+
+// TestTheOlderOneWins: of several for one host the first that was created counts, for that host alone.
+func TestTheOlderOneWins(t *testing.T) {
+	ps, err := Parse("x", []byte(`apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: a}
+spec: {hosts: [web, only-a], http: [{route: [{destination: {host: young}}]}]}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: b}
+spec: {hosts: [web], http: [{route: [{destination: {host: old}}]}]}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: a}
+spec: {host: web, trafficPolicy: {loadBalancer: {simple: RANDOM}}}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: b}
+spec: {host: web, trafficPolicy: {loadBalancer: {simple: ROUND_ROBIN}}}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ps[0].Created, ps[1].Created, ps[2].Created, ps[3].Created = 9, 3, 9, 3
+	m := Compile(td, 12, ps)
+	web := m.Service(mesh.MustServiceName("web"))
+	if web.HTTP[0].Action.Destinations[0].Service.Name() != "old" || web.Destination.Traffic.LB != RoundRobin || m.StoreIndex() != 12 {
+		t.Errorf("%+v", web)
+	}
+	if m.Service(mesh.MustServiceName("only-a")).HTTP == nil || len(m.Problems()) != 2 || m.Problems()[0].Key.Name != "a" || m.Problems()[1].Key.Name != "a" {
+		t.Errorf("%+v", m.Problems())
+	}
+}
+
 func TestCheckFindsMissingSubsets(t *testing.T) {
 	ps, _ := Parse("x", []byte(strings.Split(issueVS, "---")[0]))
 	if got := Check(ps); len(got) != 2 || !strings.Contains(got[0].Reason, "no DestinationRule defines") {
