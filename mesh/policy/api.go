@@ -197,7 +197,7 @@ func parseDoc(sd strictyaml.Document) *doc {
 	}
 	d.key = mesh.PolicyKey{Group: group, Kind: k.name, Namespace: ns, Name: h.Metadata.Name}
 	d.apiVersion = h.APIVersion
-	for _, part := range strings.Split(h.Metadata.Name, ".") {
+	for part := range strings.SplitSeq(h.Metadata.Name, ".") {
 		if err := mesh.CheckLabel("metadata.name", part); err != nil {
 			d.fail(d.Line, "metadata.name", "use a-z, 0-9, '-' and '.'", "%q is not a resource's name", h.Metadata.Name)
 			break

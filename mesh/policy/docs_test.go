@@ -64,15 +64,15 @@ func fieldsOf(t reflect.Type, out map[string][]string) {
 	if t.Kind() != reflect.Struct || out[t.Name()] != nil || t.NumField() == 0 || t.Field(0).Tag.Get("yaml") == "" {
 		return
 	}
-	for i := range t.NumField() {
-		f, is := t.Field(i), "yes"
+	for field := range t.Fields() {
+		f, is := field, "yes"
 		if f.Type == reflect.TypeFor[istio.Unsupported]() {
 			is = "refused"
 		}
 		out[t.Name()] = append(out[t.Name()], f.Tag.Get("yaml")+" "+is)
 	}
-	for i := range t.NumField() {
-		fieldsOf(t.Field(i).Type, out)
+	for field := range t.Fields() {
+		fieldsOf(field.Type, out)
 	}
 }
 

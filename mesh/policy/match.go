@@ -2,6 +2,7 @@ package policy
 
 import (
 	"net/url"
+	"slices"
 	"strings"
 )
 
@@ -106,10 +107,8 @@ func (m *Match) headers(r *Request) bool {
 		}
 	}
 	for i := range m.WithoutHeaders {
-		for _, v := range r.values(m.WithoutHeaders[i].Name) {
-			if m.WithoutHeaders[i].Value.ok(v) {
-				return false
-			}
+		if slices.ContainsFunc(r.values(m.WithoutHeaders[i].Name), m.WithoutHeaders[i].Value.ok) {
+			return false
 		}
 	}
 	return true

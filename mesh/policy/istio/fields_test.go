@@ -37,8 +37,8 @@ func compare(t *testing.T, path string, d protoreflect.MessageDescriptor, ours r
 		return 0
 	}
 	var known []string
-	for f := range ours.NumField() {
-		known = append(known, ours.Field(f).Tag.Get("yaml"))
+	for field := range ours.Fields() {
+		known = append(known, field.Tag.Get("yaml"))
 	}
 	var theirs []string
 	for i := range d.Fields().Len() {
