@@ -398,7 +398,8 @@ func TestFindKind(t *testing.T) {
 }
 
 func TestNothingIsAllocated(t *testing.T) {
-	m := compile(t, issueVS+"---\n"+ap("ALLOW", `[{from: [{source: {principals: [cluster.local/ns/default/sa/back, "cluster.local/ns/default/*"]}}], to: [{operation: {methods: [GET], paths: ["/api*"]}}]}]`))
+	without := strings.Replace(issueVS, "    - headers:", "    - withoutHeaders: {end-user: {exact: x}}\n      headers:", 1)
+	m := compile(t, without+"---\n"+ap("ALLOW", `[{from: [{source: {principals: [cluster.local/ns/default/sa/back, "cluster.local/ns/default/*"]}}], to: [{operation: {methods: [GET], paths: ["/api*"]}}]}]`))
 	vals := []string{"jason"}
 	r := &Request{Source: Source{Identity: id("default", "front")}, Method: "GET", Path: "/api", Query: "a=b", Header: func(n string) []string {
 		if n == "end-user" {
