@@ -41,6 +41,8 @@ type Config struct {
 	Issuer      Issuer
 	NodeKey     crypto.Signer // of the host's own identities; also seals the cache
 	Dir         string        // of the cache; "" keeps none
+	// OnHostCert is told of every new certificate of the host itself, so that it can be kept; nil tells nobody.
+	OnHostCert func(id mesh.Identity, chain [][]byte)
 	Log         *slog.Logger  // not nil
 	Metrics     *telemetry.Metrics
 }
@@ -223,6 +225,9 @@ func (m *Manager) issue(ctx context.Context, id mesh.Identity, e *entry) {
 	ictx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	cert, err := m.get(ictx, id)
+	if _, host := id.Node(); err == nil && host && m.cfg.OnHostCert != nil {
+		m.cfg.OnHostCert(id, cert.Certificate)
+	}
 	m.mu.Lock()
 	defer m.poke()
 	defer m.mu.Unlock()

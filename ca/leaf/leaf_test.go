@@ -1,11 +1,13 @@
 package leaf
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -237,6 +239,44 @@ func TestRenewalIsAtAJitteredHalfLife(t *testing.T) {
 		time.Sleep(3 * time.Hour)
 		if n := i.issued.Load(); n != 40 {
 			t.Errorf("%d issued after 15 h: all should be renewed", n)
+		}
+	})
+}
+
+// TestHostCertificateIsToldAtRenewal: the host keeps its own certificate on disk, so that a start without servers has it.
+func TestHostCertificateIsToldAtRenewal(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		i, key := newIssuer(t, ca.Params{}), nodeKey(t)
+		node, err := mesh.NodeIDOf(key.Public())
+		if err != nil {
+			t.Fatal(err)
+		}
+		self := mesh.NodeIdentity(td, node)
+		m := newManager(t, i, "", key)
+		var told [][][]byte
+		m.cfg.OnHostCert = func(id mesh.Identity, chain [][]byte) {
+			if id != self {
+				t.Errorf("told of %s", id)
+			}
+			told = append(told, chain)
+		}
+		csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		first, err := i.Issue(t.Context(), self, csr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := m.SetNode(self, first); err != nil {
+			t.Fatal(err)
+		}
+		m.Want([]mesh.Identity{workload("web")}) // not the host's own
+		stop := run(t, m)
+		time.Sleep(20 * time.Hour)
+		stop()
+		if len(told) != 1 || bytes.Equal(told[0][0], first[0]) {
+			t.Errorf("told %d times in 20 h: the renewal at half of 24 h is to be told, once", len(told))
 		}
 	})
 }
