@@ -474,54 +474,6 @@ func TestWatchMissesNothing(t *testing.T) {
 	})
 }
 
-func TestBackupRestoreAndRemove(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ss := cluster(t, 3, nil)
-		if _, err := ss[0].store.Txn(t.Context(), put("a", "1")); err != nil {
-			t.Fatal(err)
-		}
-		var backup bytes.Buffer
-		await(t, "backup", func() bool {
-			backup.Reset()
-			l := leaderOf(ss)
-			return l != nil && l.store.Backup(t.Context(), &backup) == nil
-		})
-		if _, err := ss[0].store.Txn(t.Context(), put("b", "2")); err != nil {
-			t.Fatal(err)
-		}
-		damaged := bytes.Clone(backup.Bytes())
-		damaged[40] ^= 1
-		if err := ss[0].store.Restore(t.Context(), bytes.NewReader(damaged)); !errors.Is(err, state.ErrCorrupt) {
-			t.Errorf("damaged backup: %v", err)
-		}
-		if err := ss[1].store.Restore(t.Context(), &backup); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := ss[2].store.Txn(t.Context(), put("c", "3")); err != nil {
-			t.Fatal(err)
-		}
-		await(t, "all have the backup and what came after", func() bool {
-			for _, s := range ss {
-				if s.store.state.Get("t", "a") == nil || s.store.state.Get("t", "b") != nil || s.store.state.Get("t", "c") == nil {
-					return false
-				}
-			}
-			return true
-		})
-		for _, s := range ss[:2] {
-			if err := ss[2].store.RemoveServer(t.Context(), s.id); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if err := ss[2].store.RemoveServer(t.Context(), ss[2].id); err == nil {
-			t.Error("the last server could be removed")
-		}
-		for _, s := range ss {
-			s.halt()
-		}
-	})
-}
-
 // TestRealDisks runs three servers on files, stops all and starts them again.
 func TestRealDisks(t *testing.T) {
 	base := t.TempDir()

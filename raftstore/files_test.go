@@ -68,7 +68,7 @@ func TestFlippedByteInTheLogStops(t *testing.T) {
 	bad.Data = append([]byte(nil), raw.Data...)
 	bad.Data[0] ^= 1
 	m.StoreLog(&bad)
-	if err := logs.check(); !errors.Is(err, state.ErrCorrupt) || failed == nil {
+	if err := logs.check(0); !errors.Is(err, state.ErrCorrupt) || failed == nil {
 		t.Errorf("check: %v, stopped by %v", err, failed)
 	}
 }

@@ -1,7 +1,6 @@
 package raftstore
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -16,8 +15,11 @@ import (
 	"github.com/meshagent/meshagent/raftstore/state"
 )
 
-// patience is how long a call without a deadline of its own waits for a leader.
-const patience = 10 * time.Second
+// patience is how long a call waits for a leader and its answer; a restore moves everything and may take longer.
+const (
+	patience        = 10 * time.Second
+	restorePatience = 90 * time.Second
+)
 
 // The calls that servers send each other.
 const (
@@ -29,12 +31,15 @@ const (
 	callTransfer = "transfer"
 	callRestore  = "restore"
 	callStatus   = "status"
+	callResult   = "result"
+	callIndex    = "index"
 )
 
 type (
-	getIn   struct{ Table, Key string }
-	listIn  struct{ Table, Prefix string }
-	listOut struct {
+	getIn    struct{ Table, Key string }
+	resultIn struct{ RequestID string }
+	listIn   struct{ Table, Prefix string }
+	listOut  struct {
 		Entries []state.Entry
 		Index   uint64
 	}
@@ -67,6 +72,14 @@ func (s *Store) Handle(ctx context.Context, method string, body []byte) ([]byte,
 			es, i := s.state.List(in.Table, in.Prefix)
 			return listOut{es, i}, err
 		})
+	case callResult:
+		return serve(body, func(in resultIn) (*state.Result, error) {
+			err := s.catchUp(ctx)
+			return s.state.Result(in.RequestID), err
+		})
+	case callIndex:
+		err := s.catchUp(ctx)
+		return reply(s.state.Index(), err)
 	case callAdd:
 		return serve(body, func(in serverIn) (empty, error) { return empty{}, s.addHere(in.ID, in.Address) })
 	case callRemove:
@@ -98,9 +111,14 @@ func reply(out any, err error) ([]byte, error) {
 }
 
 // atLeader makes a call at the leader: here, or there. It repeats it while there is no leader or no answer, until ctx ends or
-// patience is over; repeating must be harmless.
+// patience is over; repeating must be harmless. A restore is not repeated once it may have been done: the second one would
+// undo what was written since.
 func atLeader[Out any](ctx context.Context, s *Store, method string, body []byte) (Out, error) {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	most := patience
+	if method == callRestore {
+		most = restorePatience
+	}
+	ctx, cancel := context.WithTimeout(ctx, most)
 	defer cancel()
 	wait := backoff.Backoff{Base: 20 * time.Millisecond, Max: 500 * time.Millisecond}
 	var out Out
@@ -112,7 +130,7 @@ func atLeader[Out any](ctx context.Context, s *Store, method string, body []byte
 			answer, err = s.Handle(ctx, method, body)
 		} else if leader != "" && s.cfg.Forward != nil {
 			answer, err = s.cfg.Forward.Forward(ctx, string(leader), method, body)
-			unknown = unknown || err != nil && !errors.Is(err, ErrNoLeader) && !isVerdict(err)
+			unknown = unknown || err != nil && !errors.Is(err, ErrNoLeader) && !isFinal(err)
 		}
 		switch {
 		case err == nil:
@@ -120,11 +138,11 @@ func atLeader[Out any](ctx context.Context, s *Store, method string, body []byte
 				return out, fmt.Errorf("store: answer to %s: %w", method, err)
 			}
 			return out, nil
-		case isVerdict(err):
+		case isFinal(err):
 			return out, err
 		}
 		unknown = unknown || errors.Is(err, ErrUnknownOutcome)
-		if werr := wait.Wait(ctx); werr != nil {
+		if unknown && method == callRestore || wait.Wait(ctx) != nil {
 			if unknown {
 				return out, fmt.Errorf("%w (%w)", ErrUnknownOutcome, err)
 			}
@@ -133,14 +151,9 @@ func atLeader[Out any](ctx context.Context, s *Store, method string, body []byte
 	}
 }
 
-// verdict is an error that repeating does not change.
-type verdict struct{ error }
-
-func (v verdict) Unwrap() error { return v.error }
-
-func isVerdict(err error) bool {
-	var v verdict
-	return errors.As(err, &v) || errors.Is(err, ErrReadOnly) || errors.Is(err, state.ErrCorrupt) || errors.Is(err, state.ErrFuture)
+// isFinal reports that repeating the call does not change the error.
+func isFinal(err error) bool {
+	return errors.Is(err, ErrRefused) || errors.Is(err, ErrReadOnly) || errors.Is(err, state.ErrCorrupt) || errors.Is(err, state.ErrFuture)
 }
 
 // Txn writes. Errors: ErrNoLeader (nothing was done), ErrUnknownOutcome, ErrReadOnly, what Txn.Check says. A conflict is no
@@ -195,6 +208,12 @@ func (s *Store) catchUp(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// Result returns what became of the transaction with a request id, nil when none was applied or it is long ago (see
+// state.MaxRequests). It is Linearizable. Errors: ErrNoLeader.
+func (s *Store) Result(ctx context.Context, requestID string) (*state.Result, error) {
+	return atLeader[*state.Result](ctx, s, callResult, marshal(resultIn{requestID}))
 }
 
 // Get reads an entry; nil, nil when there is none. Errors: ErrNoLeader, for Linearizable.
@@ -285,15 +304,24 @@ func (s *Store) AddServer(ctx context.Context, id mesh.NodeID, address string) e
 
 func (s *Store) addHere(id mesh.NodeID, address string) error {
 	for _, p := range s.Status().Peers {
-		if p.ID == id && p.Address == address {
+		switch {
+		case p.ID == id && p.Address == address:
 			return nil
+		case p.Address != address:
+		case p.ID == s.cfg.ID:
+			return fmt.Errorf("%w: %s is the address of server %s, which leads", ErrRefused, address, p.ID)
+		default: // its host was set up anew, with a new key
+			s.cfg.Log.Info("server replaced at its address", "address", address, "old", p.ID, "new", id)
+			if err := s.removeHere(p.ID); err != nil {
+				return err
+			}
 		}
 	}
 	r := s.raft.Load()
 	return change(r.AddNonvoter(raft.ServerID(id.String()), raft.ServerAddress(address), 0, 2*s.cfg.Heartbeat))
 }
 
-// RemoveServer takes a server out. The last voter cannot be.
+// RemoveServer takes a server out, and does nothing when it is out. The last voter cannot be: that is ErrRefused.
 func (s *Store) RemoveServer(ctx context.Context, id mesh.NodeID) error {
 	_, err := atLeader[empty](ctx, s, callRemove, marshal(serverIn{ID: id}))
 	return err
@@ -313,7 +341,12 @@ func (s *Store) removeHere(id mesh.NodeID) error {
 	case !found:
 		return nil
 	case voters == 0:
-		return verdict{fmt.Errorf("server %s is the last one: the mesh would lose its policy and its CA; add another server first", id)}
+		return fmt.Errorf("%w: server %s is the last one: the mesh would lose its policy and its CA; add another server first", ErrRefused, id)
+	case id == s.cfg.ID: // Raft stops when it removes itself: another one leads first, and does it
+		if err := s.raft.Load().LeadershipTransfer().Error(); err != nil {
+			return fmt.Errorf("%w (leadership was not handed over: %w)", ErrNoLeader, err)
+		}
+		return ErrNoLeader // the caller finds the new one
 	}
 	return change(s.raft.Load().RemoveServer(raft.ServerID(id.String()), 0, 2*s.cfg.Heartbeat))
 }
@@ -335,53 +368,7 @@ func (s *Store) TransferLeadership(ctx context.Context) error {
 
 func (s *Store) transferHere() error {
 	if err := s.raft.Load().LeadershipTransfer().Error(); err != nil {
-		return verdict{fmt.Errorf("leadership was not handed over: %w", err)}
-	}
-	return nil
-}
-
-// Backup writes everything that was acknowledged before the call. The CA's keys in it are sealed.
-func (s *Store) Backup(ctx context.Context, w io.Writer) error {
-	if !s.IsLeader() {
-		return fmt.Errorf("%w here: take the backup at the leader, %s", ErrNoLeader, s.Status().LeaderAddress)
-	}
-	if err := s.catchUp(ctx); err != nil {
-		return err
-	}
-	return s.state.Image().Write(w)
-}
-
-// maxBackup bounds what Restore accepts.
-const maxBackup = 64 << 20
-
-// Restore replaces everything by a backup, on all servers. The backup is checked as a whole first.
-func (s *Store) Restore(ctx context.Context, r io.Reader) error {
-	b, err := io.ReadAll(io.LimitReader(r, maxBackup+1))
-	if err != nil {
-		return err
-	}
-	if len(b) > maxBackup {
-		return fmt.Errorf("store: backup over %d bytes", maxBackup)
-	}
-	if _, err := state.Read(bytes.NewReader(b)); err != nil {
-		return fmt.Errorf("store: backup: %w", err)
-	}
-	_, err = atLeader[empty](ctx, s, callRestore, b)
-	return err
-}
-
-func (s *Store) restoreHere(b []byte) error {
-	if _, err := state.Read(bytes.NewReader(b)); err != nil {
-		return fmt.Errorf("store: backup: %w", err)
-	}
-	r := s.raft.Load()
-	if !s.IsLeader() {
-		return ErrNoLeader
-	}
-	meta := &raft.SnapshotMeta{Version: raft.SnapshotVersionMax, Index: r.LastIndex(), Term: r.CurrentTerm(), Size: int64(len(b)),
-		Configuration: r.GetConfiguration().Configuration()}
-	if err := r.Restore(meta, bytes.NewReader(b), time.Minute); err != nil {
-		return fmt.Errorf("%w (%w)", ErrUnknownOutcome, err)
+		return fmt.Errorf("%w: leadership was not handed over: %w", ErrRefused, err)
 	}
 	return nil
 }

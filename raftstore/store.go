@@ -23,6 +23,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -36,10 +37,11 @@ import (
 	"github.com/meshagent/meshagent/raftstore/state"
 )
 
-// Errors that a caller can tell apart.
+// Errors that a caller can tell apart. After ErrNoLeader, ErrRefused and ErrReadOnly nothing was done.
 var (
 	ErrNoLeader       = errors.New("the servers have no leader: is a majority of them up?")
 	ErrUnknownOutcome = errors.New("the write may or may not have been done: look, then repeat it if needed")
+	ErrRefused        = errors.New("not possible")
 	ErrReadOnly       = errors.New("the disk of the servers' store is almost full: free some space; reads go on")
 )
 
@@ -52,11 +54,31 @@ const (
 	Stale
 )
 
+var consistencies = []string{"linearizable", "stale"}
+
+// String returns the name of c.
+func (c Consistency) String() string { return consistencies[c] }
+
+// MarshalText returns the name of c.
+func (c Consistency) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
+
+// UnmarshalText reads a consistency by its name.
+func (c *Consistency) UnmarshalText(b []byte) error {
+	i := slices.Index(consistencies, string(b))
+	if i < 0 {
+		return fmt.Errorf("consistency %.40q is not one of %s", b, strings.Join(consistencies, ", "))
+	}
+	*c = Consistency(i)
+	return nil
+}
+
 // API is what users of the store need of it.
 type API interface {
 	Txn(ctx context.Context, t state.Txn) (state.Result, error)
 	Get(ctx context.Context, table, key string, c Consistency) (*state.Entry, error) // nil, nil: there is none
 	List(ctx context.Context, table, prefix string, c Consistency) ([]state.Entry, uint64, error)
+	// Result returns what became of the transaction with a request id; nil, nil: it was not applied, or is long ago.
+	Result(ctx context.Context, requestID string) (*state.Result, error)
 	// Watch waits until the index is over after, MaxWatch at most, and returns what changed since; after 0 asks for all.
 	Watch(ctx context.Context, after uint64) (state.Changes, error)
 }
@@ -140,6 +162,9 @@ func Open(cfg Config) (*Store, error) {
 		conns: make(chan net.Conn), done: make(chan struct{}),
 		writes: cfg.Metrics.Counter("meshagent_store_writes_total", "Transactions proposed on this server as leader.", "outcome")}
 	if err := s.openFiles(); err != nil {
+		if s.closer != nil {
+			s.closer.Close()
+		}
 		return nil, err
 	}
 	if err := s.start(); err != nil {
@@ -187,7 +212,11 @@ func (s *Store) openFiles() error {
 	s.logs = &checkedLogs{LogStore: bolt, fail: s.fail}
 	s.stable = checkedStable{bolt, s.fail}
 	s.snaps, s.closer = &safeSnaps{SnapshotStore: snaps, logs: s.logs, conflict: s.askReopen}, bolt
-	return s.logs.check()
+	list, err := snaps.List()
+	if err != nil || len(list) == 0 {
+		return s.logs.check(0)
+	}
+	return s.logs.check(list[0].Index)
 }
 
 func checkVersion(name string) error {

@@ -3,6 +3,7 @@ package raftstore
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"log/slog"
@@ -142,13 +143,14 @@ func (c *checkedLogs) GetLog(index uint64, l *raft.Log) error {
 }
 
 func (c *checkedLogs) damaged(index uint64) error {
-	err := fmt.Errorf("store: %w: log entry %d: its checksum is wrong: move the directory away and let this server join again as a new one", state.ErrCorrupt, index)
+	err := fmt.Errorf("store: %w: log entry %d: its checksum is wrong: %s", state.ErrCorrupt, index, rejoin)
 	c.fail(err)
 	return err
 }
 
-// check reads the whole log once, so that damage shows at the start and not when it is needed.
-func (c *checkedLogs) check() error {
+// check reads the whole log once, so that damage shows at the start and not when it is needed. Entries may lack where a
+// snapshot holds them: a restore leaves a hole before its index.
+func (c *checkedLogs) check(snapshot uint64) error {
 	first, err := c.FirstIndex()
 	if err != nil {
 		return fmt.Errorf("store: %w", err)
@@ -159,12 +161,19 @@ func (c *checkedLogs) check() error {
 	}
 	for i := first; i > 0 && i <= last; i++ {
 		var l raft.Log
-		if err := c.GetLog(i, &l); err != nil {
+		switch err := c.GetLog(i, &l); {
+		case errors.Is(err, raft.ErrLogNotFound) && i <= snapshot:
+		case errors.Is(err, raft.ErrLogNotFound):
+			return fmt.Errorf("store: %w: log entry %d is missing: %s", state.ErrCorrupt, i, rejoin)
+		case err != nil:
 			return err
 		}
 	}
 	return nil
 }
+
+// rejoin is what helps a server whose files are damaged.
+const rejoin = "move the directory away and let this server join again as a new one"
 
 // clear removes every entry.
 func (c *checkedLogs) clear() error {

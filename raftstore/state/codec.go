@@ -285,6 +285,14 @@ func (r *reader) result() Result {
 	return out
 }
 
+// Renumber gives a state the index at which it will replace another. It must be higher than any that readers of the other one
+// can have seen: what they know is of a history that then did not happen, and a higher index makes them read everything anew.
+func (s *State) Renumber(index uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.index = max(s.index, index)
+}
+
 // Replace makes s what t is, and wakes every watcher. It keeps s's own identity, since readers hold it.
 func (s *State) Replace(t *State) {
 	s.mu.Lock()

@@ -234,6 +234,17 @@ func (s *State) List(table, prefix string) ([]Entry, uint64) {
 // Ref names an entry.
 type Ref struct{ Table, Key string }
 
+// Result returns what became of the Txn with a request id, nil when none is remembered.
+func (s *State) Result(requestID string) *Result {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	r, ok := s.results[requestID]
+	if !ok {
+		return nil
+	}
+	return &r
+}
+
 // Changes is what happened after an index.
 type Changes struct {
 	Index   uint64
