@@ -167,6 +167,9 @@ func TestTrailersBegun(t *testing.T) {
 	if _, _, done, err := first.Next([]byte("0\r\nsecret: a\r\nb"), &tr); done || err != nil {
 		t.Fatal(done, err)
 	}
+	if _, _, done, err := first.Next([]byte("e"), &tr); done || err != nil || tr.Len() != 0 { // of what was left, bytes are lost
+		t.Fatal(done, err, tr.show())
+	}
 	if _, n, done, err := second.Next([]byte("0\r\nc: d\r\n\r\n"), &tr); n != 11 || !done || err != nil || tr.show() != "c: d\n" {
 		t.Error(n, done, err, tr.show())
 	}

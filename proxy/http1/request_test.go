@@ -147,21 +147,28 @@ func (p Proto) String() string { return fmt.Sprintf("1.%d", uint8(p)) }
 
 func (k Kind) String() string { return [...]string{"none", "length", "chunked", "close", "tunnel"}[k] }
 
-// show says in a line what was understood.
-func (r *Request) show() string {
-	s := fmt.Sprintf("%s %s %s %v %v %d", r.Method, r.Path, r.Host, r.Proto, r.Framing.Kind, r.Framing.Length)
-	for _, x := range []struct {
-		on   bool
-		name string
-	}{{r.KeepAlive, " keep"}, {r.Expect100, " expect"}, {r.TETrailers, " te"}, {r.Upgrade != nil, " upgrade=" + string(r.Upgrade)}} {
-		if x.on {
-			s += x.name
-		}
-	}
-	return s
+type mark struct {
+	on   bool
+	name string
 }
 
-// fields writes all fields, one a line.
+func marked(s string, marks ...mark) string {
+	all := []string{s}
+	for _, m := range marks {
+		if m.on {
+			all = append(all, m.name)
+		}
+	}
+	return strings.Join(all, "")
+}
+
+// show says in a line what was understood.
+func (r *Request) show() string {
+	return marked(fmt.Sprintf("%s %s %s %v %v %d", r.Method, r.Path, r.Host, r.Proto, r.Framing.Kind, r.Framing.Length),
+		mark{r.KeepAlive, " keep"}, mark{r.Expect100, " expect"}, mark{r.TETrailers, " te"}, mark{r.Upgrade != nil, " upgrade=" + string(r.Upgrade)})
+}
+
+// show writes all fields, one a line.
 func (h *Head) show() string {
 	var b strings.Builder
 	for i := range h.Len() {
@@ -264,6 +271,18 @@ func TestLimitsGiven(t *testing.T) { // B19
 	}
 }
 
+// A buffer of the size of the limit that is full says so: its owner could never read more (B19).
+func TestBufferFull(t *testing.T) {
+	in := []byte("GET /a HTTP/1.1\r\nHost: a\r\nx: y")
+	var r Request
+	if _, err := r.Parse(in, Options{Bytes: len(in)}); err != &faultSize.request {
+		t.Error(err)
+	}
+	if _, err := r.Parse(in[:5], Options{Bytes: 5}); err != &faultTargetSize.request {
+		t.Error(err)
+	}
+}
+
 // Every value counts, whatever the spelling of the name (S32).
 func TestValues(t *testing.T) {
 	var r Request
@@ -310,14 +329,60 @@ func TestPipeline(t *testing.T) {
 	}
 }
 
-// A Request taken from one connection to another half read is begun anew with Reset.
+// A Request taken from one connection to another half read is begun anew with Reset; one that has refused begins anew by itself,
+// and so does one whose bytes were lost.
 func TestReset(t *testing.T) {
+	begun, good := []byte("POST /secret HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nx"), []byte("GET / HTTP/1.1\r\nHost: b\r\n\r\n")
+	bad := []byte("GET / HTTP/1.1\r\nx\r\n")
 	var r Request
-	if n, err := r.Parse([]byte("POST /secret HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nx"), Options{}); n != 0 || err != nil {
-		t.Fatal(n, err)
+	for _, before := range []func() error{
+		func() error { _, err := r.Parse(begun, Options{}); r.Reset(); return err },
+		func() error { _, err := r.Parse(begun, Options{}); return err }, // good is shorter
+		func() error { _, err := r.Parse(bad, Options{}); return err },
+	} {
+		before()
+		if r.Len() != 0 || r.Get("host") != nil {
+			t.Errorf("fields of half a head: %q", r.Head.show())
+		}
+		if n, err := r.Parse(good, Options{}); n != len(good) || err != nil || r.show() != "GET / b 1.1 none -1 keep" {
+			t.Error(n, err, r.show())
+		}
 	}
-	r.Reset()
-	if n, err := r.Parse([]byte("GET / HTTP/1.1\r\nHost: b\r\n\r\n"), Options{}); n != 27 || err != nil || r.show() != "GET / b 1.1 none -1 keep" {
-		t.Error(n, err, r.show())
+	var s Response
+	if _, err := s.Parse([]byte("HTTP/1.1 200 OK\r\nx"+crlf), get, Options{}); err == nil {
+		t.Error("no colon")
+	}
+	if n, err := s.Parse([]byte("HTTP/1.1 204\r\n\r\n"), get, Options{}); n != 16 || err != nil || s.Status != 204 {
+		t.Error(n, err, s.show())
+	}
+}
+
+func TestValidValue(t *testing.T) {
+	for c := range 256 {
+		want := c >= ' ' && c != 0x7f || c == '\t'
+		for size := 1; size < 20; size++ {
+			for at := range size {
+				for _, other := range []byte{'a', ' ', 0xff, '\t', 0x80} {
+					b := bytes.Repeat([]byte{other}, size)
+					if b[at] = byte(c); validValue(b) != want {
+						t.Fatalf("%q: %v", b, !want)
+					}
+				}
+			}
+		}
+	}
+}
+
+func TestNames(t *testing.T) {
+	long := strings.Repeat("n", 63)
+	n := NewNames("X-A", "b_c", long, long+"-d")
+	for name, want := range map[string]bool{"x-a": true, "X_A": true, "B-C": true, long: true, strings.ToUpper(long + "_D"): true, "x-b": false, "x": false, "": false,
+		long + "-e": false, long[1:]: false} {
+		if n.Has([]byte(name)) != want {
+			t.Errorf("%s: %v", name, !want)
+		}
+	}
+	if (*Names)(nil).Has([]byte("x")) {
+		t.Error("a nil set has a name")
 	}
 }

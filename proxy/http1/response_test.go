@@ -45,6 +45,7 @@ var responseRows = []responseRow{
 	{row{"B23", "101 without Upgrade", "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n\r\n", 502,
 		"101 must say in one Upgrade, listed in Connection, to what"}, upgrade},
 	{row{"B23", "101 without Connection", "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n", 502, faultSwitchTo.response.Text}, upgrade},
+	{row{"B23", "101 in HTTP/1.0", "HTTP/1.0 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n", 502, faultSwitch.response.Text}, upgrade},
 	{row{"B23", "101 to h2c", "HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n\r\n", 502, faultSwitchTo.response.Text}, upgrade},
 	{row{"S20", "200 to Upgrade", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n", 0, "200 OK 1.1 length 5 keep"}, upgrade},
 	{row{"S20", "426", "HTTP/1.1 426 Upgrade Required\r\nContent-Length: 0\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n", 0,
@@ -75,16 +76,8 @@ var responseRows = []responseRow{
 }
 
 func (r *Response) show() string {
-	s := fmt.Sprintf("%d %s %v %v %d", r.Status, r.Reason, r.Proto, r.Framing.Kind, r.Framing.Length)
-	for _, x := range []struct {
-		on   bool
-		name string
-	}{{r.KeepAlive, " keep"}, {r.Interim(), " interim"}, {r.Upgrade != nil, " upgrade=" + string(r.Upgrade)}} {
-		if x.on {
-			s += x.name
-		}
-	}
-	return s
+	return marked(fmt.Sprintf("%d %s %v %v %d", r.Status, r.Reason, r.Proto, r.Framing.Kind, r.Framing.Length),
+		mark{r.KeepAlive, " keep"}, mark{r.Interim(), " interim"}, mark{r.Upgrade != nil, " upgrade=" + string(r.Upgrade)})
 }
 
 func parseWholeResponse(t testing.TB, r *Response, b []byte, asked Asked) (int, error) {

@@ -17,8 +17,8 @@ func TestAppendRequest(t *testing.T) {
 		e             Edit
 		want          string
 	}{
-		{"B21", "as it came", lines("GET /a//../%2f?b HTTP/1.1", "host: A.b", "x-a: 1", "X-B:2 ", "X-C:"), Edit{},
-			lines("GET /a//../%2f?b HTTP/1.1", "Host: A.b", "x-a: 1", "X-B: 2", "X-C: ")},
+		{"B21", "as it came", lines("GET /a//../%2f?b HTTP/1.1", "host: A.b", "x-a: 1", "X-B:2 ", "X-C:", "x-d:\t3", "x-e: 4\t"), Edit{},
+			lines("GET /a//../%2f?b HTTP/1.1", "Host: A.b", "x-a: 1", "X-B: 2", "X-C: ", "x-d: 3", "x-e: 4")},
 		{"B13", "HTTP/1.0 goes on as 1.1", lines("GET / HTTP/1.0", "Host: a", "Connection: keep-alive", "Keep-Alive: timeout=5"), Edit{},
 			lines("GET / HTTP/1.1", "Host: a")},
 		{"B13", "HTTP/1.0 without Host", lines("GET / HTTP/1.0"), Edit{Host: []byte("web")}, lines("GET / HTTP/1.1", "Host: web")},
@@ -272,5 +272,8 @@ func TestAppendParts(t *testing.T) {
 	b = get.AppendResponseEnd(b, 503, get.Reply(Framing{}, true), nil)
 	if want := lines("HTTP/1.1 503 Service Unavailable", "mesh-error: UH no healthy instance", "Content-Length: 0", "Connection: close"); string(b) != want {
 		t.Errorf("got\n%s", b)
+	}
+	if b = get.AppendResponseEnd(nil, 204, get.Reply(Framing{}, false), nil); string(b) != crlf {
+		t.Errorf("204 has no length, got\n%s", b)
 	}
 }
