@@ -58,6 +58,7 @@ func TestNoAllocations(t *testing.T) {
 	request, response := []byte(benchRequest), []byte(benchResponse)
 	half := len(request) / 2
 	hop := []byte(lines("GET http://a/ HTTP/1.1", "Host: a", "Connection: x-hop, te, upgrade", "TE: trailers", "Upgrade: websocket", "x-hop:1", "x-a: 2"))
+	root := []byte(lines("GET http://a HTTP/1.1", "Host: a"))
 	trailed := []byte("5;ext\r\nhello\r\n0\r\ngrpc-status: 0\r\n\r\n")
 	bad, badChunk, badField := []byte("GET / HTTP/1.1\r\nHost : a\r\n\r\n"), []byte("x\r\n"), Edit{Set: []Pair{{"x", []byte("\n")}}}
 	must := func(ok bool) {
@@ -82,6 +83,7 @@ func TestNoAllocations(t *testing.T) {
 			out, err := AppendRequest(dst, &r, &benchEdit)
 			must(len(out) > 0 && err == nil)
 		}},
+		{"target without a path", func() { n, err := r.Parse(root, Options{}); must(n == len(root) && err == nil) }},
 		{"request sent on", func() {
 			n, err := r.Parse(request, Options{})
 			must(n == len(request) && err == nil)

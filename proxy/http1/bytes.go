@@ -1,6 +1,9 @@
 package http1
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"slices"
+)
 
 // Classes of bytes.
 const (
@@ -89,13 +92,26 @@ func equal[A, B text](a A, b B) bool {
 	return true
 }
 
-// equalPlain tells if name is the lower-case want, whatever its case and with '_' for '-'.
-func equalPlain[A text](name A, want string) bool {
-	if len(name) != len(want) {
+// alike tells if a and b are the same to a careless reader: whatever their case and with '_' for '-'.
+func alike[A, B text](a A, b B) bool {
+	if len(a) != len(b) {
 		return false
 	}
-	for i := 0; i < len(name); i++ {
-		if plain[name[i]] != want[i] {
+	for i := 0; i < len(a); i++ {
+		if plain[a[i]] != plain[b[i]] {
+			return false
+		}
+	}
+	return true
+}
+
+// is tells if a and b are the same. Comparing them as strings would allocate.
+func is[A, B text](a A, b B) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for i := 0; i < len(a); i++ {
+		if a[i] != b[i] {
 			return false
 		}
 	}
@@ -149,9 +165,13 @@ func validHost[T text](h T) (ok, port bool) {
 	}
 	k := 0
 	if h[0] == '[' {
+		colons := 0
 		for k = 1; k < len(h) && class[h[k]]&inIPv6 != 0; k++ {
+			if h[k] == ':' {
+				colons++
+			}
 		}
-		if k < 3 || k == len(h) || h[k] != ']' {
+		if colons < 2 || k == len(h) || h[k] != ']' {
 			return false, false
 		}
 		k++
@@ -228,7 +248,7 @@ func lookup[T text](name T) id {
 }
 
 func pick[T text](name T, want string, known id) id {
-	if equalPlain(name, want) {
+	if alike(name, want) {
 		return known
 	}
 	return 0
@@ -242,25 +262,22 @@ type Names struct {
 
 // NewNames makes a set. It is made when configuration is, not for each message.
 func NewNames(names ...string) *Names {
-	n := &Names{}
+	n := &Names{names: slices.Clone(names)}
 	for _, name := range names {
-		b := []byte(name)
-		for i, c := range b {
-			b[i] = plain[c]
-		}
-		n.names = append(n.names, string(b))
-		n.lengths |= 1 << min(len(b), 63)
+		n.lengths |= 1 << min(len(name), 63)
 	}
 	return n
 }
 
 // Has tells if the set has the name. A nil set has none.
-func (n *Names) Has(name []byte) bool {
+func (n *Names) Has(name []byte) bool { return has(n, name) }
+
+func has[T text](n *Names, name T) bool {
 	if n == nil || n.lengths>>min(len(name), 63)&1 == 0 {
 		return false
 	}
 	for _, s := range n.names {
-		if equalPlain(name, s) {
+		if alike(name, s) {
 			return true
 		}
 	}

@@ -10,7 +10,7 @@ type Request struct {
 	// Path is the target as it is sent on: path and query, '*', or host:port of CONNECT. No byte of it was changed.
 	Path    []byte
 	Host    []byte // of the target or of Host, which agree; nil only in HTTP/1.0
-	Upgrade []byte // the protocols that the client would switch to, nil if none; never h2c
+	Upgrade []byte // the protocols that the client would switch to, nil if none; never h2c. Set it to nil not to send it on
 	Framing Framing
 	Proto   Proto
 	// KeepAlive tells if the client can send another request behind this one. Never after CONNECT: what follows may be of the tunnel.
@@ -105,7 +105,7 @@ func parseProto(v []byte, other *fault) (Proto, *fault) {
 	return 0, other
 }
 
-// form finds authority and path in the target, by its four forms.
+// form finds authority and path in the target, by its four forms. A scheme tells nothing: the listener knows it.
 func (r *Request) form(method, target []byte) *fault {
 	r.authority, r.path = span{}, r.tgt
 	switch {
@@ -140,6 +140,9 @@ func (r *Request) form(method, target []byte) *fault {
 	return nil
 }
 
+// root and star are paths that no target holds. Nobody writes to them.
+var root, star = []byte("/"), []byte("*")
+
 func (r *Request) finish() *fault {
 	connect := r.authority == r.tgt
 	absolute := r.authority.to != 0
@@ -162,8 +165,8 @@ func (r *Request) finish() *fault {
 		r.Host = r.host.of(r.buf)
 	}
 	if len(r.Path) == 0 { // http://host: the whole server for OPTIONS, else its root
-		if r.Path = []byte("/"); string(r.Method) == "OPTIONS" {
-			r.Path = []byte("*")
+		if r.Path = root; string(r.Method) == "OPTIONS" {
+			r.Path = star
 		}
 	}
 	switch r.Framing = (Framing{None, r.length}); {
@@ -183,7 +186,7 @@ func (r *Request) finish() *fault {
 	return nil
 }
 
-// Asked is what must be kept of the request until its response is written. The caller clears Upgrade when it does not send it on.
+// Asked is what must be kept of the request until its response is written.
 func (r *Request) Asked() Asked {
 	return Asked{Proto: r.Proto, KeepAlive: r.KeepAlive, Head: string(r.Method) == "HEAD", Connect: string(r.Method) == "CONNECT",
 		Upgrade: r.Upgrade != nil}

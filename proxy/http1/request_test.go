@@ -127,6 +127,7 @@ var requestRows = []row{
 	{"S23", "Host with a port that is none", "GET / HTTP/1.1\r\nHost: a:8x\r\n\r\n", 400, faultHost.request.Text},
 	{"S23", "Host with a zone", "GET / HTTP/1.1\r\nHost: [fe80::1%25e]\r\n\r\n", 400, faultHost.request.Text},
 	{"S23", "Host with half an address", "GET / HTTP/1.1\r\nHost: [::1\r\n\r\n", 400, faultHost.request.Text},
+	{"S23", "Host with brackets around a name", "GET / HTTP/1.1\r\nHost: [a:b]\r\n\r\n", 400, faultHost.request.Text},
 	{"S23", "Host is a port", "GET / HTTP/1.1\r\nHost: :80\r\n\r\n", 400, faultHost.request.Text},
 	{"S23", "Host too long", "GET / HTTP/1.1\r\nHost: " + strings.Repeat("a", 262) + "\r\n\r\n", 400, faultHost.request.Text},
 	{"S23", "bytes that are not ASCII", "GET /\xc3\xa4 HTTP/1.1\r\n", 400, faultTarget.request.Text},

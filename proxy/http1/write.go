@@ -61,32 +61,11 @@ func (h *Head) appendFields(dst []byte, e *Edit, without uint32) []byte {
 
 func isSet(set []Pair, name []byte) bool {
 	for i := range set {
-		s := set[i].Name
-		if len(s) != len(name) {
-			continue
-		}
-		k := 0
-		for k < len(s) && plain[s[k]] == plain[name[k]] {
-			k++
-		}
-		if k == len(s) {
+		if alike(set[i].Name, name) {
 			return true
 		}
 	}
 	return false
-}
-
-// is tells if a and b are the same, without an allocation whatever they are.
-func is[A, B text](a A, b B) bool {
-	if len(a) != len(b) {
-		return false
-	}
-	for i := 0; i < len(a); i++ {
-		if a[i] != b[i] {
-			return false
-		}
-	}
-	return true
 }
 
 func appendLine[N, V text](dst []byte, name N, value V) []byte {
@@ -146,7 +125,7 @@ func AppendRequestLine[T text](dst []byte, method, path, host T) ([]byte, error)
 // RequestEnd is what the last lines of a request's head say.
 type RequestEnd struct {
 	Framing    Framing
-	Upgrade    []byte // protocols to ask for
+	Upgrade    []byte // protocols to ask for; left out if it has control bytes
 	TETrailers bool
 	Close      bool
 }
@@ -157,14 +136,15 @@ func AppendRequestEnd(dst []byte, e RequestEnd) []byte {
 	if e.TETrailers {
 		dst = append(dst, "TE: trailers\r\n"...)
 	}
-	if e.Upgrade != nil {
+	upgrade := len(e.Upgrade) > 0 && all(e.Upgrade, inValue)
+	if upgrade {
 		dst = appendLine(dst, "Upgrade", e.Upgrade)
 	}
 	sep := "Connection: "
 	for _, o := range [...]struct {
 		on   bool
 		name string
-	}{{e.Close, "close"}, {e.Upgrade != nil, "upgrade"}, {e.TETrailers, "te"}} {
+	}{{e.Close, "close"}, {upgrade, "upgrade"}, {e.TETrailers, "te"}} {
 		if o.on {
 			dst = append(dst, sep...)
 			dst = append(dst, o.name...)
@@ -259,21 +239,22 @@ func (a Asked) Reply(f Framing, closing bool) Reply {
 }
 
 // AppendResponseEnd appends the fields of framing and connection, and the empty line. upgrade is what 101 switches to or 426
-// demands, else nil.
+// demands, else nil; it is left out if it has control bytes.
 func (a Asked) AppendResponseEnd(dst []byte, status int, r Reply, upgrade []byte) []byte {
 	if status >= 200 && status != 204 {
 		dst = appendFraming(dst, r.Framing)
 	}
-	if upgrade != nil {
+	switches := len(upgrade) > 0 && all(upgrade, inValue)
+	if switches {
 		dst = appendLine(dst, "Upgrade", upgrade)
 	}
 	ends := !r.KeepAlive && status >= 200 && r.Framing.Kind != Tunnel
 	switch {
-	case ends && upgrade != nil:
+	case ends && switches:
 		dst = append(dst, "Connection: close, upgrade\r\n"...)
 	case ends:
 		dst = append(dst, "Connection: close\r\n"...)
-	case upgrade != nil:
+	case switches:
 		dst = append(dst, "Connection: upgrade\r\n"...)
 	case status >= 200 && r.KeepAlive && a.Proto == HTTP10:
 		dst = append(dst, "Connection: keep-alive\r\n"...)
@@ -346,17 +327,32 @@ func (w *Writer) Append(dst, data []byte) ([]byte, error) {
 	return w.After(append(dst, data...), len(data)), nil
 }
 
-// End appends what ends the body. Trailers, nil if there are none, go with a chunked body only, less those that are dropped.
-func (w *Writer) End(dst []byte, t *Trailer, drop *Names) ([]byte, error) {
+// End appends what ends the body. With a chunked body go trailers: those of t, which may be nil, as e changes them, which may be
+// nil too. It refuses to add what may not be a trailer. On an error the message has no end: the connection must be cut off.
+func (w *Writer) End(dst []byte, t *Trailer, e *Edit) ([]byte, error) {
 	if w.left > 0 {
 		return dst, errShort
 	}
 	if w.kind != Chunked {
 		return dst, nil
 	}
-	dst = append(dst, "0\r\n"...)
-	if t != nil {
-		dst = t.appendFields(dst, &Edit{Drop: drop}, 0)
+	if e == nil {
+		e = &Edit{}
 	}
-	return append(dst, "\r\n"...), nil
+	out := append(dst, "0\r\n"...)
+	if t != nil {
+		out = t.appendFields(out, e, 0)
+	}
+	for _, pairs := range [...][]Pair{e.Set, e.Add} {
+		for i := range pairs {
+			name, err := pairs[i].Name, error(errField)
+			if lookup(name) == 0 && !has(notInTrailers, name) {
+				out, err = AppendField(out, name, pairs[i].Value)
+			}
+			if err != nil {
+				return dst, err
+			}
+		}
+	}
+	return append(out, "\r\n"...), nil
 }

@@ -246,7 +246,7 @@ func TestWriter(t *testing.T) {
 			}
 		}
 		if err == nil {
-			out, err = w.End(out, c.t, NewNames("x-ours"))
+			out, err = w.End(out, c.t, &Edit{Drop: NewNames("x-ours")})
 		}
 		if string(out) != c.want || err != c.err {
 			t.Errorf("%s %v %v: got %q, %v", c.law, c.framing, c.parts, out, err)
@@ -272,6 +272,22 @@ func TestAppendParts(t *testing.T) {
 	b = get.AppendResponseEnd(b, 503, get.Reply(Framing{}, true), nil)
 	if want := lines("HTTP/1.1 503 Service Unavailable", "mesh-error: UH no healthy instance", "Content-Length: 0", "Connection: close"); string(b) != want {
 		t.Errorf("got\n%s", b)
+	}
+	w := Framing{Chunked, -1}.Writer() // trailers of another protocol
+	if b, err = w.End(nil, nil, &Edit{Add: []Pair{{"grpc-status", []byte("0")}}}); err != nil || string(b) != "0\r\ngrpc-status: 0\r\n\r\n" {
+		t.Errorf("trailers: %q, %v", b, err)
+	}
+	for _, p := range []Pair{{"content-length", []byte("0")}, {"Set-Cookie", []byte("a")}, {"a", []byte("\n")}, {"authorization", nil}} { // B18
+		if b, err = w.End(nil, nil, &Edit{Add: []Pair{p}}); err != errField || len(b) != 0 {
+			t.Errorf("trailer %s: %q, %v", p.Name, b, err)
+		}
+	}
+	smuggled := []byte("websocket\r\nx: y")
+	if b = AppendRequestEnd(nil, RequestEnd{Framing: Framing{Length: -1}, Upgrade: smuggled}); string(b) != crlf {
+		t.Errorf("smuggled in Upgrade of a request:\n%s", b)
+	}
+	if b = upgrade.AppendResponseEnd(nil, 101, Reply{Framing: Framing{Kind: Tunnel}}, smuggled); string(b) != crlf {
+		t.Errorf("smuggled in Upgrade of a response:\n%s", b)
 	}
 	if b = get.AppendResponseEnd(nil, 204, get.Reply(Framing{}, false), nil); string(b) != crlf {
 		t.Errorf("204 has no length, got\n%s", b)
