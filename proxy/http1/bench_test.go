@@ -258,16 +258,20 @@ func BenchmarkChunks(b *testing.B) {
 		}
 	})
 	b.Run("net-http", func(b *testing.B) {
-		head := []byte(chunkedHead)
+		in := append([]byte(chunkedHead), benchChunks...)
 		b.SetBytes(int64(len(benchChunks)))
 		b.ReportAllocs()
+		src := bytes.NewReader(in)
+		br := bufio.NewReader(src)
+		w := bufio.NewWriter(io.Discard)
 		buf := make([]byte, 32<<10)
 		for b.Loop() {
-			q, err := http.ReadRequest(bufio.NewReader(io.MultiReader(bytes.NewReader(head), bytes.NewReader(benchChunks))))
+			src.Reset(in)
+			br.Reset(src)
+			q, err := http.ReadRequest(br)
 			if err != nil {
 				b.Fatal(err)
 			}
-			w := bufio.NewWriter(io.Discard)
 			cw := httputil.NewChunkedWriter(w)
 			if _, err := io.CopyBuffer(cw, struct{ io.Reader }{q.Body}, buf); err != nil {
 				b.Fatal(err)
