@@ -1,0 +1,222 @@
+package server
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/meshagent/meshagent/agent/api"
+)
+
+// call is one request on its way through a route.
+type call struct {
+	ctx   context.Context // ends with the caller's patience or the route's time
+	w     http.ResponseWriter
+	r     *http.Request
+	op    Operator
+	vars  map[string]string // of the path
+	query url.Values        // each parameter once
+}
+
+// Handler returns the handler of one listener; local is that of the unix socket.
+func (s *Server) Handler(local bool) http.Handler {
+	slots := make(chan struct{}, maxCalls)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Cache-Control", "no-store")
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		select {
+		case slots <- struct{}{}:
+			defer func() { <-slots }()
+		default:
+			s.fail(w, r, busy("too many calls at a time"))
+			return
+		}
+		if err := s.serve(w, r, local); err != nil {
+			s.fail(w, r, err)
+		}
+	})
+}
+
+func busy(detail string) error {
+	return api.NewError(api.CodeBusy, detail, "wait a second, then repeat the call")
+}
+
+func (s *Server) serve(w http.ResponseWriter, r *http.Request, local bool) error {
+	if err := fromHere(r, local); err != nil {
+		return err
+	}
+	rt, vars, allow := find(r.Method, r.URL)
+	if len(allow) > 0 {
+		w.Header().Set("Allow", strings.Join(allow, ", "))
+		return api.NewError(api.CodeNotAllowed, r.URL.Path+" does not take "+r.Method, "it takes "+strings.Join(allow, ", "))
+	}
+	if rt == nil {
+		return api.NewError(api.CodeNotFound, "there is nothing at "+r.URL.Path, "what there is says "+prefix+"/openapi.yaml")
+	}
+	c := &call{w: w, r: r, vars: vars}
+	var err error
+	if c.op, err = operator(r, local); err != nil {
+		return err
+	}
+	if c.query, err = readQuery(r.URL.RawQuery, rt.query); err != nil {
+		return err
+	}
+	d := callTime
+	if rt.time > 0 {
+		d = rt.time
+	}
+	if c.query.Has("wait") || c.query.Has("after") {
+		wait, err := c.wait()
+		if err != nil {
+			return err
+		}
+		d += wait
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), d)
+	defer cancel()
+	c.ctx = ctx
+	rc := http.NewResponseController(w) // a recorder of a test has no deadlines
+	_ = rc.SetReadDeadline(time.Now().Add(d))
+	_ = rc.SetWriteDeadline(time.Now().Add(d + answerTime))
+	if rt.auth {
+		if err := s.authorize(ctx, c.op); err != nil {
+			return err
+		}
+	}
+	if r.ContentLength > rt.body {
+		return tooLarge(rt.body)
+	}
+	r.Body = http.MaxBytesReader(w, r.Body, rt.body)
+	answer, err := rt.do(s, c)
+	if err != nil {
+		return err
+	}
+	if rt.auth && rt.method != "GET" {
+		s.cfg.Log.Info("changed over the api", "method", r.Method, "path", r.URL.Path, "socket", local)
+	}
+	return write(w, answer)
+}
+
+// fromHere refuses what a web page can make a browser send. Over TCP the Host must be of this machine, so that no name of an
+// attacker's that resolves to it leads here.
+func fromHere(r *http.Request, local bool) error {
+	if _, ok := r.Header["Origin"]; ok {
+		return api.NewError(api.CodeForbidden, "a request with an Origin header is of a web page: none may call this API", "")
+	}
+	if local {
+		return nil
+	}
+	host := r.Host
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		host = h
+	} else if h, ok := strings.CutPrefix(host, "["); ok {
+		host = strings.TrimSuffix(h, "]")
+	}
+	if ip := net.ParseIP(host); strings.EqualFold(host, "localhost") || ip != nil && ip.IsLoopback() {
+		return nil
+	}
+	return api.NewError(api.CodeForbidden, "Host is not of this machine", "call http://127.0.0.1 or http://localhost")
+}
+
+// operator reads who asks.
+func operator(r *http.Request, local bool) (Operator, error) {
+	o := Operator{Local: local}
+	switch h := r.Header["Authorization"]; {
+	case len(h) == 0:
+		return o, nil
+	case len(h) > 1:
+		return o, api.NewError(api.CodeInvalid, "header Authorization is there twice", "")
+	default:
+		scheme, token, _ := strings.Cut(h[0], " ")
+		if token = strings.TrimSpace(token); !strings.EqualFold(scheme, "Bearer") || token == "" || strings.ContainsAny(token, " \t") {
+			return o, api.NewError(api.CodeUnauthorized, "header Authorization is not of the form Bearer TOKEN", "")
+		}
+		o.Token = token
+	}
+	return o, nil
+}
+
+// authorize lets in who is at the unix socket or has a valid token.
+func (s *Server) authorize(ctx context.Context, o Operator) error {
+	if o.Local {
+		return nil // the socket's mode has decided; what the servers must allow, the backend asks them
+	}
+	if o.Token == "" {
+		return api.NewError(api.CodeUnauthorized, "this call needs an API token", "send Authorization: Bearer TOKEN, or use the unix socket")
+	}
+	if !s.tries.allow(o.Token) {
+		return busy("too many calls with tokens that are not valid")
+	}
+	err := s.cfg.Mesh.Authorize(ctx, o)
+	e, ok := errors.AsType[*api.Error](err)
+	if err == nil || ok && (e.Code == api.CodeUnauthorized || e.Code == api.CodeForbidden) {
+		s.tries.done(o.Token, err == nil)
+	}
+	return err
+}
+
+// tries bounds how often tokens that are not valid are shown to the servers: ten, then one a second. A token that was good
+// the last time is not held back by the tries of others. The zero value is ready.
+type tries struct {
+	mu   sync.Mutex // guards what follows
+	bad  float64    // tries of the last seconds that were wrong
+	at   time.Time  // of bad
+	good map[[sha256.Size]byte]bool
+}
+
+const (
+	maxTries = 10
+	maxGood  = 100 // tokens that are remembered
+)
+
+func (t *tries) allow(token string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	now := time.Now()
+	t.bad = max(0, t.bad-now.Sub(t.at).Seconds())
+	t.at = now
+	return t.good[sha256.Sum256([]byte(token))] || t.bad <= maxTries-1
+}
+
+func (t *tries) done(token string, good bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	h := sha256.Sum256([]byte(token))
+	if !good {
+		delete(t.good, h)
+		t.bad++
+		return
+	}
+	if len(t.good) >= maxGood || t.good == nil {
+		t.good = map[[sha256.Size]byte]bool{}
+	}
+	t.good[h] = true
+}
+
+// readQuery reads a query strictly: only known parameters, each once.
+func readQuery(raw string, known []string) (url.Values, error) {
+	q, err := url.ParseQuery(raw)
+	if err != nil {
+		return nil, api.NewError(api.CodeInvalid, "query: "+err.Error(), "")
+	}
+	for _, k := range sortedKeys(q) {
+		if !slices.Contains(known, k) {
+			hint := "this route takes none"
+			if len(known) > 0 {
+				hint = "this route takes " + strings.Join(known, ", ")
+			}
+			return nil, api.NewError(api.CodeInvalid, "query: unknown parameter "+quote(k), hint)
+		}
+		if len(q[k]) > 1 {
+			return nil, api.NewError(api.CodeInvalid, "query: parameter "+k+" is there twice", "")
+		}
+	}
+	return q, nil
+}

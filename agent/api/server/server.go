@@ -1,0 +1,139 @@
+// Package server serves the HTTP API of an agent: routes, guards and strict reading of requests. What it tells comes from the
+// Snapshot and from the backends of Config. Imported by agent and agent/api/apitest.
+//
+// Guarantees: every error is problem+json with a code of agent/api; what a backend fails with is told only when it is an
+// *api.Error, else it is logged and told as internal. Nothing is read beyond its limit, nothing waits without an end, and
+// nothing is changed over TCP before Mesh.Authorize agreed. No web page gets here: SECURITY 63.
+package server
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/meshagent/meshagent/agent/api"
+	"github.com/meshagent/meshagent/internal/run"
+	"github.com/meshagent/meshagent/mesh"
+)
+
+// Operator is who asks for a change of the mesh: somebody at the unix socket, whom the socket's file mode let in, or the
+// bearer of an API token, or both.
+type Operator struct {
+	Token string // "" for none
+	Local bool   // at the unix socket
+}
+
+// Snapshots is where discovery and stale policy come from. *catalog.Catalog is one.
+type Snapshots interface {
+	// Load returns the current Snapshot; never nil.
+	Load() *mesh.Snapshot
+	// Watch returns a Snapshot as soon as its version is over after. Its error is that of ctx.
+	Watch(ctx context.Context, after uint64) (*mesh.Snapshot, error)
+}
+
+// Local is the services of this host.
+type Local interface {
+	List() api.Locals
+	// Register takes one definition, YAML or JSON.
+	Register(ctx context.Context, src []byte) (api.Local, error)
+	Deregister(ctx context.Context, namespace, id string) error
+	SetMaintenance(ctx context.Context, namespace, id string, m api.Maintenance) error
+	UpdateTTL(ctx context.Context, namespace, id, check string, t api.TTL) error
+}
+
+// Mesh is policy, and who may change it.
+type Mesh interface {
+	// Authorize reports whether o may change the mesh; api.CodeUnauthorized or api.CodeForbidden when not.
+	Authorize(ctx context.Context, o Operator) error
+	// Apply makes all writes or none. Their sources are valid and hold one resource each. It authorizes o itself.
+	Apply(ctx context.Context, o Operator, a api.Apply) (api.Applied, error)
+	// Policies returns all policy as the leader has it, with every write before the call in it.
+	Policies(ctx context.Context) (api.Policies, error)
+}
+
+// Tokens is the join tokens. Each method authorizes its Operator itself. A TokenSpec's TTL and Uses are in their ranges.
+type Tokens interface {
+	CreateToken(ctx context.Context, o Operator, s api.TokenSpec) (api.NewToken, error)
+	Tokens(ctx context.Context, o Operator) (api.Tokens, error)
+	DeleteToken(ctx context.Context, o Operator, id string) error
+}
+
+// Store is what only a server has. Each method authorizes its Operator itself.
+type Store interface {
+	Backup(ctx context.Context, o Operator, w io.Writer) error
+	Restore(ctx context.Context, o Operator, r io.Reader) error
+}
+
+// Config says what a Server stands on. Only Store and Metrics may be nil. Everything is safe for concurrent use.
+type Config struct {
+	Snapshots Snapshots
+	Status    func() api.Status
+	Ready     func() []string // the tasks that are waited for
+	Local     Local
+	Mesh      Mesh
+	Tokens    Tokens
+	Store     Store                           // nil on a client
+	Leave     func(ctx context.Context) error // returns when the host has left; the agent then ends by itself
+	DNS       func(ctx context.Context, name, qtype string) (api.Answer, error)
+	Metrics   http.Handler
+	Log       *slog.Logger
+}
+
+// Server serves the API. Its methods are safe for concurrent use.
+type Server struct {
+	cfg      Config
+	tries    tries
+	stopping context.Context // ends when long polls must
+	stop     context.CancelFunc
+}
+
+// New returns a Server. It touches nothing.
+func New(cfg Config) *Server {
+	s := &Server{cfg: cfg}
+	s.stopping, s.stop = context.WithCancel(context.Background())
+	return s
+}
+
+const (
+	maxConns  = 256             // of one listener: a silent crowd leaves the rest of the agent its file descriptors
+	maxCalls  = 128             // of one listener at a time; more are answered with busy
+	drainTime = 5 * time.Second // for calls in flight at the end
+)
+
+// Run serves both listeners, of which either may be nil, until ctx ends; then it answers long polls at once, and lets other
+// calls finish for a while. A Server runs once.
+func (s *Server) Run(ctx context.Context, unix, tcp net.Listener) error {
+	var g run.Group
+	serve := func(name string, ln net.Listener, local bool) {
+		if ln != nil {
+			g.Add(name, func(ctx context.Context) error {
+				return run.ServeHTTP(ctx, limit(ln, maxConns), s.httpServer(local), drainTime)
+			})
+		}
+	}
+	serve("api socket", unix, true)
+	serve("api port", tcp, false)
+	g.Add("long polls", func(ctx context.Context) error { // stops first: the drain above need not wait for them
+		<-ctx.Done()
+		s.stop()
+		return nil
+	})
+	return g.Run(ctx)
+}
+
+// httpServer has the times of a usual call; routes that need more set them for themselves.
+func (s *Server) httpServer(local bool) *http.Server {
+	return &http.Server{
+		Handler:                      s.Handler(local),
+		ReadHeaderTimeout:            5 * time.Second,
+		ReadTimeout:                  callTime,
+		WriteTimeout:                 callTime + answerTime,
+		IdleTimeout:                  time.Minute,
+		MaxHeaderBytes:               32 << 10,
+		DisableGeneralOptionsHandler: true,
+		ErrorLog:                     slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelDebug), // what broken clients do
+	}
+}
