@@ -29,7 +29,7 @@ const VersionHeader = "Mesh-Version"
 // Limits of the API.
 const (
 	MaxBody     = 4 << 20          // of a request but a restore, in bytes
-	MaxRestore  = 1 << 30          // of a restore, in bytes
+	MaxRestore  = 64 << 20         // of a restore, in bytes: as much as a backup can have
 	DefaultWait = 30 * time.Second // of ?after without ?wait
 	MaxWait     = 60 * time.Second
 )

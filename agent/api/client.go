@@ -109,7 +109,8 @@ func (c *Client) send(ctx context.Context, method, path string, q url.Values, in
 	if err != nil {
 		return nil, c.unreachable(ctx, err)
 	}
-	if resp.StatusCode/100 == 2 || resp.StatusCode == http.StatusServiceUnavailable && path == "/ready" {
+	notReady := path == "/ready" && resp.StatusCode == http.StatusServiceUnavailable && resp.Header.Get("Content-Type") != ProblemType
+	if resp.StatusCode/100 == 2 || notReady {
 		return resp, nil
 	}
 	defer resp.Body.Close()

@@ -1,7 +1,9 @@
 package api
 
 import (
+	"maps"
 	"net/http"
+	"slices"
 	"strings"
 )
 
@@ -46,6 +48,9 @@ var codes = map[Code]struct {
 	CodeTimeout:        {http.StatusGatewayTimeout, "Timed out"},
 	CodeInternal:       {http.StatusInternalServerError, "Internal error"},
 }
+
+// Codes returns all codes, sorted.
+func Codes() []Code { return slices.Sorted(maps.Keys(codes)) }
 
 // Error is an error of the API: problem+json (RFC 9457) with a code and a hint. Detail may have several lines, one for each
 // thing that is wrong.

@@ -126,7 +126,6 @@ func start() State {
 		Tokens:  []api.Token{{ID: "first", Role: "client", Uses: 3, Expires: time.Now().Add(time.Hour)}},
 		Answers: map[string]api.Answer{"web.service.mesh A": {Rcode: "NOERROR", Rows: []string{"web.service.mesh. 5 IN A 127.64.0.1"}}},
 		Backup:  []byte("a backup\n"),
-		results: map[string]api.Applied{},
 	}
 }
 

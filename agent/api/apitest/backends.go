@@ -55,6 +55,9 @@ func (p policies) Apply(_ context.Context, o server.Operator, a api.Apply) (out 
 		slices.SortFunc(have, func(a, b mesh.Policy) int { return a.PolicyKey.Compare(b.PolicyKey) })
 		s.Policies, s.Index, out.Index = have, index, index
 		if a.RequestID != "" {
+			if s.results == nil {
+				s.results = map[string]api.Applied{}
+			}
 			s.results[a.RequestID] = out
 		}
 		return nil

@@ -10,8 +10,12 @@ import (
 	"github.com/meshagent/meshagent/mesh/policy"
 )
 
-// maxWrites is how many changes one call may make.
-const maxWrites = 1000
+// Limits of one change of policy.
+const (
+	maxWrites    = 1000
+	maxRequestID = 64 // bytes
+	maxWrong     = 20 // writes whose errors are told at once
+)
 
 func (s *Server) getPolicies(c *call) (any, error) {
 	var kind, ns string
@@ -106,6 +110,9 @@ func (s *Server) postPolicies(c *call) (any, error) {
 		if err := decodeJSON(b, &a); err != nil {
 			return nil, err
 		}
+		if len(a.RequestID) > maxRequestID {
+			return nil, invalid("", "body: requestId: more than %d bytes", maxRequestID)
+		}
 		put, err = parseWrites(a.Writes)
 	} else {
 		put, err = policy.Parse("body", b)
@@ -129,9 +136,6 @@ func (s *Server) postPolicies(c *call) (any, error) {
 
 // parseWrites validates writes and returns the resources that they put.
 func parseWrites(ws []api.Write) (put []mesh.Policy, err error) {
-	if len(ws) > maxWrites {
-		return nil, nil // refused by their number
-	}
 	var wrong []string
 	for i, w := range ws {
 		at := fmt.Sprintf("writes[%d]", i)
@@ -159,9 +163,6 @@ func parseWrites(ws []api.Write) (put []mesh.Policy, err error) {
 	}
 	return put, nil
 }
-
-// maxWrong is in how many writes errors are told at once.
-const maxWrong = 20
 
 // apply makes the writes and adds what is to be said of the policy that then holds. put are the resources of a.
 func (s *Server) apply(c *call, a api.Apply, put []mesh.Policy) (any, error) {

@@ -160,6 +160,9 @@ func decodeValue(d *json.Decoder, v reflect.Value, path string) error {
 			return err
 		}
 		for i := 0; d.More(); i++ {
+			if i == maxWrites {
+				return invalid("", "body: %s: more than %d", path, maxWrites)
+			}
 			v.Set(reflect.Append(v, reflect.Zero(v.Type().Elem())))
 			if err := decodeValue(d, v.Index(i), fmt.Sprintf("%s[%d]", path, i)); err != nil {
 				return err

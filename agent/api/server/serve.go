@@ -55,10 +55,10 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, local bool) error
 	rt, vars, allow := find(r.Method, r.URL)
 	if len(allow) > 0 {
 		w.Header().Set("Allow", strings.Join(allow, ", "))
-		return api.NewError(api.CodeNotAllowed, r.URL.Path+" does not take "+r.Method, "it takes "+strings.Join(allow, ", "))
+		return api.NewError(api.CodeNotAllowed, quote(r.URL.Path)+" does not take "+quote(r.Method), "it takes "+strings.Join(allow, ", "))
 	}
 	if rt == nil {
-		return api.NewError(api.CodeNotFound, "there is nothing at "+r.URL.Path, "what there is says "+prefix+"/openapi.yaml")
+		return api.NewError(api.CodeNotFound, "there is nothing at "+quote(r.URL.Path), "what there is says "+prefix+"/openapi.yaml")
 	}
 	c := &call{w: w, r: r, vars: vars}
 	var err error
