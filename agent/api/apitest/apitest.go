@@ -58,8 +58,15 @@ type Fake struct {
 	changed chan struct{}  // closed and replaced with every Snapshot
 }
 
-// Start serves a Fake on the socket dir/api.sock and on a port of 127.0.0.1 until Close. Its mesh has the nodes one, a server, two
-// and three; the services default/web, as v1 on two and as v2 on three, and default/db on three; and a join token.
+// New returns a Fake that nobody serves: see Config. Its mesh has the nodes one, a server, two and three; the services default/web,
+// as v1 on two and as v2 on three, and default/db on three; and a join token.
+func New() *Fake {
+	f := &Fake{Token: "test-api-token", changed: make(chan struct{}), state: start()}
+	f.Update(func(*State) {})
+	return f
+}
+
+// Start serves a new Fake on the socket dir/api.sock and on a port of 127.0.0.1 until Close.
 func Start(dir string) (*Fake, error) {
 	unix, err := server.ListenUnix(filepath.Join(dir, "api.sock"))
 	if err != nil {
@@ -70,16 +77,15 @@ func Start(dir string) (*Fake, error) {
 		unix.Close()
 		return nil, err
 	}
-	f := &Fake{Addr: "unix://" + unix.Addr().String(), HTTP: "http://" + tcp.Addr().String(), Token: "test-api-token",
-		done: make(chan error, 1), changed: make(chan struct{}), state: start()}
-	f.Update(func(*State) {})
+	f := New()
+	f.Addr, f.HTTP = "unix://"+unix.Addr().String(), "http://"+tcp.Addr().String()
 	ctx, stop := context.WithCancel(context.Background())
-	f.stop = stop
+	f.stop, f.done = stop, make(chan error, 1)
 	go func() { f.done <- server.New(f.Config()).Run(ctx, unix, tcp) }()
 	return f, nil
 }
 
-// Close ends the Fake; its socket is gone then.
+// Close ends a Fake that Start served; its socket is gone then.
 func (f *Fake) Close() error {
 	f.stop()
 	return <-f.done

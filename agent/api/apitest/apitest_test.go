@@ -189,8 +189,7 @@ func TestFakeFailsAsTold(t *testing.T) {
 
 func TestWatchWakes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := &Fake{changed: make(chan struct{}), state: start()}
-		f.Update(func(*State) {})
+		f := New()
 		got := make(chan uint64)
 		go func() {
 			s, err := f.Watch(t.Context(), 1)

@@ -419,7 +419,7 @@ spec:
 // TestAnswersAreAsDescribed calls every route on an agent of a mesh, and what needs no mesh on one that knows nothing.
 func TestAnswersAreAsDescribed(t *testing.T) {
 	d := readDescription(t)
-	f := start(t)
+	f := apitest.New()
 	f.Update(func(s *apitest.State) {
 		s.Problems = []api.Problem{{Subject: "file", Reason: "reason", Hint: "hint"}}
 		s.Locals = []api.Local{{Service: mesh.MustServiceName("web"), ID: "web", Checks: []api.Check{{Name: "alive", Since: time.Now()}}}}

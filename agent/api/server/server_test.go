@@ -1,26 +1,35 @@
 package server_test
 
 import (
-	"os"
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"strings"
 	"testing"
 
-	"github.com/meshagent/meshagent/agent/api/apitest"
+	"github.com/meshagent/meshagent/agent/api"
 )
 
-func start(t testing.TB) *apitest.Fake {
-	dir, err := os.MkdirTemp("", "api") // that of t may be too long for a socket
-	if err != nil {
-		t.Fatal(err)
+// request returns a request as it comes over TCP, with headers as "Name: value".
+func request(method, target, body string, headers ...string) *http.Request {
+	r := httptest.NewRequest(method, target, strings.NewReader(body))
+	r.Host = "127.0.0.1:8500"
+	for _, h := range headers {
+		name, value, _ := strings.Cut(h, ": ")
+		r.Header.Add(name, value)
 	}
-	f, err := apitest.Start(dir)
-	if err != nil {
-		t.Fatal(err)
+	return r
+}
+
+// failure serves a request that must fail, and returns its error.
+func failure(t testing.TB, h http.Handler, r *http.Request) api.Error {
+	t.Helper()
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, r)
+	var e api.Error
+	if err := json.Unmarshal(w.Body.Bytes(), &e); err != nil || w.Header().Get("Content-Type") != api.ProblemType || w.Code != e.Status ||
+		e.Type != "urn:meshagent:error:"+string(e.Code) || e.Title == "" {
+		t.Errorf("%s %.80s: no error of the API: %d %q %.200s", r.Method, r.URL, w.Code, w.Header(), w.Body)
 	}
-	t.Cleanup(func() {
-		if err := f.Close(); err != nil {
-			t.Error(err)
-		}
-		os.RemoveAll(dir)
-	})
-	return f
+	return e
 }

@@ -1,0 +1,81 @@
+package server
+
+import (
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func socketDir(t *testing.T) string {
+	dir, err := os.MkdirTemp("", "api") // that of t may be too long for a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
+func TestListenUnix(t *testing.T) {
+	path := filepath.Join(socketDir(t), "api.sock")
+	ln, err := ListenUnix(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	st, err := os.Stat(path)
+	if err != nil || st.Mode().Perm() != 0o660 {
+		t.Errorf("%v %v", st.Mode(), err)
+	}
+	if _, err := ListenUnix(path); err == nil || err.Error() != "api socket: another agent answers at "+path+": stop it first, or configure another path" {
+		t.Errorf("a second agent: %v", err)
+	}
+	ln.(*net.UnixListener).SetUnlinkOnClose(false) // as when it is killed
+	ln.Close()
+	again, err := ListenUnix(path)
+	if err != nil {
+		t.Fatalf("after a dead agent: %v", err)
+	}
+	again.Close()
+	if _, err := os.Lstat(path); !os.IsNotExist(err) {
+		t.Errorf("the socket is left: %v", err)
+	}
+}
+
+func TestListenUnixRefuses(t *testing.T) {
+	dir := socketDir(t)
+	file, link, long := filepath.Join(dir, "file"), filepath.Join(dir, "link"), filepath.Join(dir, strings.Repeat("x", 120))
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(file, link); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]string{
+		file:             "api socket: " + file + " is there and is no socket: remove it, or configure another path",
+		link:             "api socket: " + link + " is there and is no socket: remove it, or configure another path",
+		long:             "api socket: " + long + " is too long for a socket (",
+		dir + "/no/sock": "api socket: listen unix " + dir + "/no/sock: bind: no such file or directory",
+	} {
+		if ln, err := ListenUnix(path); err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("%s: %v %v", path, ln, err)
+		}
+	}
+	if _, err := os.Stat(file); err != nil {
+		t.Errorf("the file is gone: %v", err)
+	}
+}
+
+// TestUmask: a socket that everybody could open for a moment is refused.
+func TestUmask(t *testing.T) {
+	path := filepath.Join(socketDir(t), "api.sock")
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(path, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if err := setMode(path); err == nil || err.Error() != "the umask lets everybody connect: start the agent with umask 022 or a stricter one" {
+		t.Error(err)
+	}
+}
