@@ -91,6 +91,17 @@ func TestHTTPRequest(t *testing.T) {
 	})
 }
 
+// TestHTTPAtAnotherPort: what a service speaks says nothing of its other ports.
+func TestHTTPAtAnotherPort(t *testing.T) {
+	bubble(t, func(t *testing.T, c *Checks, a *apps) {
+		a.set("127.0.0.1:81", func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, r.Proto) })
+		c.Set(services(t, "{name: web, port: 80, protocol: grpc, checks: [{type: http, http: {port: 81}}]}"))
+		if got := stands(c); got != "passing http=passing" || output(c, 0) != "200 OK: HTTP/1.1" {
+			t.Errorf("%s, %s", got, output(c, 0))
+		}
+	})
+}
+
 // ask runs the first check of a definition once, at a real port.
 func ask(t *testing.T, at net.Addr, def string) string {
 	t.Helper()

@@ -471,6 +471,20 @@ func TestTTL(t *testing.T) {
 	})
 }
 
+// TestWordAtTheLastMoment: a word that comes while the one before is being declared over counts.
+func TestWordAtTheLastMoment(t *testing.T) {
+	bubble(t, func(t *testing.T, c *Checks, a *apps) {
+		c.Set(services(t, web("{type: ttl, ttl: {ttl: 10s}}")))
+		if err := c.Update(webKey, "ttl", mesh.Passing, ""); err != nil {
+			t.Fatal(err)
+		}
+		c.expire(c.instances[webKey][0])
+		if got := stands(c); got != "passing ttl=passing" {
+			t.Error(got)
+		}
+	})
+}
+
 // TestBeforeRun: verdicts and words are there before anything runs.
 func TestBeforeRun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

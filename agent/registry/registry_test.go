@@ -243,6 +243,10 @@ func TestHalfWrittenFileIsNotRead(t *testing.T) {
 			polls(1)
 			h.want("default/web web file a.yaml")
 		})
+		seen := scan(h.dir)
+		h.write("a.yaml", def("api")) // after the look, before it is read
+		h.reload(seen)
+		h.want("default/web web file a.yaml")
 	})
 }
 
