@@ -90,7 +90,7 @@ func TestSecurity64RouteTable(t *testing.T) {
 	for _, local := range []bool{true, false} {
 		h := s.Handler(local)
 		for _, target := range []string{"/debug/pprof/", "/debug/vars", "/quitquitquit", "/config_dump", "/shutdown", "/metrics/", "/", "/api/v1", "/api/v1/",
-			"/api/v1//status", "/api/v1/./status", "/api/v1/status/", "/api/v1/x/../status", "/api/v1/%73tatus", "/API/v1/status", "/v1/agent/self"} {
+			"/api/v1//status", "/api/v1/./status", "/api/v1/status/", "/api/v1/services//web", "/api/v1/x/../status", "/api/v1/%73tatus", "/API/v1/status", "/v1/agent/self"} {
 			if e := failure(t, h, request("GET", target, "")); e.Code != api.CodeNotFound {
 				t.Errorf("GET %s: %+v", target, e)
 			}
@@ -198,11 +198,13 @@ func (o operators) DeleteToken(_ context.Context, op server.Operator, _ string) 
 	return nil
 }
 
-// counter is a body without an end.
+// counter is a body with a far end.
 type counter struct{ n int64 }
 
 func (c *counter) Read(b []byte) (int, error) {
-	c.n += int64(len(b))
+	if c.n += int64(len(b)); c.n > 1<<28 {
+		return 0, io.EOF
+	}
 	for i := range b {
 		b[i] = ' '
 	}
@@ -321,16 +323,17 @@ func TestInternalErrorsAreNotTold(t *testing.T) {
 	var log bytes.Buffer
 	cfg := apitest.New().Config()
 	cfg.Log = slog.New(slog.NewTextHandler(&log, nil))
-	cfg.DNS = func(context.Context, string, string) (api.Answer, error) {
-		return api.Answer{}, errors.New("secret of the inside")
-	}
+	var err error
+	cfg.DNS = func(context.Context, string, string) (api.Answer, error) { return api.Answer{}, err }
 	h := server.New(cfg).Handler(false)
-	e := failure(t, h, request("GET", "/api/v1/dns?name=a", ""))
-	if e.Code != api.CodeInternal || strings.Contains(e.Error(), "secret") || e.Error() != "the agent failed at this\nits log says why" {
-		t.Errorf("%+v", e)
-	}
-	if !strings.Contains(log.String(), "secret of the inside") {
-		t.Errorf("the log does not have it: %s", &log)
+	for _, err = range []error{errors.New("secret of the inside"), fmt.Errorf("a secret: %w", context.Canceled)} {
+		e := failure(t, h, request("GET", "/api/v1/dns?name=a", ""))
+		if e.Code != api.CodeInternal || e.Error() != "the agent failed at this\nits log says why" {
+			t.Errorf("%+v", e)
+		}
+		if !strings.Contains(log.String(), err.Error()) {
+			t.Errorf("the log does not have it: %s", &log)
+		}
 	}
 }
 

@@ -94,7 +94,7 @@ func TestEndOfServer(t *testing.T) {
 	})
 }
 
-// TestSecurity11Times: who sends nothing, or a body drop by drop, is given up on.
+// TestSecurity11Times: who sends nothing, or a body drop by drop, or does not read, is given up on.
 func TestSecurity11Times(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		_, tcp, end := serving(t, apitest.New())
@@ -125,12 +125,60 @@ func TestSecurity11Times(t *testing.T) {
 		}
 		slow.Close()
 
+		deaf := tcp.dial()
+		fmt.Fprint(deaf, "GET /api/v1/nothing HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+		time.Sleep(40 * time.Second)
+		if b, err := io.ReadAll(deaf); err != nil || len(b) > 0 {
+			t.Errorf("who does not read his answer: %q %v", b, err)
+		}
+
 		idle := tcp.dial()
 		began = time.Now()
 		fmt.Fprint(idle, "GET /api/v1/ready HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
 		if b, err := io.ReadAll(idle); err != nil || !strings.HasPrefix(string(b), "HTTP/1.1 200 OK") || time.Since(began) != time.Minute {
 			t.Errorf("idle: %.30q, %v after %v", b, err, time.Since(began))
 		}
+		end()
+	})
+}
+
+// TestLongCalls: what may take long gets its time, on connections that served others before.
+func TestLongCalls(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := apitest.New()
+		unix, _, end := serving(t, f)
+		c := unix.dial()
+		r := bufio.NewReader(c)
+		answer := func(want int) {
+			t.Helper()
+			resp, err := http.ReadResponse(r, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.Copy(io.Discard, resp.Body); err != nil || resp.StatusCode != want {
+				t.Errorf("%d %v", resp.StatusCode, err)
+			}
+		}
+		fmt.Fprint(c, "GET /api/v1/ready HTTP/1.1\r\nHost: a\r\n\r\n")
+		answer(http.StatusOK)
+		time.Sleep(50 * time.Second)
+		fmt.Fprint(c, "GET /api/v1/nothing HTTP/1.1\r\nHost: a\r\n\r\n")
+		answer(http.StatusNotFound)
+		fmt.Fprint(c, "GET /api/v1/services?after=1&wait=60s HTTP/1.1\r\nHost: a\r\n\r\n")
+		answer(http.StatusOK)
+		fmt.Fprint(c, "PUT /api/v1/store/snapshot HTTP/1.1\r\nHost: a\r\nContent-Length: 20\r\n\r\n")
+		for range 20 {
+			time.Sleep(10 * time.Second)
+			if _, err := c.Write([]byte("x")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		answer(http.StatusNoContent)
+		fmt.Fprintf(c, "GET /api/v1/ready HTTP/1.1\r\nHost: a\r\nX: %s\r\n\r\n", strings.Repeat("x", 30<<10))
+		answer(http.StatusOK)
+		go fmt.Fprintf(c, "GET /api/v1/ready HTTP/1.1\r\nHost: a\r\nX: %s\r\n\r\n", strings.Repeat("x", 100<<10)) // nobody reads all of it
+		answer(http.StatusRequestHeaderFieldsTooLarge)
+		c.Close()
 		end()
 	})
 }
