@@ -10,8 +10,9 @@
 //
 // # Watching
 //
-// Every list that comes from the Snapshot answers with the header Mesh-Version. With ?after=VERSION the answer waits until
-// the Snapshot is newer, for ?wait=DURATION (30s; 60s at most), and comes then whether or not it changed.
+// Every list that comes from the Snapshot answers with the header Mesh-Version. With ?after=VERSION the answer waits until the
+// Snapshot has another version, for ?wait=DURATION (30s; 60s at most), and comes then whether or not it changed. Versions count up
+// within one run of the agent.
 package api
 
 import (

@@ -259,7 +259,11 @@ func (c *Client) Backup(ctx context.Context, w io.Writer) error {
 		return err
 	}
 	defer resp.Body.Close()
-	if _, err := io.Copy(w, resp.Body); err != nil {
+	n, err := io.Copy(w, io.LimitReader(resp.Body, MaxRestore+1))
+	if err == nil && n > MaxRestore {
+		err = fmt.Errorf("more than %d bytes: that could not be restored", MaxRestore)
+	}
+	if err != nil {
 		return fmt.Errorf("agent at %s: snapshot: %w", c.addr, err)
 	}
 	return nil

@@ -153,3 +153,19 @@ func TestRequests(t *testing.T) {
 		}
 	}
 }
+
+// TestBackupIsBounded: what answers instead of an agent fills no disk.
+func TestBackupIsBounded(t *testing.T) {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		for b := make([]byte, 1<<20); ; {
+			if _, err := w.Write(b); err != nil {
+				return
+			}
+		}
+	}))
+	defer srv.Close()
+	err := client(t, srv.URL).Backup(t.Context(), io.Discard)
+	if want := "agent at " + srv.URL + ": snapshot: more than 67108864 bytes: that could not be restored"; err == nil || err.Error() != want {
+		t.Error(err)
+	}
+}

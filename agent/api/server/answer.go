@@ -74,10 +74,7 @@ func (s *Server) hide(r *http.Request, err error) *api.Error {
 	if tooBig, ok := errors.AsType[*http.MaxBytesError](err); ok {
 		return tooLarge(tooBig.Limit)
 	}
-	if errors.Is(err, context.Canceled) && r.Context().Err() != nil {
-		return api.NewError(api.CodeTimeout, "the caller went away", "") // who does not read this
-	}
-	if errors.Is(err, context.DeadlineExceeded) {
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) && r.Context().Err() != nil {
 		return api.NewError(api.CodeTimeout, "this took too long", "GET "+prefix+"/status says whether the servers can be reached")
 	}
 	s.cfg.Log.Error("api call failed", "method", r.Method, "path", r.URL.Path, "err", err)

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"path/filepath"
 	"runtime"
 	"sync"
 	"syscall"
@@ -30,6 +31,9 @@ func ListenUnix(path string) (net.Listener, error) {
 	ln, err := net.Listen("unix", path)
 	if errors.Is(err, syscall.EINVAL) {
 		return nil, fmt.Errorf("api socket: %s is too long for a socket (%d bytes, about 100 are possible): configure another path", path, len(path))
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("api socket: directory %s does not exist: create it, or configure another path", filepath.Dir(path))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("api socket: %w", err)

@@ -55,7 +55,7 @@ func TestListenUnixRefuses(t *testing.T) {
 		file:             "api socket: " + file + " is there and is no socket: remove it, or configure another path",
 		link:             "api socket: " + link + " is there and is no socket: remove it, or configure another path",
 		long:             "api socket: " + long + " is too long for a socket (",
-		dir + "/no/sock": "api socket: listen unix " + dir + "/no/sock: bind: no such file or directory",
+		dir + "/no/sock": "api socket: directory " + dir + "/no does not exist: create it, or configure another path",
 	} {
 		if ln, err := ListenUnix(path); err == nil || !strings.HasPrefix(err.Error(), want) {
 			t.Errorf("%s: %v %v", path, ln, err)

@@ -99,7 +99,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, local bool) error
 		return err
 	}
 	if rt.auth && rt.method != "GET" {
-		s.cfg.Log.Info("changed over the api", "method", r.Method, "path", r.URL.Path, "socket", local)
+		s.cfg.Log.Info("api call of an operator", "method", r.Method, "path", r.URL.Path, "socket", local)
 	}
 	return write(w, answer)
 }
