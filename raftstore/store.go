@@ -31,6 +31,7 @@ import (
 	"github.com/hashicorp/raft"
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 	"go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
 
 	"github.com/meshagent/meshagent/internal/telemetry"
 	"github.com/meshagent/meshagent/mesh"
@@ -245,7 +246,7 @@ func openBolt(name string) (b *raftboltdb.BoltStore, err error) {
 		// The free list is found anew at each start instead of being written at each commit, which halves the time of one.
 		NoFreelistSync: true, FreelistType: bbolt.FreelistMapType, Timeout: time.Second, InitialMmapSize: 64 << 20}})
 	switch {
-	case errors.Is(err, bbolt.ErrTimeout):
+	case errors.Is(err, berrors.ErrTimeout):
 		return nil, fmt.Errorf("store: %s is in use: is another meshagent running on this directory?", name)
 	case err != nil:
 		return nil, fmt.Errorf("store: %s: %w (%w): %s", name, state.ErrCorrupt, err, help)
