@@ -5,7 +5,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 FUZZTIME ?= 20s
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build build-all test check fuzz bench e2e clean
+.PHONY: help demo build build-all test process check fuzz bench e2e clean
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,9 +22,12 @@ build-all: ## does it build for every system we promise
 test: ## all tests, with the race detector, in random order
 	$(GO) test -race -shuffle=on ./...
 
+process: ## real agents as processes, killed and measured; takes times, so nothing else should run
+	$(GO) test -tags process -count=1 -v ./test/process
+
 check: ## formatting, vet, fixes, lint, modules, import rules, all systems
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo "run: gofmt -w ."; exit 1; }
-	$(GO) vet ./...
+	$(GO) vet ./... && $(GO) vet -tags process ./test/process
 	@d="$$($(GO) fix -diff ./... 2>&1)"; test -z "$$d" || { echo "$$d"; echo "run: go fix ./..."; exit 1; }
 	$(GO) tool -modfile=tool.mod staticcheck ./...
 	$(GO) mod tidy -diff

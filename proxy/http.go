@@ -1,16 +1,19 @@
 package proxy
 
 import (
-	"bytes"
 	"context"
+	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"io"
-	"math/rand/v2"
+	mrand "math/rand/v2"
+	"net"
 	"net/http"
 	"net/http/httputil"
 	"net/netip"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/meshagent/meshagent/mesh"
@@ -20,71 +23,138 @@ import (
 
 // fault is an answer of the proxy's own.
 type fault struct {
-	code   int
+	code   int // HTTP status
+	grpc   int // gRPC status code
 	flag   string
 	reason string
 }
 
 func (f *fault) Error() string { return f.flag + " " + f.reason }
 
+// The proxy's own answers. docs/proxy.md lists them; a test holds the two together.
 var (
-	errDenied   = &fault{403, "RBAC", "access denied"}
-	errNoCaller = &fault{403, "UAEX", "caller unknown"}
-	errNoRoute  = &fault{404, "NR", "no route"}
-	errNone     = &fault{503, "UH", "no healthy instance"}
-	errConnect  = &fault{503, "UF", "connection failed"}
-	errTimeout  = &fault{504, "UT", "timed out"}
-	errBadPath  = &fault{400, "DPE", "ambiguous path"}
-	errUpgrade  = &fault{501, "UR", "upgrades between nodes are not carried"}
+	errDenied   = &fault{403, 7, "RBAC", "access denied"}
+	errNoCaller = &fault{403, 7, "RBAC", "caller unknown"}
+	errInvalid  = &fault{503, 14, "NC", "policy cannot be understood"}
+	errNoRoute  = &fault{404, 12, "NR", "no route"}
+	errNoSubset = &fault{503, 14, "NC", "no such subset"}
+	errNone     = &fault{503, 14, "UH", "no healthy instance"}
+	errConnect  = &fault{503, 14, "UF", "connection failed"}
+	errReset    = &fault{502, 14, "UC", "connection lost"}
+	errTimeout  = &fault{504, 4, "UT", "timed out"}
+	errBadPath  = &fault{400, 13, "DPE", "ambiguous path"}
+	errUpgrade  = &fault{501, 12, "UR", "upgrades between nodes are not carried"}
+	errAborted  = &fault{503, 14, "FI", "fault injected"}
+	errClient   = &fault{499, 1, "DC", "caller went away"}
 )
 
+var ownAnswers = []*fault{errDenied, errNoCaller, errInvalid, errNoRoute, errNoSubset, errNone, errConnect, errReset, errTimeout, errBadPath,
+	errUpgrade, errAborted, errClient}
+
+// asFault finds the answer for an error of a call.
+func asFault(ctx context.Context, err error) *fault {
+	var f *fault
+	switch {
+	case errors.As(err, &f):
+		return f
+	case errors.Is(err, context.DeadlineExceeded) || errors.Is(context.Cause(ctx), context.DeadlineExceeded):
+		return errTimeout
+	case ctx.Err() != nil:
+		return errClient
+	}
+	return errReset
+}
+
+// call is one request on its way, and what is written of it at its end.
+type call struct {
+	p         *Proxy
+	start     time.Time
+	direction string
+	src, dst  mesh.Identity
+	svc       mesh.ServiceName
+	in        *mesh.Instance // the last one tried
+	w         http.ResponseWriter
+	code      int
+	bytes     int64
+	flag      string
+	attempts  int
+}
+
+// The call is the ResponseWriter that handlers see, so that status and size are known.
+func (c *call) Header() http.Header         { return c.w.Header() }
+func (c *call) Unwrap() http.ResponseWriter { return c.w }
+
+func (c *call) WriteHeader(code int) {
+	if code >= 200 || code == http.StatusSwitchingProtocols {
+		c.code = code
+	}
+	c.w.WriteHeader(code)
+}
+
+func (c *call) Write(b []byte) (int, error) {
+	n, err := c.w.Write(b)
+	c.bytes += int64(n)
+	return n, err
+}
+
+// fail gives an answer of the proxy's own: with its reason in mesh-error, and for gRPC as a trailers-only status.
+func (c *call) fail(r *http.Request, f *fault) {
+	c.flag = f.flag
+	h := c.w.Header()
+	clear(h)
+	h.Set("Mesh-Error", f.Error())
+	if strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc") {
+		h.Set("Content-Type", "application/grpc")
+		h.Set("Grpc-Status", strconv.Itoa(f.grpc))
+		h.Set("Grpc-Message", f.reason)
+		c.WriteHeader(http.StatusOK)
+		return
+	}
+	h.Set("Content-Type", "text/plain; charset=utf-8")
+	c.WriteHeader(f.code)
+	if r.Method != http.MethodHead {
+		io.WriteString(c, "mesh: "+f.reason+"\n")
+	}
+}
+
+// server serves the local callers of one service port.
 func (p *Proxy) server(svc mesh.ServiceName, port uint16) *http.Server {
 	s := &http.Server{ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeader, Protocols: new(http.Protocols),
-		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { p.outbound(w, r, svc, port) })}
+		ConnContext: p.withCaller,
+		Handler:     http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { p.outbound(w, r, svc, port) })}
 	s.Protocols.SetHTTP1(true)
 	s.Protocols.SetUnencryptedHTTP2(true)
 	return s
 }
 
-func answer(w http.ResponseWriter, r *http.Request, err error) (flag string, code int) {
-	var f *fault
-	if !errors.As(err, &f) {
-		f = errConnect
-		if errors.Is(err, context.DeadlineExceeded) {
-			f = errTimeout
-		}
-	}
-	w.Header().Set("mesh-error", f.Error())
-	if strings.HasPrefix(r.Header.Get("content-type"), "application/grpc") {
-		g := map[int]string{400: "13", 403: "7", 404: "12", 501: "12", 504: "4"}[f.code]
-		if g == "" {
-			g = "14"
-		}
-		w.Header().Set("content-type", "application/grpc")
-		w.Header().Set("grpc-status", g)
-		w.Header().Set("grpc-message", f.reason)
-		w.WriteHeader(200)
-		return f.flag, 200
-	}
-	w.WriteHeader(f.code)
-	return f.flag, f.code
+type callerKey struct{}
+
+// caller is who opened a connection; it is asked once, when the first request needs it.
+type caller struct {
+	once sync.Once
+	conn net.Conn
+	id   mesh.Identity
+	in   *mesh.Instance
 }
 
-type statusWriter struct {
-	http.ResponseWriter
-	code int
+func (p *Proxy) withCaller(ctx context.Context, c net.Conn) context.Context {
+	return context.WithValue(ctx, callerKey{}, &caller{conn: c})
 }
 
-func (s *statusWriter) Unwrap() http.ResponseWriter { return s.ResponseWriter }
-func (s *statusWriter) WriteHeader(c int) {
-	if c >= 200 || c == 101 {
-		s.code = c
+func (p *Proxy) callerOf(ctx context.Context) (mesh.Identity, *mesh.Instance) {
+	c, ok := ctx.Value(callerKey{}).(*caller)
+	if !ok {
+		return mesh.Identity{}, nil
 	}
-	s.ResponseWriter.WriteHeader(c)
+	c.once.Do(func() {
+		c.id, c.in = p.c.Callers.Caller(ctx, addrPort(c.conn.RemoteAddr().String()), addrPort(c.conn.LocalAddr().String()))
+	})
+	return c.id, c.in
 }
 
 func addrPort(s string) netip.AddrPort { a, _ := netip.ParseAddrPort(s); return a }
 
+// request is what policy looks at. Its path is canonical: it is also what is sent on.
 func request(r *http.Request, src mesh.Identity, in *mesh.Instance, port uint16) (*policy.Request, error) {
 	path, ok := route.Canonical(r.URL.Path, r.URL.EscapedPath())
 	if !ok {
@@ -96,7 +166,12 @@ func request(r *http.Request, src mesh.Identity, in *mesh.Instance, port uint16)
 	}
 	q := &policy.Request{Source: policy.Source{Identity: src, IP: addrPort(r.RemoteAddr).Addr()}, Port: port, Method: r.Method,
 		Scheme: "http", Authority: strings.TrimSuffix(host, "."), Path: path, Query: r.URL.RawQuery,
-		Header: func(n string) []string { return r.Header.Values(n) }}
+		Header: func(n string) []string {
+			if n == "host" {
+				return []string{r.Host}
+			}
+			return r.Header.Values(n)
+		}}
 	if in != nil {
 		q.Source.Labels = in.Labels
 	}
@@ -105,175 +180,210 @@ func request(r *http.Request, src mesh.Identity, in *mesh.Instance, port uint16)
 
 // outbound serves a request of a local caller.
 func (p *Proxy) outbound(rw http.ResponseWriter, r *http.Request, svc mesh.ServiceName, port uint16) {
-	start, flag := time.Now(), "-"
-	w := &statusWriter{rw, 200}
-	var src mesh.Identity
-	defer func() { p.record("outbound", src, svc, r, w.code, flag, start) }()
-	local, _ := r.Context().Value(http.LocalAddrContextKey).(interface{ String() string })
-	var in *mesh.Instance
-	if local != nil {
-		src, in = p.c.Callers.Caller(r.Context(), addrPort(r.RemoteAddr), addrPort(local.String()))
-	}
-	fail := func(err error) { flag, w.code = answer(rw, r, err) }
-	if src.IsZero() {
-		fail(errNoCaller)
+	c := &call{p: p, start: time.Now(), direction: "outbound", svc: svc, w: rw, code: http.StatusOK, flag: "-"}
+	defer c.end(r)
+	var from *mesh.Instance
+	if c.src, from = p.callerOf(r.Context()); c.src.IsZero() {
+		c.fail(r, errNoCaller)
 		return
 	}
 	snap := p.c.Snapshots.Load()
 	m := model(snap)
 	if m == nil {
-		fail(errDenied)
+		c.fail(r, errDenied)
 		return
 	}
-	route.StripMesh(r.Header)
-	r.Header.Del("x-forwarded-client-cert")
-	q, err := request(r, src, in, port)
+	route.StripForged(r.Header)
+	q, err := request(r, c.src, from, port)
 	if err != nil {
-		fail(err)
+		c.fail(r, asFault(r.Context(), err))
 		return
 	}
 	sp := m.Service(svc)
 	if sp.Invalid != "" {
-		fail(errDenied)
+		c.fail(r, errInvalid)
 		return
 	}
 	rt, ok := sp.RouteHTTP(q)
 	if !ok {
-		fail(errNoRoute)
+		c.fail(r, errNoRoute)
 		return
 	}
-	act := policy.Action{Retry: policy.DefaultRetry()}
+	act := &policy.Action{Retry: policy.DefaultRetry()}
 	if rt != nil {
-		act = rt.Action
+		act = &rt.Action
 	}
-	split := &policy.Split{Service: svc, Port: port}
+	if !c.inject(r, act.Fault) {
+		return
+	}
+	switch {
+	case act.Redirect != nil:
+		c.Header().Set("Location", route.Location(act.Redirect, q, r.Host))
+		route.Apply(c.Header(), act.Headers.ResponseRemove, act.Headers.ResponseSet, act.Headers.ResponseAdd)
+		c.WriteHeader(act.Redirect.Code)
+	case act.Direct != nil:
+		route.Apply(c.Header(), act.Headers.ResponseRemove, act.Headers.ResponseSet, act.Headers.ResponseAdd)
+		c.WriteHeader(act.Direct.Status)
+		c.Write(act.Direct.Body)
+	default:
+		c.forward(r, snap, m, rt, act, q)
+	}
+}
+
+// inject delays and aborts as the route says; false means that the request is answered.
+func (c *call) inject(r *http.Request, f *policy.Fault) bool {
+	if f == nil {
+		return true
+	}
+	if mrand.Uint32N(1e6) < f.DelayPerMillion {
+		c.flag = "DI"
+		t := time.NewTimer(f.Delay)
+		defer t.Stop()
+		select {
+		case <-t.C:
+		case <-r.Context().Done():
+			c.fail(r, errClient)
+			return false
+		}
+	}
+	if mrand.Uint32N(1e6) >= f.AbortPerMillion {
+		return true
+	}
+	a := *errAborted
+	if a.code, a.grpc = f.AbortStatus, 14; f.AbortGRPC >= 0 {
+		a.code, a.grpc = http.StatusOK, f.AbortGRPC
+		r.Header.Set("Content-Type", "application/grpc")
+	}
+	c.fail(r, &a)
+	return false
+}
+
+// forward sends the request to an instance of the route's destination, and the answer back.
+func (c *call) forward(r *http.Request, snap *mesh.Snapshot, m *policy.Model, rt *policy.HTTPRoute, act *policy.Action, q *policy.Request) {
+	split := policy.Split{Service: c.svc, Port: q.Port}
 	if n := route.Total(act.Destinations); n > 0 {
-		chosen := *route.Choose(act.Destinations, rand.Uint64N(n)) // a copy: the model is shared
-		split = &chosen
-	}
-	if act.Redirect != nil || act.Rewrite != nil {
-		// Denied rather than half applied: the request would reach what the route did not mean.
-		fail(&fault{501, "NC", "redirect and rewrite are not carried out"})
-		return
-	}
-	if f := act.Fault; f != nil {
-		if rand.Uint32N(1e6) < f.DelayPerMillion {
-			flag = "DI"
-			t := time.NewTimer(f.Delay)
-			select {
-			case <-t.C:
-			case <-r.Context().Done():
-				t.Stop()
-				return
-			}
+		split = *route.Choose(act.Destinations, mrand.Uint64N(n)) // a copy: the model is shared
+		if split.Port == 0 {
+			split.Port = defaultPort(snap, split.Service, q.Port)
 		}
-		if rand.Uint32N(1e6) < f.AbortPerMillion {
-			code := f.AbortStatus
-			if code == 0 {
-				code = 503
-			}
-			fail(&fault{code, "FI", "fault injected"})
-			return
-		}
-	}
-	if d := act.Direct; d != nil {
-		w.WriteHeader(d.Status)
-		w.Write(d.Body)
-		return
 	}
 	ctx := r.Context()
 	if act.Timeout > 0 {
-		c, cancel := context.WithTimeout(ctx, act.Timeout)
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, act.Timeout)
 		defer cancel()
-		ctx = c
 	}
-	if split.Port == 0 {
-		split.Port = port
+	path, host := q.Path, r.Host
+	if w := act.Rewrite; w != nil {
+		path = route.Rewritten(rt, q.Path)
+		if w.Authority != "" {
+			host = w.Authority
+		}
 	}
-	tr := &attempts{p: p, snap: snap, m: m, src: src, split: split, retry: act.Retry, q: q}
-	rp := &httputil.ReverseProxy{FlushInterval: -1, Transport: tr,
+	tr := &attempts{call: c, snap: snap, m: m, split: &split, retry: &act.Retry, q: q}
+	rp := &httputil.ReverseProxy{FlushInterval: -1, Transport: tr, ErrorLog: c.p.quiet,
 		Rewrite: func(pr *httputil.ProxyRequest) {
-			pr.Out.URL.Scheme, pr.Out.URL.Host, pr.Out.Host = "http", split.Service.FQDN(), r.Host
-			pr.Out.Header["X-Forwarded-For"] = r.Header["X-Forwarded-For"]
-			route.Apply(pr.Out.Header, act.Headers.RequestRemove, act.Headers.RequestSet, act.Headers.RequestAdd)
-			route.Apply(pr.Out.Header, split.Headers.RequestRemove, split.Headers.RequestSet, split.Headers.RequestAdd)
-			route.StripMesh(pr.Out.Header)
+			o := pr.Out
+			o.URL.Scheme, o.URL.Host, o.Host = "http", split.Service.FQDN(), host
+			o.URL.Path, o.URL.RawPath = path, ""
+			route.Apply(o.Header, act.Headers.RequestRemove, act.Headers.RequestSet, act.Headers.RequestAdd)
+			route.Apply(o.Header, split.Headers.RequestRemove, split.Headers.RequestSet, split.Headers.RequestAdd)
+			o.Header.Set("X-Forwarded-For", q.Source.IP.String())
+			o.Header.Set("X-Forwarded-Proto", "http")
+			if o.Header.Get("X-Request-Id") == "" {
+				o.Header.Set("X-Request-Id", newID())
+			}
 		},
 		ModifyResponse: func(res *http.Response) error {
+			if e := res.Header.Get("Mesh-Error"); e != "" { // of the other agent
+				c.flag, _, _ = strings.Cut(e, " ")
+			}
 			route.Apply(res.Header, act.Headers.ResponseRemove, act.Headers.ResponseSet, act.Headers.ResponseAdd)
 			route.Apply(res.Header, split.Headers.ResponseRemove, split.Headers.ResponseSet, split.Headers.ResponseAdd)
 			return nil
 		},
-		ErrorHandler: func(_ http.ResponseWriter, _ *http.Request, err error) { fail(err) }}
-	rp.ServeHTTP(w, r.WithContext(ctx))
+		ErrorHandler: func(_ http.ResponseWriter, _ *http.Request, err error) { c.fail(r, asFault(ctx, err)) }}
+	rp.ServeHTTP(c, r.WithContext(ctx))
 }
 
-// attempts sends one request to instance after instance as the retry policy allows.
-type attempts struct {
-	p     *Proxy
-	snap  *mesh.Snapshot
-	m     *policy.Model
-	src   mesh.Identity
-	split *policy.Split
-	retry policy.Retry
-	q     *policy.Request
+// defaultPort is the port of a destination that names none: the one that was called, if the service has it, else its only one.
+func defaultPort(s *mesh.Snapshot, svc mesh.ServiceName, called uint16) uint16 {
+	v := s.Services[svc]
+	if v == nil {
+		return called
+	}
+	ports := v.Ports()
+	if len(ports) == 1 {
+		return ports[0]
+	}
+	return called
 }
 
-func (a *attempts) RoundTrip(r *http.Request) (*http.Response, error) {
-	body, replay, err := buffer(r)
+// newID returns a random request id in the form of a UUID (RFC 9562, version 4).
+func newID() string {
+	var b [16]byte
+	rand.Read(b[:])
+	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
+	h := hex.EncodeToString(b[:])
+	return h[:8] + "-" + h[8:12] + "-" + h[12:16] + "-" + h[16:20] + "-" + h[20:]
+}
+
+// inbound serves a request that came through a tunnel, for an instance of this host.
+func (p *Proxy) inbound(rw http.ResponseWriter, r *http.Request, src mesh.Identity, svc mesh.ServiceName) {
+	c := &call{p: p, start: time.Now(), direction: "inbound", src: src, svc: svc, w: rw, code: http.StatusOK, flag: "-"}
+	defer c.end(r)
+	id := r.Header.Get("Mesh-Instance")
+	route.StripForged(r.Header)
+	s := p.c.Snapshots.Load()
+	if model(s) == nil {
+		c.fail(r, errDenied)
+		return
+	}
+	if c.in = s.LocalInstance(svc, id); c.in == nil {
+		c.fail(r, errNone)
+		return
+	}
+	c.dst = c.in.Identity(s.TrustDomain)
+	if r.Method == http.MethodConnect {
+		if c.in.Protocol.L7() { // a raw stream would pass by the rules on requests
+			c.fail(r, errDenied)
+			return
+		}
+		if err := p.inboundTCP(c, r); err != nil {
+			c.fail(r, asFault(r.Context(), err))
+		}
+		return
+	}
+	q, err := request(r, src, nil, c.in.CallPort())
 	if err != nil {
-		return nil, err
+		c.fail(r, asFault(r.Context(), err))
+		return
 	}
-	tried := map[*mesh.Instance]bool{}
-	for n := 0; ; n++ {
-		in, end, err := a.p.choose(a.snap, a.m, a.split, tried)
-		if err != nil {
-			return nil, err
-		}
-		tried[in] = true
-		out := r.Clone(r.Context())
-		if replay && r.Body != nil {
-			out.Body = io.NopCloser(bytes.NewReader(body))
-		}
-		res, err := a.p.send(out, a.snap, a.src, in, a.q)
-		end(err == nil && res.StatusCode < 500, errors.Is(err, errConnect))
-		again := replay && n < a.retry.Attempts && r.Context().Err() == nil
-		switch {
-		case err != nil:
-			if !again || !errors.Is(err, errConnect) || a.retry.On&policy.OnConnectFailure == 0 {
-				return nil, err
-			}
-		case again && a.retry.On&policy.OnRetriableStatusCodes != 0 && has(a.retry.Codes, res.StatusCode):
-			res.Body.Close()
-		default:
-			return res, nil
+	if !allow(model(s), c.in, q) {
+		c.fail(r, errDenied)
+		return
+	}
+	rp := &httputil.ReverseProxy{FlushInterval: -1, Transport: p.app(c.in), ErrorLog: p.quiet,
+		Rewrite: func(pr *httputil.ProxyRequest) {
+			o := pr.Out
+			o.URL.Scheme, o.URL.Host, o.Host = "http", c.in.Dial().String(), r.Host
+			o.URL.Path, o.URL.RawPath = q.Path, ""
+			copyForwarded(o.Header, r.Header)
+			o.Header.Set("X-Forwarded-Client-Cert", certHeader(src, c.dst))
+		},
+		ModifyResponse: func(res *http.Response) error { route.StripForged(res.Header); return nil },
+		ErrorHandler:   func(_ http.ResponseWriter, _ *http.Request, err error) { c.fail(r, asFault(r.Context(), err)) }}
+	rp.ServeHTTP(c, r)
+}
+
+// copyForwarded keeps what the calling agent said of the caller; ReverseProxy would drop it.
+func copyForwarded(out, in http.Header) {
+	for _, k := range []string{"X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host"} {
+		if v := in[k]; v != nil {
+			out[k] = v
 		}
 	}
 }
 
-func has(codes []int, c int) bool {
-	for _, x := range codes {
-		if x == c {
-			return true
-		}
-	}
-	return false
-}
-
-// buffer reads a body of known length up to maxReplay, so that it can be sent again.
-func buffer(r *http.Request) (b []byte, replay bool, err error) {
-	if r.Body == nil || r.Body == http.NoBody {
-		return nil, true, nil
-	}
-	if r.ContentLength < 0 || r.ContentLength > maxReplay {
-		return nil, false, nil
-	}
-	b, err = io.ReadAll(r.Body)
-	return b, true, err
-}
-
-func (p *Proxy) record(dir string, src mesh.Identity, dst mesh.ServiceName, r *http.Request, code int, flag string, start time.Time) {
-	p.requests.With(src.String(), dst.String(), strconv.Itoa(code), flag, dir).Inc()
-	p.log.add(entry{start.UTC().Format(time.RFC3339Nano), dir, src.String(), dst.String(), r.Method, r.URL.Path, r.Host, code, flag,
-		time.Since(start).Seconds(), r.Header.Get("traceparent")})
-}
+// certHeader tells the application who calls, in Envoy's form of X-Forwarded-Client-Cert.
+func certHeader(src, dst mesh.Identity) string { return "By=" + dst.String() + ";URI=" + src.String() }

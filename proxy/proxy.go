@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"log/slog"
 	"net"
 	"net/http"
@@ -74,7 +75,8 @@ type Config struct {
 // Proxy is the data path of one node.
 type Proxy struct {
 	c        Config
-	requests *telemetry.CounterVec
+	metrics  *metrics
+	quiet    *log.Logger // for net/http, which says in lines what calls say better
 	base     *http.Server // of tunnels: its shutdown sends GOAWAY
 	h2       *http2.Server
 	log      *accessLog
@@ -85,7 +87,8 @@ type Proxy struct {
 	vips      map[mesh.ServiceName]netip.Addr
 	names     map[netip.Addr]mesh.ServiceName
 	listeners map[netip.AddrPort]*listener
-	endpoints map[string]*lb.Endpoint
+	endpoints map[endpointKey]*lb.Endpoint
+	apps      map[appKey]*http.Transport
 	pools     map[poolKey]*http2.Transport
 	live      map[*liveConn]struct{}
 	warned    bool
@@ -105,9 +108,9 @@ func New(c Config) (*Proxy, error) {
 		}
 	}
 	p := &Proxy{c: c, vips: map[mesh.ServiceName]netip.Addr{}, names: map[netip.Addr]mesh.ServiceName{},
-		listeners: map[netip.AddrPort]*listener{}, endpoints: map[string]*lb.Endpoint{},
-		pools: map[poolKey]*http2.Transport{}, live: map[*liveConn]struct{}{}, log: newAccessLog(c.AccessLog)}
-	p.requests = c.Metrics.Counter("meshagent_requests_total", "Requests by caller, service, code and flags.", "src", "dst", "code", "flags", "direction")
+		listeners: map[netip.AddrPort]*listener{}, endpoints: map[endpointKey]*lb.Endpoint{}, apps: map[appKey]*http.Transport{},
+		pools: map[poolKey]*http2.Transport{}, live: map[*liveConn]struct{}{}, log: newAccessLog(c.AccessLog, c.Metrics),
+		metrics: newMetrics(c.Metrics), quiet: log.New(io.Discard, "", 0)}
 	p.h2 = &http2.Server{MaxConcurrentStreams: maxStreams, IdleTimeout: idleTimeout}
 	p.base = &http.Server{ReadHeaderTimeout: headerTimeout, MaxHeaderBytes: maxHeader}
 	if err := http2.ConfigureServer(p.base, p.h2); err != nil {

@@ -3,9 +3,9 @@ package proxy
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"net"
 	"net/http"
-	"net/http/httputil"
 	"net/netip"
 	"strings"
 	"time"
@@ -33,20 +33,20 @@ func (p *Proxy) choose(s *mesh.Snapshot, m *policy.Model, d *policy.Split, tried
 		return nil, nil, errNone
 	}
 	dest := m.Service(d.Service).Destination
-	tp, labels := dest.Traffic, mesh.Labels(nil)
+	tp, labels := &dest.Traffic, mesh.Labels(nil)
 	if d.Subset != "" {
 		sub := dest.Subsets[d.Subset]
 		if sub == nil {
-			return nil, nil, errNone
+			return nil, nil, errNoSubset
 		}
-		tp, labels = sub.Traffic, sub.Labels
+		tp, labels = &sub.Traffic, sub.Labels
 	}
 	var ins []*mesh.Instance
 	var cs []lb.Candidate
 	p.mu.Lock()
 	for _, i := range svc.Instances {
 		if s.Usable(i) && i.CallPort() == d.Port && i.Labels.Match(labels) {
-			k := i.Node.String() + "/" + i.Service.String() + "/" + i.ID
+			k := endpointKey{i.Node, i.Service, i.ID}
 			if p.endpoints[k] == nil {
 				p.endpoints[k] = &lb.Endpoint{}
 			}
@@ -62,14 +62,27 @@ func (p *Proxy) choose(s *mesh.Snapshot, m *policy.Model, d *policy.Split, tried
 	return ins[n], func(ok, connect bool) { done(); cs[n].Endpoint.Report(time.Now(), ok, connect) }, nil
 }
 
+type endpointKey struct {
+	node mesh.NodeID
+	svc  mesh.ServiceName
+	id   string
+}
+
 // allow asks policy whether the request may reach an instance of this host.
 func allow(m *policy.Model, in *mesh.Instance, q *policy.Request) bool {
 	return m != nil && !q.Source.Identity.IsZero() &&
 		m.Authorize(&policy.Target{Service: in.Service, Labels: in.Labels, Port: in.CallPort()}, q).Allow
 }
 
+type timeoutKey struct{}
+
+// dial connects within the time that the destination's policy gives, or dialTimeout.
 func (p *Proxy) dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	t, ok := ctx.Value(timeoutKey{}).(time.Duration)
+	if !ok {
+		t = dialTimeout
+	}
+	ctx, cancel := context.WithTimeout(ctx, t)
 	defer cancel()
 	c, err := p.c.Dial(ctx, to)
 	if err != nil {
@@ -78,41 +91,64 @@ func (p *Proxy) dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
 	return c, nil
 }
 
-func (p *Proxy) send(r *http.Request, s *mesh.Snapshot, src mesh.Identity, in *mesh.Instance, q *policy.Request) (*http.Response, error) {
+// send sends a request to an instance: straight to the application on this host, after policy has allowed it, and through a
+// tunnel to another.
+func (p *Proxy) send(r *http.Request, s *mesh.Snapshot, c *call, in *mesh.Instance, q *policy.Request, connect time.Duration) (*http.Response, error) {
 	if in.Node == s.Self {
 		if !allow(model(p.c.Snapshots.Load()), in, q) {
 			return nil, errDenied
 		}
+		r.Header.Set("X-Forwarded-Client-Cert", certHeader(c.src, c.dst))
+		r.URL.Host = in.Dial().String()
 		res, err := p.app(in).RoundTrip(r)
 		if err == nil {
-			route.StripMesh(res.Header)
+			route.StripForged(res.Header)
 		}
 		return res, err
 	}
 	if r.Header.Get("Upgrade") != "" {
 		return nil, errUpgrade
 	}
-	t := p.pool(s, src, in)
+	t := p.pool(s, c.src, in)
 	if t == nil {
 		return nil, errNone
 	}
+	r = r.WithContext(context.WithValue(r.Context(), timeoutKey{}, connect))
 	r.URL.Scheme = "https"
-	r.Header.Set("mesh-instance", in.ID)
+	r.Header.Set("Mesh-Instance", in.ID)
 	return t.RoundTrip(r)
 }
 
-// app returns a transport to an application of this host.
+// refusedStream reports that the other agent did not look at the request (RFC 9113, section 8.7).
+func refusedStream(err error) bool {
+	var se http2.StreamError
+	return errors.As(err, &se) && se.Code == http2.ErrCodeRefusedStream
+}
+
+// appKey names a connection pool to an application of this host.
+type appKey struct {
+	addr netip.AddrPort
+	h1   bool
+}
+
+// app returns the transport to an application of this host.
 func (p *Proxy) app(in *mesh.Instance) http.RoundTripper {
-	dial := func(ctx context.Context, _, _ string) (net.Conn, error) { return p.dial(ctx, in.Dial()) }
-	t := &http.Transport{DialContext: dial, DisableCompression: true, DisableKeepAlives: true, MaxResponseHeaderBytes: maxHeader, Protocols: new(http.Protocols)}
-	if in.Protocol == mesh.HTTP {
-		t.Protocols.SetHTTP1(true)
-	} else {
-		t.Protocols.SetUnencryptedHTTP2(true)
+	k := appKey{in.Dial(), in.Protocol == mesh.HTTP}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if t := p.apps[k]; t != nil {
+		return t
 	}
+	t := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return p.dial(ctx, k.addr) },
+		DisableCompression: true, MaxResponseHeaderBytes: maxHeader, Protocols: new(http.Protocols),
+		MaxIdleConns: 256, MaxIdleConnsPerHost: 256, IdleConnTimeout: 90 * time.Second}
+	t.Protocols.SetHTTP1(k.h1)
+	t.Protocols.SetUnencryptedHTTP2(!k.h1)
+	p.apps[k] = t
 	return t
 }
 
+// pool returns the transport to the agent of another node, for one caller's and one service's identity.
 func (p *Proxy) pool(s *mesh.Snapshot, src mesh.Identity, in *mesh.Instance) *http2.Transport {
 	node := s.Node(in.Node)
 	if node == nil {
@@ -157,58 +193,11 @@ func (p *Proxy) ServeTunnel(ctx context.Context, c *tls.Conn) {
 	src, err := mesh.CertIdentity(st.PeerCertificates[0])
 	name, isMesh := strings.CutSuffix(st.ServerName, "."+mesh.DNSSuffix)
 	svc, ok := mesh.ParseHost(name+"."+mesh.DNSSuffix, "")
-	if err != nil || src.Kind() != mesh.Workload || !isMesh || !ok {
+	if err != nil || src.Kind() != mesh.Workload && src.Kind() != mesh.NodeAgent || !isMesh || !ok {
 		return
 	}
 	stop := context.AfterFunc(ctx, func() { c.Close() })
 	defer stop()
 	p.h2.ServeConn(c, &http2.ServeConnOpts{Context: ctx, BaseConfig: p.base,
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { p.inbound(w, r, src, svc) })})
-}
-
-func (p *Proxy) inbound(rw http.ResponseWriter, r *http.Request, src mesh.Identity, svc mesh.ServiceName) {
-	start, flag := time.Now(), "-"
-	w := &statusWriter{rw, 200}
-	defer func() { p.record("inbound", src, svc, r, w.code, flag, start) }()
-	fail := func(err error) { flag, w.code = answer(rw, r, err) }
-	id := r.Header.Get("mesh-instance")
-	route.StripMesh(r.Header)
-	s := p.c.Snapshots.Load()
-	if model(s) == nil {
-		fail(errDenied)
-		return
-	}
-	in := s.LocalInstance(svc, id)
-	if in == nil {
-		fail(errNone)
-		return
-	}
-	if r.Method == http.MethodConnect {
-		if in.Protocol.L7() { // a raw stream would pass by the rules on requests
-			fail(errDenied)
-			return
-		}
-		if err := p.inboundTCP(w, r, src, in); err != nil {
-			fail(err)
-		}
-		return
-	}
-	q, err := request(r, src, nil, in.CallPort())
-	if err != nil {
-		fail(err)
-		return
-	}
-	if !allow(model(s), in, q) {
-		fail(errDenied)
-		return
-	}
-	rp := &httputil.ReverseProxy{FlushInterval: -1, Transport: p.app(in),
-		Rewrite: func(pr *httputil.ProxyRequest) {
-			pr.Out.URL.Scheme, pr.Out.URL.Host, pr.Out.Host = "http", in.Dial().String(), r.Host
-			pr.Out.Header["X-Forwarded-For"] = r.Header["X-Forwarded-For"]
-			pr.Out.Header.Set("X-Forwarded-Client-Cert", "URI="+src.String())
-		},
-		ModifyResponse: func(res *http.Response) error { route.StripMesh(res.Header); return nil },
-		ErrorHandler:   func(_ http.ResponseWriter, _ *http.Request, err error) { fail(err) }}
-	rp.ServeHTTP(w, r)
 }

@@ -26,7 +26,7 @@ type caStore struct{ store raftstore.API }
 func CAStore(s raftstore.API) ca.Store { return caStore{s} }
 
 func (c caStore) Load(ctx context.Context) ([]byte, uint64, error) {
-	e, err := c.store.Get(ctx, tableCA, keyCA, raftstore.Stale)
+	e, err := staleFirst(ctx, c.store, tableCA, keyCA)
 	if err != nil || e == nil {
 		return nil, 0, err
 	}
@@ -45,17 +45,26 @@ func (c caStore) Save(ctx context.Context, value []byte, index uint64) error {
 	return nil
 }
 
+// staleFirst reads an entry here, and asks the leader only when this server does not have it: it may be behind.
+func staleFirst(ctx context.Context, store raftstore.API, table, key string) (*state.Entry, error) {
+	e, err := store.Get(ctx, table, key, raftstore.Stale)
+	if e != nil || err != nil {
+		return e, err
+	}
+	return store.Get(ctx, table, key, raftstore.Linearizable)
+}
+
 // publish writes the CA's bundle for the agents if theirs is an older one.
 func publish(ctx context.Context, store raftstore.API, c *ca.CA) error {
 	b, err := c.Bundle(ctx)
 	if err != nil {
 		return err
 	}
-	e, err := store.Get(ctx, tableBundle, keyBundle, raftstore.Linearizable)
+	e, err := staleFirst(ctx, store, tableBundle, keyBundle)
 	if err != nil {
 		return err
 	}
-	op := state.Op{Kind: state.Put, Table: tableBundle, Key: keyBundle, Value: ca.EncodeBundle(b), CAS: true}
+	var index uint64
 	if e != nil {
 		old, err := ca.DecodeBundle(e.Value)
 		if err != nil {
@@ -64,9 +73,10 @@ func publish(ctx context.Context, store raftstore.API, c *ca.CA) error {
 		if old.Version >= b.Version {
 			return nil
 		}
-		op.Index = e.Modified
+		index = e.Modified
 	}
-	r, err := store.Txn(ctx, state.Txn{RequestID: randomText(10), Ops: []state.Op{op}})
+	r, err := store.Txn(ctx, state.Txn{RequestID: randomText(10), Ops: []state.Op{
+		{Kind: state.Put, Table: tableBundle, Key: keyBundle, Value: ca.EncodeBundle(b), CAS: true, Index: index}}})
 	if err == nil && r.Conflict != nil {
 		return ErrConflict // another leader was faster; the next round looks again
 	}

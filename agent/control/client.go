@@ -272,3 +272,34 @@ func checkServer(chain []*x509.Certificate, b *mesh.TrustBundle) error {
 	}
 	return nil
 }
+
+// API is what an agent asks of the servers: a Client does, over the mesh port, and a Local on a server.
+type API interface {
+	Issue(ctx context.Context, id mesh.Identity, csr []byte) ([][]byte, error)
+	Watch(ctx context.Context, after uint64) (*Changes, error)
+	Apply(ctx context.Context, o Operator, w []Write, dryRun bool) ([]Outcome, uint64, error)
+	Authorize(ctx context.Context, o Operator) error
+	CreateToken(ctx context.Context, o Operator, spec TokenSpec) (string, error)
+	Tokens(ctx context.Context, o Operator) ([]TokenEntry, error)
+	DeleteToken(ctx context.Context, o Operator, id string) error
+	Leave(ctx context.Context) error
+}
+
+// Local is a server's own Service, called as its own host.
+type Local struct {
+	*Service
+	Self mesh.Identity // the host's node identity
+}
+
+// Issue is Service.Issue for this host.
+func (l Local) Issue(ctx context.Context, id mesh.Identity, csr []byte) ([][]byte, error) {
+	return l.Service.Issue(ctx, l.Self, id, csr)
+}
+
+// Watch is Service.Watch for this host.
+func (l Local) Watch(ctx context.Context, after uint64) (*Changes, error) {
+	return l.Service.Watch(ctx, l.Self, after)
+}
+
+// Leave is Service.Leave for this host.
+func (l Local) Leave(ctx context.Context) error { return l.Service.Leave(ctx, l.Self) }

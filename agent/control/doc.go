@@ -14,11 +14,14 @@
 //
 // # Guarantees
 //
-// Who calls is who the certificate says; a node's certificate alone may watch policy and bundle, renew, ask for
-// certificates of services it may run, and leave, and nothing else. Policy and tokens change only with an API token, or
-// for the local operator of a server. A join token is consumed by one compare-and-set in the state machine: of any number
-// of hosts that race, as many succeed as it has uses. Everything is parsed and validated here before it is proposed, whoever
-// sent it.
+// Who calls is who the certificate says, and must be a member at that moment. A member may watch and read policy and bundle,
+// renew, ask for certificates of services it may run, and leave, and nothing else. Policy and tokens change only with an API
+// token, or for the local operator of a server. A join token is consumed by one compare-and-set in the state machine: of any
+// number of hosts that race, as many succeed as it has uses. Everything is parsed and validated here before it is proposed,
+// whoever sent it. Every request is bounded in bytes, every wait in time, and what strangers may ask in rate.
+//
+// Every call may be repeated when its answer was lost: a Client does, at the next server. Apply carries a request id for
+// that, and the store remembers what became of it.
 package control
 
 import (

@@ -1,18 +1,16 @@
 package control
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/meshagent/meshagent/ca"
 	"github.com/meshagent/meshagent/mesh"
-	"github.com/meshagent/meshagent/mesh/policy"
 	"github.com/meshagent/meshagent/raftstore"
 	"github.com/meshagent/meshagent/raftstore/state"
 )
@@ -32,7 +30,7 @@ func (s *Service) Authorize(ctx context.Context, o Operator) error {
 	if o.Token == "" {
 		return ErrUnauthorized
 	}
-	e, err := s.cfg.Store.Get(ctx, tableAPIToken, hashSecret(o.Token), raftstore.Stale)
+	e, err := staleFirst(ctx, s.cfg.Store, tableAPIToken, hashSecret(o.Token))
 	if err != nil {
 		return err
 	}
@@ -40,128 +38,6 @@ func (s *Service) Authorize(ctx context.Context, o Operator) error {
 		return ErrUnauthorized
 	}
 	return nil
-}
-
-// Write is one change of policy: Source is the resource to put, or Delete names the one to remove.
-type Write struct {
-	Source []byte          `json:"source,omitempty"` // one document, as the user wrote it
-	Delete *mesh.PolicyKey `json:"delete,omitempty"`
-	Index  *uint64         `json:"index,omitempty"` // when set: only if the resource's Modified is this; 0 for one that must not exist
-}
-
-// Outcome says what became of a Write.
-type Outcome struct {
-	Key  mesh.PolicyKey `json:"key"`
-	What string         `json:"what"` // created, updated, unchanged, deleted
-}
-
-// Apply validates all writes and then makes them in one transaction: all or none. It returns the store index at which they
-// hold. With dryRun nothing is written. Errors: ErrUnauthorized, ErrInvalid with every problem, ErrNotFound for a Delete of
-// nothing, ErrConflict, those of the store.
-func (s *Service) Apply(ctx context.Context, o Operator, writes []Write, dryRun bool) ([]Outcome, uint64, error) {
-	if err := s.Authorize(ctx, o); err != nil {
-		return nil, 0, err
-	}
-	parsed, err := parseWrites(writes)
-	if err != nil {
-		return nil, 0, err
-	}
-	for range 8 {
-		out, index, err := s.tryApply(ctx, parsed, dryRun)
-		if !errors.Is(err, ErrConflict) || slices.ContainsFunc(writes, func(w Write) bool { return w.Index != nil }) {
-			return out, index, err
-		}
-	}
-	return nil, 0, ErrConflict
-}
-
-type parsedWrite struct {
-	Write
-	key mesh.PolicyKey
-	val policyEntry
-}
-
-func parseWrites(writes []Write) ([]parsedWrite, error) {
-	if len(writes) == 0 || len(writes) > 1000 {
-		return nil, fmt.Errorf("%w: %d resources in one call: 1 to 1000 are possible", ErrInvalid, len(writes))
-	}
-	out := make([]parsedWrite, 0, len(writes))
-	seen := map[mesh.PolicyKey]bool{}
-	var errs []error
-	for _, w := range writes {
-		p := parsedWrite{Write: w}
-		if w.Delete != nil {
-			p.key = *w.Delete
-		} else {
-			ps, err := policy.Parse("", w.Source)
-			if err != nil {
-				errs = append(errs, err)
-				continue
-			}
-			if len(ps) != 1 {
-				errs = append(errs, fmt.Errorf("one resource is needed in each write, found %d", len(ps)))
-				continue
-			}
-			p.key, p.val = ps[0].PolicyKey, policyEntry{ps[0].APIVersion, w.Source}
-		}
-		if strings.Count(p.key.String(), "/") != 3 {
-			errs = append(errs, fmt.Errorf("name %q: a slash is not allowed", p.key))
-		} else if seen[p.key] {
-			errs = append(errs, fmt.Errorf("%s: twice in one call", p.key))
-		}
-		seen[p.key] = true
-		out = append(out, p)
-	}
-	if len(errs) > 0 {
-		return nil, fmt.Errorf("%w: %w", ErrInvalid, errors.Join(errs...))
-	}
-	return out, nil
-}
-
-func (s *Service) tryApply(ctx context.Context, writes []parsedWrite, dryRun bool) (out []Outcome, index uint64, err error) {
-	entries, index, err := s.cfg.Store.List(ctx, tablePolicy, "", raftstore.Linearizable)
-	if err != nil {
-		return nil, 0, err
-	}
-	have := make(map[string]state.Entry, len(entries))
-	for _, e := range entries {
-		have[e.Key] = e
-	}
-	var ops []state.Op
-	for _, w := range writes {
-		old, ok := have[w.key.String()]
-		if w.Index != nil && *w.Index != old.Modified {
-			return nil, 0, fmt.Errorf("%w: %s is at index %d, not %d", ErrConflict, w.key, old.Modified, *w.Index)
-		}
-		switch {
-		case w.Delete != nil && !ok:
-			return nil, 0, fmt.Errorf("%s: %w", w.key, ErrNotFound)
-		case w.Delete != nil:
-			ops = append(ops, state.Op{Kind: state.Delete, Table: tablePolicy, Key: w.key.String(), CAS: true, Index: old.Modified})
-			out = append(out, Outcome{w.key, "deleted"})
-		case ok && sameEntry(old, w.val):
-			out = append(out, Outcome{w.key, "unchanged"})
-		default:
-			ops = append(ops, put(tablePolicy, w.key.String(), w.val, old.Modified))
-			out = append(out, Outcome{w.key, map[bool]string{false: "created", true: "updated"}[ok]})
-		}
-	}
-	if dryRun || len(ops) == 0 {
-		return out, index, nil
-	}
-	r, err := s.cfg.Store.Txn(ctx, state.Txn{RequestID: randomText(10), Ops: ops})
-	if err != nil {
-		return nil, 0, err
-	}
-	if r.Conflict != nil {
-		return nil, 0, ErrConflict
-	}
-	return out, r.Index, nil
-}
-
-func sameEntry(e state.Entry, v policyEntry) bool {
-	old, err := decode[policyEntry](&e)
-	return err == nil && old.APIVersion == v.APIVersion && bytes.Equal(old.Source, v.Source)
 }
 
 // TokenSpec says what a new join token is good for. Zero fields are the defaults.
@@ -172,7 +48,11 @@ type TokenSpec struct {
 	Services string        `json:"services,omitempty"`
 }
 
-// CreateToken makes a join token. Errors: ErrUnauthorized, ErrInvalid, those of the store.
+// keepExpired is how long a token is kept after its end, so that who uses it hears why it is refused.
+const keepExpired = 24 * time.Hour
+
+// CreateToken makes a join token, and forgets those that expired a day ago. Errors: ErrUnauthorized, ErrInvalid, those of the
+// store.
 func (s *Service) CreateToken(ctx context.Context, o Operator, spec TokenSpec) (string, error) {
 	if err := s.Authorize(ctx, o); err != nil {
 		return "", err
@@ -186,13 +66,24 @@ func (s *Service) CreateToken(ctx context.Context, o Operator, spec TokenSpec) (
 		return "", err
 	}
 	t.Pin = ca.RootHash(b.Roots[0])
-	r, err := s.cfg.Store.Txn(ctx, state.Txn{RequestID: randomText(10), Ops: []state.Op{op}})
+	ops := []state.Op{op}
+	es, _, err := s.cfg.Store.List(ctx, tableToken, "", raftstore.Linearizable)
+	if err != nil {
+		return "", err
+	}
+	for _, e := range es {
+		if old, err := decode[TokenEntry](&e); err == nil && time.Since(old.Expires) > keepExpired && len(ops) < 1000 {
+			ops = append(ops, state.Op{Kind: state.Delete, Table: tableToken, Key: e.Key})
+		}
+	}
+	r, err := s.cfg.Store.Txn(ctx, state.Txn{RequestID: randomText(10), Ops: ops})
 	if err == nil && r.Conflict != nil {
 		err = ErrConflict
 	}
 	if err != nil {
 		return "", err
 	}
+	s.cfg.Log.Info("join token created", "token", t.ID, "role", t.Role)
 	return t.Reveal(), nil
 }
 
@@ -214,7 +105,10 @@ func newToken(spec TokenSpec, servers []netip.AddrPort) (JoinToken, state.Op, er
 	if err != nil {
 		return JoinToken{}, state.Op{}, err
 	}
-	t := JoinToken{Role: RoleClient, ID: randomText(5), Secret: randomText(16), Servers: servers}
+	if len(servers) == 0 {
+		return JoinToken{}, state.Op{}, errors.New("no server's address is known yet: repeat in a moment")
+	}
+	t := JoinToken{Role: RoleClient, ID: randomText(5), Secret: randomText(16), Servers: servers[:min(len(servers), maxTokenServers)]}
 	if spec.Server {
 		t.Role = RoleServer
 	}
@@ -259,47 +153,83 @@ func (s *Service) DeleteToken(ctx context.Context, o Operator, id string) error 
 	return err
 }
 
-// Changes is what agents hear of the store: policy and trust, nothing else.
-type Changes struct {
-	Index    uint64           `json:"index"`
-	Full     bool             `json:"full,omitempty"` // Policies are all there are
-	Policies []mesh.Policy    `json:"policies,omitempty"`
-	Deleted  []mesh.PolicyKey `json:"deleted,omitempty"`
-	Bundle   []byte           `json:"bundle,omitempty"` // when it changed
+// Backup writes the whole store: policy, tokens, hosts, the sealed CA and, in the open, gossip keys. Errors: ErrUnauthorized,
+// those of raftstore.Store.Backup.
+func (s *Service) Backup(ctx context.Context, o Operator, w io.Writer) error {
+	if err := s.Authorize(ctx, o); err != nil {
+		return err
+	}
+	return s.cfg.Raft.Backup(ctx, w)
 }
 
-// Watch waits until the store's index is over after, 60 s at most, and returns what changed since. The calling host must
-// still be a member.
-func (s *Service) Watch(ctx context.Context, caller mesh.Identity, after uint64) (*Changes, error) {
-	if _, ok := caller.Node(); !ok {
-		return nil, fmt.Errorf("%w: %q is not a host", ErrForbidden, caller)
+// Restore replaces the whole store by a backup of this mesh, after it was checked as a whole. Hosts that joined after the
+// backup are no members any more, save the servers: they stay. Errors: ErrUnauthorized, ErrInvalid for a backup that does not
+// belong here, those of raftstore.Store.Restore.
+func (s *Service) Restore(ctx context.Context, o Operator, r io.Reader) error {
+	if err := s.Authorize(ctx, o); err != nil {
+		return err
 	}
-	c, err := s.cfg.Store.Watch(ctx, after)
+	nodes, _, err := s.cfg.Store.List(ctx, tableNode, "", raftstore.Linearizable)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	out := &Changes{Index: c.Index, Full: c.Full}
-	for _, e := range c.Entries {
-		switch e.Table {
-		case tablePolicy:
-			p, err := policyOf(e)
-			if err != nil {
-				return nil, err
-			}
-			out.Policies = append(out.Policies, p)
-		case tableBundle:
-			out.Bundle = e.Value
+	var ops []state.Op
+	for _, e := range nodes {
+		if n, err := decode[NodeEntry](&e); err == nil && n.Server {
+			ops = append(ops, state.Op{Kind: state.Put, Table: tableNode, Key: e.Key, Value: e.Value})
 		}
 	}
-	for _, d := range c.Deleted {
-		if d.Table != tablePolicy {
-			continue
-		}
-		k, err := parsePolicyKey(d.Key)
-		if err != nil {
-			return nil, err
-		}
-		out.Deleted = append(out.Deleted, k)
+	bundle, err := s.cfg.CA.Bundle(ctx)
+	if err != nil {
+		return err
 	}
-	return out, nil
+	if err := s.cfg.Raft.Restore(ctx, r, func(st *state.State) error { return s.checkBackup(ctx, st, bundle) }); err != nil {
+		return err
+	}
+	if _, err := s.cfg.Store.Txn(ctx, state.Txn{RequestID: randomText(10), Ops: ops}); err != nil {
+		return fmt.Errorf("the backup is restored, but the servers that joined since are not members: repeat it: %w", err)
+	}
+	return nil
+}
+
+// checkBackup reports whether a backup is of this mesh and can be used here: its CA opens with this mesh's seal key, and its
+// root is one that every host trusts now.
+func (s *Service) checkBackup(ctx context.Context, st *state.State, now *mesh.TrustBundle) error {
+	bad := func(format string, args ...any) error {
+		return fmt.Errorf("%w: backup: %w; nothing was changed", ErrInvalid, fmt.Errorf(format, args...))
+	}
+	e := st.Get(tableBundle, keyBundle)
+	if e == nil || st.Get(tableMesh, keyGossip) == nil {
+		return bad("it is not of a whole mesh")
+	}
+	b, err := ca.DecodeBundle(e.Value)
+	if err != nil {
+		return bad("%w", err)
+	}
+	if b.TrustDomain != s.cfg.TrustDomain {
+		return bad("it is of the mesh %s, this one is %s", b.TrustDomain, s.cfg.TrustDomain)
+	}
+	old, err := ca.New(ca.Config{TrustDomain: s.cfg.TrustDomain, Store: archived{st}, Sealer: ca.NewKeySealer(s.cfg.SealKey), Log: s.cfg.Log}).Bundle(ctx)
+	if err != nil {
+		return bad("%w", err)
+	}
+	if !slices.ContainsFunc(now.Roots, old.Roots[0].Equal) {
+		return bad("no host trusts its root certificate now: it is of another mesh of this name, or of before a rotation of the CA")
+	}
+	return nil
+}
+
+// archived is the CA's place in a backup.
+type archived struct{ st *state.State }
+
+func (a archived) Load(context.Context) ([]byte, uint64, error) {
+	e := a.st.Get(tableCA, keyCA)
+	if e == nil {
+		return nil, 0, nil
+	}
+	return e.Value, e.Modified, nil
+}
+
+func (archived) Save(context.Context, []byte, uint64) error {
+	return errors.New("a backup is not written to")
 }

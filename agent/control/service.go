@@ -6,10 +6,12 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/netip"
 	"time"
 
+	"github.com/meshagent/meshagent/agent/meshport"
 	"github.com/meshagent/meshagent/ca"
 	"github.com/meshagent/meshagent/internal/backoff"
 	"github.com/meshagent/meshagent/mesh"
@@ -22,6 +24,13 @@ type Raft interface {
 	AddServer(ctx context.Context, id mesh.NodeID, addr string) error
 	RemoveServer(ctx context.Context, id mesh.NodeID) error
 	IsLeader() bool
+	Archive
+}
+
+// Archive saves and replaces the whole store. check sees what would be restored, before anything changes.
+type Archive interface {
+	Backup(ctx context.Context, w io.Writer) error
+	Restore(ctx context.Context, r io.Reader, check func(*state.State) error) error
 }
 
 // Config says what a Service stands on.
@@ -31,20 +40,21 @@ type Config struct {
 	Raft        Raft
 	CA          *ca.CA
 	SealKey     [32]byte // handed to new servers
-	// Servers returns the mesh ports of the servers, for the lists that hosts keep.
+	// Servers returns the mesh ports of the servers, for the lists that hosts keep, those believed alive first.
 	Servers func() []netip.AddrPort
 	Log     *slog.Logger // not nil
 }
 
 // Service is the server's end. Its methods are safe for concurrent use; each takes who asks.
 type Service struct {
-	cfg   Config
-	joins *rateLimit
+	cfg       Config
+	strangers *meshport.RateLimit
+	joining   chan struct{} // holds a token while a join is under way
 }
 
 // NewService returns a Service.
 func NewService(cfg Config) *Service {
-	return &Service{cfg: cfg, joins: newRateLimit(20, 200)}
+	return &Service{cfg: cfg, strangers: meshport.NewRateLimit(meshport.JoinRate, meshport.JoinRateAll), joining: make(chan struct{}, 1)}
 }
 
 // JoinRequest is what a new host sends once it trusts the server.
@@ -68,26 +78,53 @@ type Membership struct {
 	SealKey     []byte           `json:"sealKey,omitempty"`
 }
 
+// strangerTime bounds what is done for a host without a certificate.
+const strangerTime = 20 * time.Second
+
 // Join makes a host a member: it checks the token, signs, and consumes the token together with writing the host's entry in
-// one transaction. Errors: ErrTokenUnknown, ErrTokenExpired, ErrInvalid, ErrBusy, those of the store.
+// one transaction. A host that repeats its join with the same key and secret gets the same again. Errors: ErrTokenUnknown,
+// ErrTokenExpired, ErrInvalid, ErrBusy, those of the store.
 func (s *Service) Join(ctx context.Context, from netip.Addr, r JoinRequest) (*Membership, error) {
-	if !s.joins.allow(from, time.Now()) {
+	if !s.strangers.Allow(from) {
 		return nil, ErrBusy
 	}
 	if err := mesh.CheckLabel("node name", r.Name); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
+	if err := checkAddress(r.Address); err != nil {
+		return nil, err
+	}
 	id, err := keyOwner(r.CSR)
 	if err != nil {
 		return nil, err
 	}
-	for range 8 { // each turn lost means that another host's join or use came first
+	ctx, cancel := context.WithTimeout(ctx, strangerTime)
+	defer cancel()
+	// One after the other: of those that use one token at one moment only one can succeed in each round.
+	select {
+	case s.joining <- struct{}{}:
+		defer func() { <-s.joining }()
+	case <-ctx.Done():
+		return nil, ErrBusy
+	}
+	wait := backoff.Backoff{Base: 5 * time.Millisecond, Max: 200 * time.Millisecond}
+	for { // a turn is lost when another server's join with this token came first
 		m, err := s.tryJoin(ctx, id, r)
 		if !errors.Is(err, ErrConflict) {
 			return m, err
 		}
+		if wait.Wait(ctx) != nil {
+			return nil, ErrBusy
+		}
 	}
-	return nil, ErrBusy
+}
+
+// checkAddress checks the mesh port that a host says others will reach it at.
+func checkAddress(s string) error {
+	if a, err := netip.ParseAddrPort(s); err != nil || a.Port() == 0 || a.Addr().IsUnspecified() || a.Addr().IsMulticast() {
+		return fmt.Errorf("%w: address %.80q: ADDRESS:PORT that other hosts can reach is needed", ErrInvalid, s)
+	}
+	return nil
 }
 
 func (s *Service) tryJoin(ctx context.Context, id mesh.NodeID, r JoinRequest) (*Membership, error) {
@@ -97,6 +134,9 @@ func (s *Service) tryJoin(ctx context.Context, id mesh.NodeID, r JoinRequest) (*
 	}
 	if old != nil && old.entry.Secret != "" && equal(old.entry.Secret, hashSecret(r.Secret)) {
 		return s.membership(ctx, id, r.CSR, old.entry.Server) // the answer of the first try was lost
+	}
+	if len(r.TokenID) > 64 {
+		return nil, ErrTokenUnknown
 	}
 	e, err := s.cfg.Store.Get(ctx, tableToken, r.TokenID, raftstore.Linearizable)
 	if err != nil {
@@ -136,7 +176,7 @@ func (s *Service) tryJoin(ctx context.Context, id mesh.NodeID, r JoinRequest) (*
 	if res.Conflict != nil {
 		return nil, ErrConflict
 	}
-	s.cfg.Log.Info("host joined", "node", id, "name", r.Name, "role", tok.Role, "token", tok.ID)
+	s.cfg.Log.Info("host joined", "node", id, "name", r.Name, "address", r.Address, "role", tok.Role, "token", tok.ID)
 	return m, nil
 }
 
@@ -186,7 +226,7 @@ func (s *Service) membership(ctx context.Context, id mesh.NodeID, csr []byte, se
 		return nil, err
 	}
 	m.Bundle = ca.EncodeBundle(b)
-	e, err := s.cfg.Store.Get(ctx, tableMesh, keyGossip, raftstore.Stale)
+	e, err := staleFirst(ctx, s.cfg.Store, tableMesh, keyGossip)
 	if err != nil {
 		return nil, err
 	}
@@ -201,16 +241,18 @@ func (s *Service) membership(ctx context.Context, id mesh.NodeID, csr []byte, se
 // Renew gives a member new certificates for its key, also when the old ones have expired: the request's signature proves the
 // key, the store says that it is still a member. Errors: ErrForbidden for a host that is not, ErrBusy.
 func (s *Service) Renew(ctx context.Context, from netip.Addr, csr []byte) (*Membership, error) {
-	if !s.joins.allow(from, time.Now()) {
+	if !s.strangers.Allow(from) {
 		return nil, ErrBusy
 	}
+	ctx, cancel := context.WithTimeout(ctx, strangerTime)
+	defer cancel()
 	id, err := keyOwner(csr)
 	if err != nil {
 		return nil, err
 	}
 	n, err := s.node(ctx, id)
 	if errors.Is(err, ErrNotFound) {
-		return nil, fmt.Errorf("%w: host %s is not a member any more: join it again with a new token", ErrForbidden, id)
+		return nil, notMember(id)
 	}
 	if err != nil {
 		return nil, err
@@ -240,7 +282,7 @@ func (s *Service) node(ctx context.Context, id mesh.NodeID) (*nodeAt, error) {
 	return &nodeAt{n, e.Modified}, err
 }
 
-// member returns the entry of the host that calls with a certificate.
+// member returns the entry of the host that calls with a certificate, as the leader has it.
 func (s *Service) member(ctx context.Context, caller mesh.Identity) (*nodeAt, error) {
 	id, ok := caller.Node()
 	if !ok {
@@ -248,9 +290,54 @@ func (s *Service) member(ctx context.Context, caller mesh.Identity) (*nodeAt, er
 	}
 	n, err := s.node(ctx, id)
 	if errors.Is(err, ErrNotFound) {
-		return nil, fmt.Errorf("%w: host %s is not a member any more", ErrForbidden, id)
+		return nil, notMember(id)
 	}
 	return n, err
+}
+
+func notMember(id mesh.NodeID) error {
+	return fmt.Errorf("%w: host %s is not a member any more: join it again with a new token", ErrForbidden, id)
+}
+
+// known is a cheap member: this server's own copy is enough to let a host pass.
+func (s *Service) known(ctx context.Context, caller mesh.Identity) error {
+	id, ok := caller.Node()
+	if !ok {
+		return fmt.Errorf("%w: %q is not a host", ErrForbidden, caller)
+	}
+	e, err := staleFirst(ctx, s.cfg.Store, tableNode, id.String())
+	if err == nil && e == nil {
+		return notMember(id)
+	}
+	return err
+}
+
+// server reports whether the caller may use the calls that servers send each other, with which anything can be written. It
+// never forwards: a server that is behind says so.
+func (s *Service) server(ctx context.Context, caller mesh.Identity) error {
+	if caller.Kind() != mesh.Server {
+		return fmt.Errorf("%w: %q is not a server", ErrForbidden, caller)
+	}
+	id, _ := caller.Node()
+	fresh := raftstore.Stale
+	for {
+		e, err := s.cfg.Store.Get(ctx, tableNode, id.String(), fresh)
+		switch {
+		case err != nil:
+			return err
+		case e != nil:
+			n, err := decode[NodeEntry](e)
+			if err == nil && !n.Server {
+				err = fmt.Errorf("%w: host %s did not join as a server", ErrForbidden, id)
+			}
+			return err
+		case fresh == raftstore.Linearizable:
+			return notMember(id)
+		case !s.cfg.Raft.IsLeader():
+			return fmt.Errorf("%w (server %s is not known here)", raftstore.ErrNoLeader, id)
+		}
+		fresh = raftstore.Linearizable
+	}
 }
 
 // Issue signs a certificate for an identity that the calling host may have: its own, and those of services that its join
@@ -283,24 +370,35 @@ func (s *Service) Issue(ctx context.Context, caller, want mesh.Identity, csr []b
 	return c.Chain, nil
 }
 
-// Leave removes the calling host, from the servers too if it is one. It needs a new token to come back.
+// Leave removes the calling host, from the servers too if it is one. It needs a new token to come back. It does nothing when
+// the host has left. Errors: raftstore.ErrRefused for the last server, those of the store.
 func (s *Service) Leave(ctx context.Context, caller mesh.Identity) error {
-	n, err := s.member(ctx, caller)
+	id, ok := caller.Node()
+	if !ok {
+		return fmt.Errorf("%w: %q is not a host", ErrForbidden, caller)
+	}
+	n, err := s.node(ctx, id)
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
+	// The entry goes last: while it is there, a leave that was interrupted can be repeated.
 	if n.entry.Server {
-		if err := s.cfg.Raft.RemoveServer(ctx, n.entry.ID); err != nil {
+		if err := s.cfg.Raft.RemoveServer(ctx, id); err != nil {
 			return err
 		}
 	}
-	_, err = s.cfg.Store.Txn(ctx, state.Txn{RequestID: randomText(10), Ops: []state.Op{
-		{Kind: state.Delete, Table: tableNode, Key: n.entry.ID.String()}}})
+	_, err = s.cfg.Store.Txn(ctx, state.Txn{RequestID: randomText(10), Ops: []state.Op{{Kind: state.Delete, Table: tableNode, Key: id.String()}}})
+	if err == nil {
+		s.cfg.Log.Info("host left", "node", id, "name", n.entry.Name)
+	}
 	return err
 }
 
 // AddServer makes the calling host, which joined with a server's token, a non-voter; the store promotes it once it is
-// healthy. It does nothing when the host is there already.
+// healthy. Any server can be asked. It does nothing when the host is there already.
 func (s *Service) AddServer(ctx context.Context, caller mesh.Identity, addr string) error {
 	n, err := s.member(ctx, caller)
 	if err != nil {
@@ -309,8 +407,8 @@ func (s *Service) AddServer(ctx context.Context, caller mesh.Identity, addr stri
 	if !n.entry.Server || caller.Kind() != mesh.Server {
 		return fmt.Errorf("%w: host %s did not join as a server", ErrForbidden, n.entry.ID)
 	}
-	if _, err := netip.ParseAddrPort(addr); err != nil {
-		return fmt.Errorf("%w: server address %q", ErrInvalid, addr)
+	if err := checkAddress(addr); err != nil {
+		return err
 	}
 	return s.cfg.Raft.AddServer(ctx, n.entry.ID, addr)
 }
@@ -319,23 +417,23 @@ func (s *Service) AddServer(ctx context.Context, caller mesh.Identity, addr stri
 func (s *Service) Run(ctx context.Context) error {
 	wait := backoff.Backoff{Base: 100 * time.Millisecond, Max: 10 * time.Second}
 	var index uint64
-	for ctx.Err() == nil {
+	for {
 		if s.cfg.Raft.IsLeader() {
 			if err := publish(ctx, s.cfg.Store, s.cfg.CA); err != nil {
 				if ctx.Err() == nil {
-					s.cfg.Log.Warn("trust bundle not published", "err", err)
+					s.cfg.Log.Warn("trust bundle not published; it is tried again", "err", err)
 				}
-				wait.Wait(ctx)
+				if wait.Wait(ctx) != nil {
+					return nil
+				}
 				continue
 			}
 		}
 		wait.Reset()
 		c, err := s.cfg.Store.Watch(ctx, index)
 		if err != nil {
-			wait.Wait(ctx)
-			continue
+			return nil // ctx ended: a Watch has no other error
 		}
-		index = max(index, c.Index)
+		index = c.Index
 	}
-	return nil
 }

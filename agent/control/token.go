@@ -6,6 +6,7 @@ import (
 	"encoding/base32"
 	"encoding/hex"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"path"
 	"strings"
@@ -62,10 +63,22 @@ func (t JoinToken) Reveal() string {
 // String returns the token without its secret, for logs.
 func (t JoinToken) String() string { return fmt.Sprintf("join token %s (%s)", t.ID, t.Role) }
 
+// GoString is String.
+func (t JoinToken) GoString() string { return t.String() }
+
+// LogValue is String: no handler of slog sees the secret.
+func (t JoinToken) LogValue() slog.Value { return slog.StringValue(t.String()) }
+
+// maxTokenServers is how many servers a token may name; the first ones known are in it.
+const maxTokenServers = 5
+
 // ParseJoinToken reads what Reveal wrote. Its errors never hold the secret.
 func ParseJoinToken(s string) (JoinToken, error) {
 	bad := func(why string) (JoinToken, error) {
 		return JoinToken{}, fmt.Errorf("%w: this is no join token: %s; copy the whole line that `meshagent token create` printed", ErrInvalid, why)
+	}
+	if len(s) > 1024 {
+		return bad("it is too long")
 	}
 	head, at, ok := strings.Cut(strings.TrimSpace(s), "@")
 	if !ok {
@@ -83,39 +96,51 @@ func ParseJoinToken(s string) (JoinToken, error) {
 		name, text string
 		size       int
 	}{{"id", t.ID, 5}, {"pin", t.Pin, 32}, {"secret", t.Secret, 16}} {
-		if b, err := tokenText.DecodeString(part.text); err != nil || len(b) != part.size {
+		if b, err := tokenText.DecodeString(part.text); err != nil || len(b) != part.size || tokenText.EncodeToString(b) != part.text {
 			return bad("its " + part.name + " is cut or mistyped")
 		}
 	}
 	for a := range strings.SplitSeq(at, ",") {
 		ap, err := netip.ParseAddrPort(a)
-		if err != nil || ap.Port() == 0 {
+		if err != nil || ap.Port() == 0 || ap.Addr().IsUnspecified() {
 			return bad("a server is not ADDRESS:PORT")
+		}
+		if len(t.Servers) == maxTokenServers {
+			return bad("it names too many servers")
 		}
 		t.Servers = append(t.Servers, ap)
 	}
 	return t, nil
 }
 
-// Patterns say which services a node may run: "web", "api-*" (namespace default) or "shop/*". Empty allows every service.
+// Patterns say which services a node may run, as namespace/name with * for any part of either: default/web, default/api-*,
+// shop/*. Empty allows every service.
 type Patterns []string
 
-// ParsePatterns reads a comma-separated list.
+// maxPatterns bounds what an entry of the store holds.
+const maxPatterns = 100
+
+// ParsePatterns reads a comma-separated list such as "web,api-*,shop/*"; a name without a namespace is of the default one. Only
+// the empty text gives no pattern.
 func ParsePatterns(s string) (Patterns, error) {
+	if s == "" {
+		return nil, nil
+	}
 	var ps Patterns
 	for p := range strings.SplitSeq(s, ",") {
-		p = strings.TrimSpace(p)
-		if p == "" {
-			continue
+		full := strings.TrimSpace(p)
+		if !strings.Contains(full, "/") {
+			full = mesh.DefaultNamespace + "/" + full
 		}
-		full := p
-		if !strings.Contains(p, "/") {
-			full = mesh.DefaultNamespace + "/" + p
-		}
-		if strings.Count(full, "/") != 1 || strings.Trim(full, "abcdefghijklmnopqrstuvwxyz0123456789-*/") != "" {
-			return nil, fmt.Errorf("%w: services: %q is not a service name or pattern such as web, api-* or shop/*", ErrInvalid, p)
+		ns, name, _ := strings.Cut(full, "/")
+		// With a letter for each star it must be a name.
+		if _, err := mesh.NewServiceName(strings.ReplaceAll(ns, "*", "x"), strings.ReplaceAll(name, "*", "x")); err != nil || ns == "" {
+			return nil, fmt.Errorf("%w: services: %.80q is not a service name or pattern such as web, api-* or shop/*", ErrInvalid, p)
 		}
 		ps = append(ps, full)
+	}
+	if len(ps) > maxPatterns {
+		return nil, fmt.Errorf("%w: services: %d patterns: at most %d are possible", ErrInvalid, len(ps), maxPatterns)
 	}
 	return ps, nil
 }

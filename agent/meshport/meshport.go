@@ -2,7 +2,8 @@
 // choose who serves them, and opens connections of each kind. Imported by agent and agent/control.
 //
 // Guarantees: nothing is served before the handshake is done and the peer's identity is checked; a client that names no
-// protocol of ours, or two, gets an alert and no more; handshakes are bounded in time and number, connections in number.
+// protocol of ours, or two, gets an alert and no more; TLS 1.3 only and no session is resumed, so that every connection is
+// checked anew; handshakes are bounded in time and number, also for each source, connections in number, joins in rate.
 package meshport
 
 import (
@@ -12,7 +13,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"slices"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -34,9 +35,17 @@ const (
 	DefaultHandshakeTimeout = 10 * time.Second
 )
 
+// JoinRate and JoinRateAll are how many strangers may begin each second, from one source and in sum: a handshake costs about a
+// millisecond of processor time. Ten seconds' worth may come at once.
+const (
+	JoinRate    = 20
+	JoinRateAll = 100
+)
+
 // Route says who serves a protocol.
 type Route struct {
-	// TLS returns the server's side for a client's hello. An error closes the connection with an alert.
+	// TLS returns the server's side for a client's hello; ctx ends with the time for the handshake. An error closes the
+	// connection with an alert. Protocol, version and resumption are the Port's to set.
 	TLS func(ctx context.Context, hello *tls.ClientHelloInfo) (*tls.Config, error)
 	// Serve owns the connection, whose handshake is done. ctx ends when the port stops.
 	Serve func(ctx context.Context, c *tls.Conn)
@@ -46,7 +55,7 @@ type Route struct {
 type Config struct {
 	Listener         net.Listener
 	Routes           map[string]Route // by ALPN name
-	MaxHandshakes    int              // at one time; 0 is the default
+	MaxHandshakes    int              // at one time; 0 is the default. One source may have a quarter of them
 	MaxConns         int              // at one time; 0 is the default
 	HandshakeTimeout time.Duration    // from accept to the end of the handshake; 0 is the default
 	Log              *slog.Logger     // not nil
@@ -59,6 +68,11 @@ type Port struct {
 	refused *telemetry.CounterVec
 	opened  *telemetry.CounterVec
 	perIP   *telemetry.Limiter
+	joins   *RateLimit
+
+	mu         sync.Mutex // guards what follows
+	handshakes int
+	pending    map[netip.Addr]int // handshakes by source
 }
 
 // New returns a Port; it touches nothing until Run.
@@ -72,14 +86,14 @@ func New(cfg Config) *Port {
 	if cfg.HandshakeTimeout == 0 {
 		cfg.HandshakeTimeout = DefaultHandshakeTimeout
 	}
-	return &Port{cfg: cfg,
+	return &Port{cfg: cfg, joins: NewRateLimit(JoinRate, JoinRateAll), pending: map[netip.Addr]int{},
 		refused: cfg.Metrics.Counter("meshagent_meshport_refused_total", "Connections to the mesh port that were closed unserved.", "reason"),
 		opened:  cfg.Metrics.Counter("meshagent_meshport_connections_total", "Connections to the mesh port that were served.", "protocol"),
 		perIP:   telemetry.OncePer(time.Minute)}
 }
 
-// Run accepts until ctx ends, then closes the listener, ends the contexts of all connections and waits for them. An
-// error of the listener ends it too.
+// Run accepts until ctx ends, then closes the listener, ends the contexts of all connections and waits for them. When the
+// listener fails for good it returns its error.
 func (p *Port) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var conns sync.WaitGroup
@@ -87,68 +101,103 @@ func (p *Port) Run(ctx context.Context) error {
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { p.cfg.Listener.Close() })
 	defer stop()
-	handshakes := make(chan struct{}, p.cfg.MaxHandshakes)
 	open := make(chan struct{}, p.cfg.MaxConns)
 	for {
 		c, err := p.cfg.Listener.Accept()
-		if err != nil {
-			if ctx.Err() != nil {
-				return nil
+		var passing interface{ Temporary() bool }
+		switch {
+		case err == nil:
+		case ctx.Err() != nil:
+			return nil
+		case errors.As(err, &passing) && passing.Temporary(): // no file left: some connection will end
+			if p.perIP.Allow("accept") {
+				p.cfg.Log.Warn("mesh port takes no connections", "err", err)
 			}
-			var ne net.Error
-			if errors.As(err, &ne) && ne.Timeout() {
-				continue
+			select {
+			case <-ctx.Done():
+			case <-time.After(50 * time.Millisecond):
 			}
+			continue
+		default:
 			return fmt.Errorf("mesh port: %w", err)
 		}
-		if !acquire(open) {
+		select {
+		case open <- struct{}{}:
+		default:
 			p.refuse(c, "connections", errors.New("too many connections"))
 			continue
 		}
-		if !acquire(handshakes) {
+		from := sourceOf(addrOf(c))
+		if !p.begin(from) {
 			<-open
 			p.refuse(c, "handshakes", errors.New("too many handshakes at one time"))
 			continue
 		}
 		conns.Go(func() {
 			defer func() { <-open }()
-			p.serve(ctx, c, handshakes)
+			p.serve(ctx, c, from)
 		})
 	}
 }
 
-func acquire(sem chan struct{}) bool {
-	select {
-	case sem <- struct{}{}:
-		return true
-	default:
+// begin counts a handshake, if there may be one more from the source; end takes it off.
+func (p *Port) begin(from netip.Addr) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.handshakes >= p.cfg.MaxHandshakes || p.pending[from] >= max(1, p.cfg.MaxHandshakes/4) {
 		return false
 	}
+	p.handshakes++
+	p.pending[from]++
+	return true
+}
+
+func (p *Port) end(from netip.Addr) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.handshakes--
+	if p.pending[from]--; p.pending[from] == 0 {
+		delete(p.pending, from)
+	}
+}
+
+func addrOf(c net.Conn) netip.Addr {
+	ap, _ := netip.ParseAddrPort(c.RemoteAddr().String()) // what is no address is one source
+	return ap.Addr()
 }
 
 func (p *Port) refuse(c net.Conn, reason string, err error) {
 	c.Close()
 	p.refused.With(reason).Inc()
-	host, _, _ := net.SplitHostPort(c.RemoteAddr().String())
-	if p.perIP.Allow(reason + " " + host) {
-		p.cfg.Log.Warn("connection to the mesh port refused", "peer", host, "reason", reason, "err", err)
+	peer := addrOf(c).String()
+	if p.perIP.Allow(reason + " " + peer) {
+		p.cfg.Log.Warn("connection to the mesh port refused", "peer", peer, "reason", reason, "err", err)
 	}
 }
 
-func (p *Port) serve(ctx context.Context, c net.Conn, handshakes <-chan struct{}) {
+func (p *Port) serve(ctx context.Context, c net.Conn, from netip.Addr) {
 	var route Route
 	tc := tls.Server(c, &tls.Config{MinVersion: tls.VersionTLS13, GetConfigForClient: func(h *tls.ClientHelloInfo) (*tls.Config, error) {
 		alpn, err := p.choose(h.SupportedProtos)
 		if err != nil {
 			return nil, err
 		}
+		if alpn == Join && !p.joins.Allow(from) {
+			return nil, errors.New("too many hosts join at one time")
+		}
 		route = p.cfg.Routes[alpn]
-		return route.TLS(ctx, h)
+		cfg, err := route.TLS(h.Context(), h)
+		if err != nil {
+			return nil, err
+		}
+		cfg = cfg.Clone()
+		cfg.MinVersion, cfg.NextProtos, cfg.SessionTicketsDisabled = tls.VersionTLS13, []string{alpn}, true
+		return cfg, nil
 	}})
 	hctx, cancel := context.WithTimeout(ctx, p.cfg.HandshakeTimeout)
 	err := tc.HandshakeContext(hctx)
 	cancel()
-	<-handshakes
+	p.end(from)
 	if err != nil {
 		p.refuse(c, "handshake", err)
 		return
@@ -160,11 +209,12 @@ func (p *Port) serve(ctx context.Context, c net.Conn, handshakes <-chan struct{}
 	route.Serve(ctx, tc)
 }
 
-// choose returns the one protocol of ours among those offered.
+// choose returns the one protocol that was offered, if it is one of ours.
 func (p *Port) choose(offered []string) (string, error) {
-	ours := slices.DeleteFunc(slices.Clone(offered), func(s string) bool { _, ok := p.cfg.Routes[s]; return !ok })
-	if len(ours) != 1 || len(offered) != 1 {
-		return "", fmt.Errorf("client offers the protocols %.80q: exactly one that this host serves is needed", offered)
+	if len(offered) == 1 {
+		if _, ok := p.cfg.Routes[offered[0]]; ok {
+			return offered[0], nil
+		}
 	}
-	return ours[0], nil
+	return "", fmt.Errorf("client offers %d protocols, %.40q: exactly one that this host serves is needed", len(offered), offered[:min(3, len(offered))])
 }

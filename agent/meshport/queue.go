@@ -8,7 +8,8 @@ import (
 )
 
 // Queue is a net.Listener whose connections come from a Route: Serve hands a connection over and waits until it is closed.
-// It lets servers that want a listener (net/http, raft) sit behind the port. Safe for concurrent use.
+// It lets servers that want a listener (net/http, raft) sit behind the port. No connection outlives the certificate that
+// its peer showed. Safe for concurrent use.
 type Queue struct {
 	addr   net.Addr
 	conns  chan net.Conn
@@ -21,8 +22,14 @@ func NewQueue(addr net.Addr) *Queue {
 	return &Queue{addr: addr, conns: make(chan net.Conn), done: make(chan struct{})}
 }
 
-// Serve is a Route's Serve. It returns when the taker closes the connection, ctx ends or the Queue is closed.
+// Serve is a Route's Serve. It returns when the taker closes the connection, the peer's certificate expires, ctx ends or the
+// Queue is closed.
 func (q *Queue) Serve(ctx context.Context, c *tls.Conn) {
+	if peer := c.ConnectionState().PeerCertificates; len(peer) > 0 {
+		tctx, cancel := context.WithDeadline(ctx, peer[0].NotAfter)
+		defer cancel()
+		ctx = tctx
+	}
 	w := &watched{Conn: c, gone: make(chan struct{})}
 	select {
 	case q.conns <- w:
@@ -40,6 +47,11 @@ func (q *Queue) Serve(ctx context.Context, c *tls.Conn) {
 
 // Accept waits for the next connection; after Close its error is net.ErrClosed.
 func (q *Queue) Accept() (net.Conn, error) {
+	select {
+	case <-q.done:
+		return nil, net.ErrClosed
+	default:
+	}
 	select {
 	case c := <-q.conns:
 		return c, nil

@@ -43,8 +43,8 @@ type Config struct {
 	Dir         string        // of the cache; "" keeps none
 	// OnHostCert is told of every new certificate of the host itself, so that it can be kept; nil tells nobody.
 	OnHostCert func(id mesh.Identity, chain [][]byte)
-	Log         *slog.Logger  // not nil
-	Metrics     *telemetry.Metrics
+	Log        *slog.Logger // not nil
+	Metrics    *telemetry.Metrics
 }
 
 // Manager keeps certificates. Its methods are safe for concurrent use.

@@ -1,0 +1,60 @@
+package agent
+
+import (
+	"context"
+	"net/netip"
+	"os/user"
+	"slices"
+	"strconv"
+
+	"github.com/meshagent/meshagent/agent/registry"
+	"github.com/meshagent/meshagent/mesh"
+	"github.com/meshagent/meshagent/systemd"
+)
+
+// callers says which service a local connection comes from: the kernel names the user and the systemd unit that own the other
+// end of it, and the service's definition claims them.
+type callers struct{ agent *Agent }
+
+// Caller returns the identity of the service that opened the connection, and its instance. A caller whom no service claims, or
+// more than one, is the host itself, or nobody where the configuration refuses unknown callers.
+func (c *callers) Caller(_ context.Context, client, server netip.AddrPort) (mesh.Identity, *mesh.Instance) {
+	unknown := c.agent.node
+	if c.agent.cfg.Proxy.UnknownCallers == "refuse" {
+		unknown = mesh.Identity{}
+	}
+	peer, err := systemd.Caller(client, server)
+	if err != nil {
+		return unknown, nil
+	}
+	var found *registry.Registered
+	for _, r := range c.agent.registry.State().Services {
+		if !claims(r.Callers, peer) {
+			continue
+		}
+		if found != nil && (found.Service() != r.Service() || found.Account != r.Account) {
+			return unknown, nil // two services claim it: neither is proved
+		}
+		found = &r
+	}
+	if found == nil {
+		return unknown, nil
+	}
+	in := found.Instance(c.agent.id)
+	return in.Identity(c.agent.node.TrustDomain()), &in
+}
+
+// claims reports whether the owner of a socket is one of those that call as a service. A unit is the stronger claim: where one
+// is named, the user alone does not do.
+func claims(c registry.Callers, p systemd.Peer) bool {
+	if len(c.Units) > 0 {
+		return p.Unit != "" && slices.Contains(c.Units, p.Unit)
+	}
+	return slices.ContainsFunc(c.Users, func(u string) bool {
+		if n, err := strconv.ParseUint(u, 10, 32); err == nil {
+			return uint32(n) == p.UID
+		}
+		known, err := user.Lookup(u)
+		return err == nil && known.Uid == strconv.FormatUint(uint64(p.UID), 10)
+	})
+}

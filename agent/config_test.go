@@ -1,0 +1,67 @@
+package agent
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+func writeConfig(t *testing.T, text string) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "agent.yaml")
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+func TestDefaults(t *testing.T) {
+	c, err := LoadConfig(writeConfig(t, "name: h1\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Ports.Mesh != 15008 || c.Ports.Gossip != 7946 || c.API.Address.String() != "127.0.0.1:8500" || c.DNS.Address.String() != "127.0.0.1:8600" ||
+		*c.Proxy.HTTPPort != 80 || c.Proxy.VIPRange.String() != "127.64.0.0/10" || c.DNS.TTL != 5*time.Second || c.Raft.Heartbeat != 2*time.Second ||
+		c.DataDir != "/var/lib/meshagent" || c.Proxy.AccessLog != "/var/lib/meshagent/access.log" || c.Proxy.UnknownCallers != "node" {
+		t.Errorf("%+v", c)
+	}
+	if c, err = LoadConfig(writeConfig(t, "name: h1\nproxy: {httpPort: 0}\n")); err != nil || *c.Proxy.HTTPPort != 0 {
+		t.Errorf("httpPort 0 means none: %v, %v", c, err)
+	}
+}
+
+// TestBadConfigurations: each one gets the whole sentence, and nothing else happens.
+func TestBadConfigurations(t *testing.T) {
+	for _, c := range []struct{ text, want string }{
+		{"nmae: h1", `1: nmae: unknown field: did you mean "name"?`},
+		{"name: h1\nports: {mseh: 1}", `2: ports.mseh: unknown field: did you mean "mesh"?`},
+		{"name: h1\nname: h2", `2: name: duplicate key, first at line 1`},
+		{"name: H1", `: name: invalid name: name "H1": character 'H' is not allowed here: use a-z, 0-9 and inner hyphens`},
+		{"name: h1\naddress: 0.0.0.0", `: address: 0.0.0.0 is not one that other hosts can reach: give an address of this host`},
+		{"name: h1\nlocality: a/b/c/d", `: locality: invalid name: locality "a/b/c/d": write region/zone/subzone`},
+		{"name: h1\ndataDir: data", `: dataDir: "data" is not an absolute path`},
+		{"name: h1\napi: {socket: /" + strings.Repeat("x", 104) + "}", `is longer than the 104 bytes that a socket's path may have`},
+		{"name: h1\napi: {address: \"10.0.0.1:8500\"}", `: api.address: 10.0.0.1:8500 is not a loopback address: reach the API of another host through ssh or the unix socket`},
+		{"name: h1\ndns: {ttl: 2h}", `: dns.ttl: 2h0m0s: from 0s to 1h is possible`},
+		{"name: h1\nproxy: {vipRange: 10.0.0.0/8}", `: proxy.vipRange: 10.0.0.0/8: a part of 127.0.0.0/8 of at least 256 addresses is needed`},
+		{"name: h1\nproxy: {unknownCallers: allow}", `: proxy.unknownCallers: "allow" is neither node nor refuse`},
+		{"name: h1\nproxy: {accessLog: log}", `: proxy.accessLog: "log" is neither an absolute path nor stdout nor off`},
+		{"name: h1\nlog: {format: xml}", `: log.format: "xml" is neither text nor json`},
+		{"name: h1\nraft: {heartbeat: 1ms}", `: raft.heartbeat: 1ms: from 50ms to 1m is possible`},
+	} {
+		file := writeConfig(t, c.text)
+		_, err := LoadConfig(file)
+		if err == nil {
+			t.Errorf("%q is accepted", c.text)
+			continue
+		}
+		if !strings.HasPrefix(err.Error(), file) || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%q:\n got %s\nwant %s", c.text, strings.TrimPrefix(err.Error(), file), c.want)
+		}
+	}
+	if _, err := LoadConfig("/does/not/exist.yaml"); err == nil {
+		t.Error("a named file that is not there is accepted")
+	}
+}

@@ -1,0 +1,266 @@
+//go:build process && linux
+
+package process
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/meshagent/meshagent/agent/api"
+)
+
+// TestEveryServerKilled: names resolve and calls are answered as if nothing had happened.
+func TestEveryServerKilled(t *testing.T) {
+	c := newCluster(t, 110, 3, 2)
+	c.await("three voters", 30*time.Second, func() error {
+		s, err := c.host(1).api.Status(t.Context())
+		if err != nil {
+			return err
+		}
+		voters := 0
+		for _, p := range s.Store.Peers {
+			if p.Voter {
+				voters++
+			}
+		}
+		if voters != 3 {
+			return fmt.Errorf("%d voters", voters)
+		}
+		return nil
+	})
+	c.host(4).serve("v1")
+	c.host(5).calls()
+	c.host(5).awaitUsable(1)
+	client := c.host(5).client()
+	if _, err := get(t.Context(), client); err != nil {
+		t.Fatal(err)
+	}
+	var asked, unanswered atomic.Int64
+	var killed time.Time
+	failed := load(t.Context(), client, 5000, 500, func() {
+		for _, h := range c.hosts[:3] {
+			h.agent.kill()
+		}
+		killed = time.Now()
+		for range 200 { // while the load goes on
+			asked.Add(1)
+			if a, err := c.host(5).resolver().LookupHost(t.Context(), "web.service.mesh"); err != nil || len(a) != 1 {
+				unanswered.Add(1)
+			}
+		}
+	})
+	t.Logf("%d of 5000 calls failed; %d of %d questions unanswered", len(failed), unanswered.Load(), asked.Load())
+	for _, f := range failed[:min(len(failed), 3)] {
+		t.Errorf("%v after the servers were killed: %v", f.at.Sub(killed), f.err)
+	}
+	if unanswered.Load() > 0 {
+		t.Errorf("%d questions had no answer", unanswered.Load())
+	}
+}
+
+// TestInstanceHostKilled: a host dies with its instance; calls go to the other one.
+func TestInstanceHostKilled(t *testing.T) {
+	c := newCluster(t, 111, 1, 3)
+	c.host(2).serve("v1")
+	dies := c.host(3).serve("v2")
+	c.host(4).calls()
+	c.host(4).awaitUsable(2)
+	client := c.host(4).client()
+	var killed time.Time
+	failed := load(t.Context(), client, 6000, 500, func() {
+		c.host(3).agent.kill()
+		dies.kill()
+		killed = time.Now()
+	})
+	var late int
+	for _, f := range failed {
+		if f.at.Sub(killed) > 2*time.Second {
+			late++
+		}
+	}
+	t.Logf("%d of 6000 calls failed, %d of them later than 2 s", len(failed), late)
+	if len(failed) >= 6 || late > 0 {
+		t.Errorf("under 0.1 %% may fail, none after 2 s: first %v", failed[0].err)
+	}
+}
+
+// TestCriticalLeavesBalancing: within 1 s of a check's verdict nobody calls the instance any more.
+func TestCriticalLeavesBalancing(t *testing.T) {
+	c := newCluster(t, 112, 1, 3)
+	c.host(2).serve("v1")
+	c.host(3).serve("v2")
+	c.host(4).calls()
+	c.host(4).awaitUsable(2)
+	if err := c.host(3).api.SetMaintenance(t.Context(), "default", "web", api.Maintenance{On: true, Reason: "test"}); err != nil {
+		t.Fatal(err)
+	}
+	begin := time.Now()
+	client := c.host(4).client()
+	var last time.Time
+	for time.Since(begin) < 3*time.Second {
+		v, err := get(t.Context(), client)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if v == "v2" {
+			last = time.Now()
+		}
+	}
+	t.Logf("last call of the instance %v after the verdict", last.Sub(begin))
+	if last.Sub(begin) > time.Second {
+		t.Errorf("it was still called after %v", last.Sub(begin))
+	}
+}
+
+// TestPolicyIsLiveEverywhere: 100 policies, each live on all three hosts within 200 ms at the 99th percentile.
+func TestPolicyIsLiveEverywhere(t *testing.T) {
+	c := newCluster(t, 113, 1, 2)
+	c.host(2).serve("v1")
+	c.host(3).calls()
+	c.host(3).awaitUsable(1)
+	client := c.host(3).client()
+	var took []time.Duration
+	for i := range 100 {
+		begin := time.Now()
+		out, err := c.host(1).api.Apply(t.Context(), api.Apply{Writes: []api.Write{{Source: fmt.Sprintf(`apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: web}
+spec:
+  hosts: [web]
+  http:
+  - match: [{headers: {round: {exact: "%d"}}}]
+    directResponse: {status: 299}
+  - route: [{destination: {host: web}}]
+`, i)}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		l, err := c.host(1).api.Live(t.Context(), out.Index, 10*time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		took = append(took, time.Since(begin))
+		if l.Live != 3 || l.Nodes != 3 {
+			t.Fatalf("round %d: live on %d of %d", i, l.Live, l.Nodes)
+		}
+		// It is not only said: the data path of the host that is not a server acts on it.
+		if _, err := get(t.Context(), client, "round", fmt.Sprint(i)); err == nil || !strings.Contains(err.Error(), "299") {
+			t.Fatalf("round %d: the policy is said to be live, and the call was answered: %v", i, err)
+		}
+	}
+	slices.Sort(took)
+	t.Logf("median %v, p99 %v, max %v", took[50], took[98], took[99])
+	if took[98] > 200*time.Millisecond {
+		t.Errorf("p99 is %v", took[98])
+	}
+}
+
+// TestIdleAgent: start and memory of a client that has nothing to do.
+func TestIdleAgent(t *testing.T) {
+	c := newCluster(t, 114, 1, 1)
+	h := c.host(2)
+	var starts []time.Duration
+	for range 5 {
+		h.agent.stop(t)
+		starts = append(starts, h.start())
+	}
+	slices.Sort(starts)
+	time.Sleep(5 * time.Second) // idle
+	rss := h.agent.rss(t)
+	t.Logf("start to ready: median %v, max %v; resident memory %.1f MB", starts[2], starts[4], float64(rss)/1e6)
+	if starts[2] > 500*time.Millisecond {
+		t.Errorf("start to ready takes %v", starts[2])
+	}
+	if rss > 40e6 {
+		t.Errorf("an idle client agent holds %d bytes", rss)
+	}
+}
+
+// TestStartWithoutServers: an agent whose servers are all gone starts from what it kept, and serves.
+func TestStartWithoutServers(t *testing.T) {
+	c := newCluster(t, 115, 1, 2)
+	c.host(2).serve("v1")
+	c.host(3).calls()
+	c.host(3).awaitUsable(1)
+	client := c.host(3).client()
+	if _, err := get(t.Context(), client); err != nil {
+		t.Fatal(err)
+	}
+	c.host(1).cli("apply", "-f", c.policyFile("allow-caller"), "--wait")
+	// The cache is written at most once in 2 s; the end of the agent writes what is missing.
+	c.host(1).agent.kill()
+	c.host(2).agent.stop(t)
+	c.host(3).agent.stop(t)
+	for _, n := range []int{2, 3} {
+		took := c.host(n).start()
+		t.Logf("host%d is ready without servers after %v", n, took)
+	}
+	c.host(3).awaitUsable(1)
+	if v, err := get(t.Context(), c.host(3).client()); err != nil || v != "v1" {
+		t.Errorf("a call after the start answered %q, %v", v, err)
+	}
+	p, err := c.host(3).api.Policies(t.Context(), "", "", api.Stale)
+	if err != nil || len(p.Policies) != 1 {
+		t.Errorf("policies after the start: %+v, %v", p, err)
+	}
+}
+
+// TestDenied: what policy does not allow gets 403 and says why.
+func TestDenied(t *testing.T) {
+	c := newCluster(t, 116, 1, 2)
+	c.host(2).serve("v1")
+	c.host(3).calls()
+	c.host(3).awaitUsable(1)
+	client := c.host(3).client()
+	c.host(1).cli("apply", "-f", c.policyFile("allow-caller"), "--wait")
+	if _, err := get(t.Context(), client); err != nil {
+		t.Fatalf("an allowed call: %v", err)
+	}
+	c.host(1).cli("apply", "-f", c.policyFile("allow-nobody"), "--wait")
+	_, err := get(t.Context(), client)
+	if err == nil || !strings.Contains(err.Error(), `403 Forbidden, mesh-error "RBAC`) {
+		t.Fatalf("a denied call: %v", err)
+	}
+}
+
+// policyFile writes one of the policies of this suite.
+func (c *cluster) policyFile(name string) string {
+	c.t.Helper()
+	rule := map[string]string{
+		"allow-caller": "from: [{source: {principals: [test.mesh/ns/default/sa/caller]}}]",
+		"allow-nobody": "from: [{source: {principals: [test.mesh/ns/default/sa/nobody]}}]",
+	}[name]
+	file := filepath.Join(c.dir, name+".yaml")
+	err := os.WriteFile(file, fmt.Appendf(nil, `apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: web}
+spec:
+  action: ALLOW
+  rules:
+  - %s
+`, rule), 0o600)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return file
+}
+
+// TestGracefulStopLosesNothing: SIGTERM of an instance's agent under load (BEHAVIOURS 29).
+func TestGracefulStopLosesNothing(t *testing.T) {
+	c := newCluster(t, 117, 1, 3)
+	c.host(2).serve("v1")
+	c.host(3).serve("v2")
+	c.host(4).calls()
+	c.host(4).awaitUsable(2)
+	failed := load(context.WithoutCancel(t.Context()), c.host(4).client(), 3000, 500, func() { c.host(3).agent.stop(t) })
+	if len(failed) > 0 {
+		t.Errorf("%d of 3000 calls failed: %v", len(failed), failed[0].err)
+	}
+}
