@@ -2,7 +2,6 @@ package systemd
 
 import (
 	"bytes"
-	"context"
 	"encoding/binary"
 	"fmt"
 	"net"
@@ -54,14 +53,12 @@ func TestCallerIsFound(t *testing.T) {
 
 // TestCallerMapped: programs that know only IPv6 sockets dial ::ffff:127.0.0.1, and listeners on all addresses tell such peers.
 func TestCallerMapped(t *testing.T) {
-	_, server := connect(t, "tcp4", "127.0.0.1:0")
-	at := addrPort(server.LocalAddr())
 	ln, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer ln.Close()
-	at = addrPort(ln.Addr())
+	at := addrPort(ln.Addr())
 	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -84,7 +81,7 @@ func TestCallerMapped(t *testing.T) {
 }
 
 func TestCallerIsRefused(t *testing.T) {
-	client, server := connect(t, "tcp", "127.0.0.1:0")
+	client, _ := connect(t, "tcp", "127.0.0.1:0")
 	c, s := addrPort(client.LocalAddr()), addrPort(client.RemoteAddr())
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -109,8 +106,8 @@ func TestCallerIsRefused(t *testing.T) {
 		"another server port":    {c, other(s), "there is no such connection on this host"},
 		"another server address": {c, netip.AddrPortFrom(netip.MustParseAddr("127.0.0.2"), s.Port()), "there is no such connection on this host"},
 		"a listener's address":   {addrPort(ln.Addr()), s, "there is no such connection on this host"},
-		"a closed socket":        {addrPort(closed.LocalAddr()), addrPort(closed.RemoteAddr()), "TCP state 5"},
-		"a half-closed socket":   {addrPort(half.LocalAddr()), addrPort(half.RemoteAddr()), "the client's socket is not established (TCP state 5): it is being closed"},
+		"a closed socket":        {addrPort(closed.LocalAddr()), addrPort(closed.RemoteAddr()), "it is being closed"},
+		"a half-closed socket":   {addrPort(half.LocalAddr()), addrPort(half.RemoteAddr()), "the client's socket is not established"},
 		"not loopback":           {netip.MustParseAddrPort("192.0.2.1:1"), s, "it is not a loopback connection"},
 		"to elsewhere":           {c, netip.MustParseAddrPort("192.0.2.1:1"), "it is not a loopback connection"},
 		"two families":           {c, netip.MustParseAddrPort("[::1]:80"), "it is not a loopback connection"},
@@ -124,10 +121,7 @@ func TestCallerIsRefused(t *testing.T) {
 	if _, err := Caller(c, s); err != nil {
 		t.Errorf("the connection that is there: %v", err)
 	}
-	runtimeKeepAlive(server)
 }
-
-func runtimeKeepAlive(...net.Conn) {}
 
 // TestCallerNotAccepted: the server's end of a connection that waits to be accepted belongs to nobody yet.
 func TestCallerNotAccepted(t *testing.T) {
@@ -324,5 +318,3 @@ func BenchmarkCaller(b *testing.B) {
 		}
 	}
 }
-
-var _ = context.Background

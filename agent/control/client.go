@@ -1,6 +1,7 @@
 package control
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -10,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -34,41 +36,66 @@ func NewClient(mp *meshport.Client, servers func() []netip.AddrPort) *Client {
 	return &Client{http: mp.HTTP(mesh.Server), servers: servers}
 }
 
-// call asks servers in turn until one answers. A write that one server may have done is not sent to a second one, save where
-// repeating is harmless (safe).
-func call[Out any](ctx context.Context, c *Client, safe bool, method, token string, in any) (Out, error) {
-	var out Out
+// Time for one server to answer: it may look for a leader for 10 s. A watch waits for news.
+const (
+	callTime  = 15 * time.Second
+	watchTime = raftstore.MaxWatch + callTime
+)
+
+// kind of a call: what may be said when no server answered.
+type kind int
+
+const (
+	read kind = iota
+	write
+	watch
+)
+
+// call asks servers in turn until one answers: each call may be repeated.
+func call[Out any](ctx context.Context, c *Client, k kind, method, token string, in any) (Out, error) {
+	out, _, err := repeatable[Out](ctx, c, k, method, token, in)
+	return out, err
+}
+
+// repeatable is call; again says that a server may have done it before the one that answered.
+func repeatable[Out any](ctx context.Context, c *Client, k kind, method, token string, in any) (out Out, again bool, err error) {
 	body, err := json.Marshal(in)
 	if err != nil {
-		return out, err
+		return out, false, err
+	}
+	most := callTime
+	if k == watch {
+		most = watchTime
 	}
 	errs := []error{ErrNoServer}
 	for _, addr := range c.order() {
-		answer, err := post(ctx, c.http, addr, method, token, body)
-		switch u := (*unreachable)(nil); {
+		actx, cancel := context.WithTimeout(ctx, most)
+		answer, err := post(actx, c.http, addr, method, token, body)
+		cancel()
+		var u *unreachable
+		var d *meshport.DialError
+		switch {
 		case err == nil:
 			c.last.Store(&addr)
 			if err := json.Unmarshal(answer, &out); err != nil {
-				return out, fmt.Errorf("server %v: answer to %s: %w", addr, method, err)
+				return out, again, fmt.Errorf("server %v: answer to %s: %w", addr, method, err)
 			}
-			return out, nil
+			return out, again, nil
 		case ctx.Err() != nil:
-			return out, context.Cause(ctx)
-		case errors.As(err, &u) && (safe || dialFailed(err)), errors.Is(err, raftstore.ErrNoLeader):
-			errs = append(errs, err)
+			return out, again, context.Cause(ctx)
 		case errors.As(err, &u):
-			return out, fmt.Errorf("%w: %w", raftstore.ErrUnknownOutcome, err)
+			again = again || !errors.As(err, &d)
+			errs = append(errs, err)
+		case errors.Is(err, raftstore.ErrNoLeader):
+			errs = append(errs, err)
 		default:
-			return out, err
+			return out, again, err
 		}
 	}
-	return out, errors.Join(errs...)
-}
-
-// dialFailed reports that no request was sent.
-func dialFailed(err error) bool {
-	var op *net.OpError
-	return errors.As(err, &op) && op.Op == "dial"
+	if again && k == write {
+		errs[0] = raftstore.ErrUnknownOutcome
+	}
+	return out, again, errors.Join(errs...)
 }
 
 func (c *Client) order() []netip.AddrPort {
@@ -93,48 +120,69 @@ func (c *Client) order() []netip.AddrPort {
 
 // Issue asks for a certificate. It makes Client a leaf.Issuer.
 func (c *Client) Issue(ctx context.Context, id mesh.Identity, csr []byte) ([][]byte, error) {
-	out, err := call[issueOut](ctx, c, true, "issue", "", issueIn{[]byte(id.String()), csr})
+	out, err := call[issueOut](ctx, c, read, "issue", "", issueIn{id, csr})
 	return out.Chain, err
 }
 
 // Watch is Service.Watch for this host.
 func (c *Client) Watch(ctx context.Context, after uint64) (*Changes, error) {
-	return call[*Changes](ctx, c, true, "watch", "", watchIn{after})
+	out, err := call[Changes](ctx, c, watch, "watch", "", watchIn{after})
+	if err != nil {
+		return nil, err
+	}
+	return &out, nil
 }
 
-// Apply is Service.Apply.
-func (c *Client) Apply(ctx context.Context, o Operator, w []Write, dryRun bool) ([]Outcome, uint64, error) {
-	out, err := call[applyOut](ctx, c, dryRun, "apply", o.Token, applyIn{w, dryRun})
+// Policies is Service.Policies for this host.
+func (c *Client) Policies(ctx context.Context, fresh raftstore.Consistency) ([]mesh.Policy, uint64, error) {
+	out, err := call[policiesOut](ctx, c, read, "policies", "", policiesIn{fresh})
+	return out.Policies, out.Index, err
+}
+
+// Apply is Service.Apply. Without a requestID it makes one, so that a lost answer is had from the next server; who wants to
+// repeat it after raftstore.ErrUnknownOutcome gives one.
+func (c *Client) Apply(ctx context.Context, o Operator, w []Write, dryRun bool, requestID string) ([]Outcome, uint64, error) {
+	if requestID == "" {
+		requestID = randomText(20)
+	}
+	k := write
+	if dryRun {
+		k = read
+	}
+	out, err := call[applyOut](ctx, c, k, "apply", o.Token, applyIn{w, dryRun, requestID})
 	return out.Outcomes, out.Index, err
 }
 
 // Authorize is Service.Authorize.
 func (c *Client) Authorize(ctx context.Context, o Operator) error {
-	_, err := call[none](ctx, c, true, "authorize", o.Token, none{})
+	_, err := call[none](ctx, c, read, "authorize", o.Token, none{})
 	return err
 }
 
-// CreateToken is Service.CreateToken.
+// CreateToken is Service.CreateToken. When an answer is lost a token may be left over that nobody knows; it expires.
 func (c *Client) CreateToken(ctx context.Context, o Operator, spec TokenSpec) (string, error) {
-	out, err := call[tokenOut](ctx, c, true, "token/create", o.Token, spec)
+	out, err := call[tokenOut](ctx, c, write, "token/create", o.Token, spec)
 	return out.Token, err
 }
 
 // Tokens is Service.Tokens.
 func (c *Client) Tokens(ctx context.Context, o Operator) ([]TokenEntry, error) {
-	out, err := call[tokensOut](ctx, c, true, "token/list", o.Token, none{})
+	out, err := call[tokensOut](ctx, c, read, "token/list", o.Token, none{})
 	return out.Tokens, err
 }
 
 // DeleteToken is Service.DeleteToken.
 func (c *Client) DeleteToken(ctx context.Context, o Operator, id string) error {
-	_, err := call[none](ctx, c, false, "token/delete", o.Token, deleteIn{id})
+	_, again, err := repeatable[none](ctx, c, write, "token/delete", o.Token, deleteIn{id})
+	if again && errors.Is(err, ErrNotFound) {
+		return nil // the server that did not answer has done it
+	}
 	return err
 }
 
 // Leave is Service.Leave for this host.
 func (c *Client) Leave(ctx context.Context) error {
-	_, err := call[none](ctx, c, true, "leave", "", none{})
+	_, err := call[none](ctx, c, write, "leave", "", none{})
 	return err
 }
 
@@ -146,17 +194,23 @@ type Peers struct {
 // NewPeers returns the server's way to other servers.
 func NewPeers(mp *meshport.Client) *Peers { return &Peers{mp.HTTP(mesh.Server)} }
 
-// Forward sends one of the store's calls to the leader.
+// Forward sends one of the store's calls to the leader. ctx bounds the time.
 func (p *Peers) Forward(ctx context.Context, leader, method string, body []byte) ([]byte, error) {
 	addr, err := netip.ParseAddrPort(leader)
 	if err != nil {
 		return nil, fmt.Errorf("leader's address %q: %w", leader, err)
 	}
-	return post(ctx, p.http, addr, "raft/"+method, "", body)
+	out, err := post(ctx, p.http, addr, "raft/"+method, "", body)
+	if errors.Is(err, ErrForbidden) {
+		return nil, fmt.Errorf("%w: %w", raftstore.ErrRefused, err) // asking again does not help
+	}
+	return out, err
 }
 
 // AddServer asks a server to take this host in as a server too.
 func (p *Peers) AddServer(ctx context.Context, at netip.AddrPort, self string) error {
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
 	in, err := json.Marshal(addIn{self})
 	if err != nil {
 		return err
@@ -173,7 +227,9 @@ func NewRecords(mp *meshport.Client) *Records { return &Records{mp.HTTP(mesh.Nod
 
 // FetchRecords asks the agent at a mesh port for the records of nodes.
 func (f *Records) FetchRecords(ctx context.Context, addr netip.AddrPort, want []mesh.NodeID) ([][]byte, error) {
-	in, err := json.Marshal(RecordsIn{want})
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
+	in, err := json.Marshal(recordsIn{want})
 	if err != nil {
 		return nil, err
 	}
@@ -181,44 +237,63 @@ func (f *Records) FetchRecords(ctx context.Context, addr netip.AddrPort, want []
 	if err != nil {
 		return nil, err
 	}
-	var out RecordsOut
+	var out recordsOut
 	if err := json.Unmarshal(body, &out); err != nil {
 		return nil, fmt.Errorf("host %v: records: %w", addr, err)
 	}
 	return out.Records, nil
 }
 
-// maxSkew is how far a host's clock may be off before certificates fail.
-const maxSkew = 5 * time.Minute
+// How far a host's clock may be off. Certificates begin ten seconds before they are made: who is further behind refuses the
+// new ones of others.
+const (
+	maxBehind = 10 * time.Second
+	maxAhead  = 5 * time.Minute
+)
 
 // JoinMesh makes this host a member: it sends the token's secret to the first server that answers and whose chain ends at
-// the root that the token names. Errors: those of Service.Join, ErrNoServer, a server of another mesh, a wrong clock.
+// the root that the token names. It may be repeated with the same key when the answer was lost. Errors: those of
+// Service.Join, ErrNoServer, a server of another mesh, a wrong clock.
 func JoinMesh(ctx context.Context, t JoinToken, name, address string, csr []byte) (*Membership, error) {
-	return join(ctx, t.Servers, "join", JoinRequest{TokenID: t.ID, Secret: t.Secret, Name: name, Address: address, CSR: csr},
+	return joinMesh(ctx, nil, t, name, address, csr)
+}
+
+func joinMesh(ctx context.Context, dial meshport.Dial, t JoinToken, name, address string, csr []byte) (*Membership, error) {
+	return stranger(ctx, dial, t.Servers, "join", JoinRequest{TokenID: t.ID, Secret: t.Secret, Name: name, Address: address, CSR: csr},
 		func(chain []*x509.Certificate) error { return checkPin(chain, t.Pin) })
 }
 
 // RenewByKey gets new certificates for a member whose certificates have expired, from servers that its bundle vouches for.
+// The request is proof of the key for who holds it: it goes to no one else.
 func RenewByKey(ctx context.Context, servers []netip.AddrPort, b *mesh.TrustBundle, csr []byte) (*Membership, error) {
-	return join(ctx, servers, "renew", renewIn{csr}, func(chain []*x509.Certificate) error { return checkServer(chain, b) })
+	return renewByKey(ctx, nil, servers, b, csr)
 }
 
-func join(ctx context.Context, servers []netip.AddrPort, method string, in any, trust func([]*x509.Certificate) error) (*Membership, error) {
+func renewByKey(ctx context.Context, dial meshport.Dial, servers []netip.AddrPort, b *mesh.TrustBundle, csr []byte) (*Membership, error) {
+	return stranger(ctx, dial, servers, "renew", renewIn{csr}, func(chain []*x509.Certificate) error { return checkServer(chain, b) })
+}
+
+// stranger asks servers in turn without a certificate. Nothing is sent before trust has accepted the server's chain.
+func stranger(ctx context.Context, dial meshport.Dial, servers []netip.AddrPort, method string, in any, trust func([]*x509.Certificate) error) (*Membership, error) {
 	body, err := json.Marshal(in)
 	if err != nil {
 		return nil, err
 	}
-	tr := &http.Transport{DialTLSContext: (&tls.Dialer{Config: &tls.Config{
-		MinVersion: tls.VersionTLS13, ServerName: meshport.ServerName, NextProtos: []string{meshport.Join},
-		// A server's certificate has a SPIFFE ID and no host name, so that crypto/tls cannot judge it: VerifyConnection does.
-		InsecureSkipVerify: true,
-		VerifyConnection:   func(cs tls.ConnectionState) error { return trust(cs.PeerCertificates) },
-	}}).DialContext, TLSHandshakeTimeout: 5 * time.Second, DisableKeepAlives: true}
-	defer tr.CloseIdleConnections()
+	client := meshport.NewHTTP(&http.Transport{DisableKeepAlives: true,
+		DialTLSContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
+			ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+			defer cancel()
+			return meshport.DialTLS(ctx, dial, addr, &tls.Config{
+				MinVersion: tls.VersionTLS13, ServerName: meshport.ServerName, NextProtos: []string{meshport.Join},
+				// A server's certificate has a SPIFFE ID and no host name, so that crypto/tls cannot judge it: VerifyConnection does.
+				InsecureSkipVerify: true,
+				VerifyConnection:   func(cs tls.ConnectionState) error { return trust(cs.PeerCertificates) },
+			})
+		}})
 	errs := []error{ErrNoServer}
 	for _, addr := range servers {
-		tctx, cancel := context.WithTimeout(ctx, 30*time.Second)
-		answer, err := post(tctx, &http.Client{Transport: tr}, addr, method, "", body)
+		actx, cancel := context.WithTimeout(ctx, strangerTime+callTime)
+		answer, err := post(actx, client, addr, method, "", body)
 		cancel()
 		var u *unreachable
 		if errors.As(err, &u) || errors.Is(err, raftstore.ErrNoLeader) || errors.Is(err, ErrBusy) {
@@ -228,19 +303,37 @@ func join(ctx context.Context, servers []netip.AddrPort, method string, in any, 
 		if err != nil {
 			return nil, err
 		}
-		var m Membership
-		if err := json.Unmarshal(answer, &m); err != nil {
+		m, err := readMembership(answer)
+		if err != nil {
 			return nil, fmt.Errorf("server %v: answer to %s: %w", addr, method, err)
 		}
-		if off := time.Until(m.Now).Round(time.Second); off > maxSkew || off < -maxSkew {
-			return nil, fmt.Errorf("this host's clock is off by %v from server %v: set it (timedatectl set-ntp true) and repeat", -off, addr)
+		switch off := time.Until(m.Now).Round(time.Second); {
+		case off > maxBehind:
+			return nil, fmt.Errorf("this host's clock is %v behind that of server %v: set it (timedatectl set-ntp true) and repeat", off, addr)
+		case off < -maxAhead:
+			return nil, fmt.Errorf("this host's clock is %v ahead of that of server %v: set it (timedatectl set-ntp true) and repeat", -off, addr)
 		}
-		return &m, nil
+		return m, nil
 	}
 	return nil, errors.Join(errs...)
 }
 
-// checkPin accepts a server's chain that ends at the root with the pin. The chain holds the root as its last certificate.
+func readMembership(b []byte) (*Membership, error) {
+	var m Membership
+	if err := json.Unmarshal(b, &m); err != nil {
+		return nil, err
+	}
+	bundle, err := ca.DecodeBundle(m.Bundle)
+	if err != nil {
+		return nil, err
+	}
+	if bundle.TrustDomain != m.TrustDomain || len(m.Node) == 0 || len(m.GossipKeys) == 0 {
+		return nil, errors.New("it lacks something that a member needs")
+	}
+	return &m, nil
+}
+
+// checkPin accepts a server's chain that ends at the root with the pin. The chain holds the root, last.
 func checkPin(chain []*x509.Certificate, pin string) error {
 	for _, c := range chain {
 		if c.IsCA && ca.RootHash(c) == pin {
@@ -255,15 +348,9 @@ func checkPin(chain []*x509.Certificate, pin string) error {
 }
 
 func checkServer(chain []*x509.Certificate, b *mesh.TrustBundle) error {
-	if n := len(chain); n > 1 && chain[n-1].IsCA { // the root comes along for pinning; Verify wants the path to it
-		for _, r := range b.Roots {
-			if chain[n-1].Equal(r) {
-				chain = chain[:n-1]
-				break
-			}
-		}
-	}
-	id, err := ca.Verify(chain, b, time.Now())
+	// Roots come along for pinning; Verify wants the path to one.
+	path := slices.DeleteFunc(slices.Clone(chain), func(c *x509.Certificate) bool { return c.IsCA && bytes.Equal(c.RawSubject, c.RawIssuer) })
+	id, err := ca.Verify(path, b, time.Now())
 	if err != nil {
 		return err
 	}
@@ -277,7 +364,8 @@ func checkServer(chain []*x509.Certificate, b *mesh.TrustBundle) error {
 type API interface {
 	Issue(ctx context.Context, id mesh.Identity, csr []byte) ([][]byte, error)
 	Watch(ctx context.Context, after uint64) (*Changes, error)
-	Apply(ctx context.Context, o Operator, w []Write, dryRun bool) ([]Outcome, uint64, error)
+	Policies(ctx context.Context, c raftstore.Consistency) ([]mesh.Policy, uint64, error)
+	Apply(ctx context.Context, o Operator, w []Write, dryRun bool, requestID string) ([]Outcome, uint64, error)
 	Authorize(ctx context.Context, o Operator) error
 	CreateToken(ctx context.Context, o Operator, spec TokenSpec) (string, error)
 	Tokens(ctx context.Context, o Operator) ([]TokenEntry, error)
@@ -299,6 +387,11 @@ func (l Local) Issue(ctx context.Context, id mesh.Identity, csr []byte) ([][]byt
 // Watch is Service.Watch for this host.
 func (l Local) Watch(ctx context.Context, after uint64) (*Changes, error) {
 	return l.Service.Watch(ctx, l.Self, after)
+}
+
+// Policies is Service.Policies for this host.
+func (l Local) Policies(ctx context.Context, c raftstore.Consistency) ([]mesh.Policy, uint64, error) {
+	return l.Service.Policies(ctx, l.Self, c)
 }
 
 // Leave is Service.Leave for this host.

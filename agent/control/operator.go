@@ -186,6 +186,9 @@ func (s *Service) Restore(ctx context.Context, o Operator, r io.Reader) error {
 	if err := s.cfg.Raft.Restore(ctx, r, func(st *state.State) error { return s.checkBackup(ctx, st, bundle) }); err != nil {
 		return err
 	}
+	if len(ops) == 0 {
+		return nil
+	}
 	if _, err := s.cfg.Store.Txn(ctx, state.Txn{RequestID: randomText(10), Ops: ops}); err != nil {
 		return fmt.Errorf("the backup is restored, but the servers that joined since are not members: repeat it: %w", err)
 	}

@@ -9,15 +9,16 @@ import (
 	"io"
 	"net/http"
 	"net/netip"
-	"time"
+	"strings"
 
-	"github.com/meshagent/meshagent/agent/meshport"
+	"github.com/meshagent/meshagent/ca"
 	"github.com/meshagent/meshagent/mesh"
 	"github.com/meshagent/meshagent/raftstore"
+	"github.com/meshagent/meshagent/raftstore/state"
 )
 
 // codes gives every error that keeps its identity between hosts its name on the wire and its HTTP status. An error without
-// a line travels as "internal" with its text.
+// a line travels as "internal" with its text. Of an error that is several, the first line counts.
 var codes = []struct {
 	code   string
 	status int
@@ -31,9 +32,14 @@ var codes = []struct {
 	{"conflict", http.StatusConflict, ErrConflict},
 	{"busy", http.StatusTooManyRequests, ErrBusy},
 	{"invalid", http.StatusBadRequest, ErrInvalid},
+	{"request_refused", http.StatusBadRequest, ca.ErrRequest},
+	{"no_ca", http.StatusServiceUnavailable, ca.ErrNoCA},
 	{"no_leader", http.StatusServiceUnavailable, raftstore.ErrNoLeader},
 	{"unknown_outcome", http.StatusServiceUnavailable, raftstore.ErrUnknownOutcome},
 	{"read_only", http.StatusServiceUnavailable, raftstore.ErrReadOnly},
+	{"refused", http.StatusConflict, raftstore.ErrRefused},
+	{"future", http.StatusServiceUnavailable, state.ErrFuture},
+	{"corrupt", http.StatusBadRequest, state.ErrCorrupt},
 }
 
 const codeInternal = "internal"
@@ -52,6 +58,9 @@ type remoteError struct {
 func (e *remoteError) Error() string { return e.detail }
 func (e *remoteError) Unwrap() error { return e.is }
 
+// maxDetail bounds an error's text in bytes.
+const maxDetail = 32 << 10
+
 func writeError(w http.ResponseWriter, err error) {
 	code, status := codeInternal, http.StatusInternalServerError
 	for _, c := range codes {
@@ -60,14 +69,19 @@ func writeError(w http.ResponseWriter, err error) {
 			break
 		}
 	}
+	detail := err.Error()
+	if len(detail) > maxDetail {
+		detail = strings.ToValidUTF8(detail[:maxDetail], "") + " ..."
+	}
+	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	json.NewEncoder(w).Encode(wireError{code, err.Error()})
+	json.NewEncoder(w).Encode(wireError{code, detail})
 }
 
 func readError(status int, body []byte) error {
 	var we wireError
 	if json.Unmarshal(body, &we) != nil || we.Code == "" {
-		return fmt.Errorf("server answered %d without saying why", status)
+		return fmt.Errorf("server answered %d without saying why: does it have the same version?", status)
 	}
 	for _, c := range codes {
 		if c.code == we.Code {
@@ -77,144 +91,63 @@ func readError(status int, body []byte) error {
 	return errors.New(we.Detail)
 }
 
-// Bounds of a message's body in bytes: requests carry at most 1,000 resources, answers the whole policy.
-const (
-	maxRequest = 8 << 20
-	maxAnswer  = 64 << 20
-)
-
-// handle turns a function into a handler: strict JSON in, JSON out.
-func handle[In, Out any](f func(r *http.Request, in In) (Out, error)) http.HandlerFunc {
-	return func(w http.ResponseWriter, r *http.Request) {
-		var in In
-		d := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxRequest))
-		d.DisallowUnknownFields()
-		if err := d.Decode(&in); err != nil {
-			writeError(w, fmt.Errorf("%w: request: %w", ErrInvalid, err))
-			return
-		}
-		out, err := f(r, in)
-		if err != nil {
-			writeError(w, err)
-			return
-		}
-		json.NewEncoder(w).Encode(out)
-	}
-}
-
 type (
-	none     struct{}
-	issueIn  struct{ Identity, CSR []byte }
-	issueOut struct{ Chain [][]byte }
-	renewIn  struct{ CSR []byte }
-	watchIn  struct{ After uint64 }
-	applyIn  struct {
-		Writes []Write
-		DryRun bool
+	none    struct{}
+	issueIn struct {
+		Identity mesh.Identity `json:"identity"`
+		CSR      []byte        `json:"csr"`
+	}
+	issueOut struct {
+		Chain [][]byte `json:"chain"`
+	}
+	renewIn struct {
+		CSR []byte `json:"csr"`
+	}
+	watchIn struct {
+		After uint64 `json:"after"`
+	}
+	policiesIn struct {
+		Consistency raftstore.Consistency `json:"consistency"`
+	}
+	policiesOut struct {
+		Policies []mesh.Policy `json:"policies"`
+		Index    uint64        `json:"index"`
+	}
+	applyIn struct {
+		Writes    []Write `json:"writes"`
+		DryRun    bool    `json:"dryRun,omitempty"`
+		RequestID string  `json:"requestId,omitempty"`
 	}
 	applyOut struct {
-		Outcomes []Outcome
-		Index    uint64
+		Outcomes []Outcome `json:"outcomes"`
+		Index    uint64    `json:"index"`
 	}
-	tokenOut  struct{ Token string }
-	tokensOut struct{ Tokens []TokenEntry }
-	deleteIn  struct{ ID string }
-	addIn     struct{ Address string }
-	// RecordsIn asks a host for signed catalog records; it is served by every agent, not only by servers.
-	RecordsIn struct{ Want []mesh.NodeID }
-	// RecordsOut holds the records, as their owners signed them.
-	RecordsOut struct{ Records [][]byte }
+	tokenOut struct {
+		Token string `json:"token"`
+	}
+	tokensOut struct {
+		Tokens []TokenEntry `json:"tokens"`
+	}
+	deleteIn struct {
+		ID string `json:"id"`
+	}
+	addIn struct {
+		Address string `json:"address"`
+	}
+	recordsIn struct {
+		Want []mesh.NodeID `json:"want"`
+	}
+	recordsOut struct {
+		Records [][]byte `json:"records"`
+	}
 )
 
 const tokenHeader = "Mesh-Token"
 
-func operator(r *http.Request) Operator { return Operator{Token: r.Header.Get(tokenHeader)} }
+// maxAnswer bounds an answer in bytes: the whole policy, the answers of the store.
+const maxAnswer = 64 << 20
 
-// Handler serves control requests of hosts with a certificate. forward serves what servers ask of each other for the store
-// (raftstore's methods); only servers may.
-func (s *Service) Handler(forward func(ctx context.Context, method string, body []byte) ([]byte, error)) http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("POST /v1/issue", handle(func(r *http.Request, in issueIn) (issueOut, error) {
-		id, err := mesh.ParseIdentity(string(in.Identity))
-		if err != nil {
-			return issueOut{}, fmt.Errorf("%w: %w", ErrInvalid, err)
-		}
-		c, err := s.Issue(r.Context(), meshport.Peer(r.Context()), id, in.CSR)
-		return issueOut{c}, err
-	}))
-	mux.HandleFunc("POST /v1/watch", handle(func(r *http.Request, in watchIn) (*Changes, error) {
-		return s.Watch(r.Context(), meshport.Peer(r.Context()), in.After)
-	}))
-	mux.HandleFunc("POST /v1/apply", handle(func(r *http.Request, in applyIn) (applyOut, error) {
-		o, i, err := s.Apply(r.Context(), operator(r), in.Writes, in.DryRun)
-		return applyOut{o, i}, err
-	}))
-	mux.HandleFunc("POST /v1/authorize", handle(func(r *http.Request, _ none) (none, error) {
-		return none{}, s.Authorize(r.Context(), operator(r))
-	}))
-	mux.HandleFunc("POST /v1/token/create", handle(func(r *http.Request, in TokenSpec) (tokenOut, error) {
-		t, err := s.CreateToken(r.Context(), operator(r), in)
-		return tokenOut{t}, err
-	}))
-	mux.HandleFunc("POST /v1/token/list", handle(func(r *http.Request, _ none) (tokensOut, error) {
-		t, err := s.Tokens(r.Context(), operator(r))
-		return tokensOut{t}, err
-	}))
-	mux.HandleFunc("POST /v1/token/delete", handle(func(r *http.Request, in deleteIn) (none, error) {
-		return none{}, s.DeleteToken(r.Context(), operator(r), in.ID)
-	}))
-	mux.HandleFunc("POST /v1/leave", handle(func(r *http.Request, _ none) (none, error) {
-		return none{}, s.Leave(r.Context(), meshport.Peer(r.Context()))
-	}))
-	mux.HandleFunc("POST /v1/addserver", handle(func(r *http.Request, in addIn) (none, error) {
-		return none{}, s.AddServer(r.Context(), meshport.Peer(r.Context()), in.Address)
-	}))
-	mux.HandleFunc("POST /v1/raft/{method}", func(w http.ResponseWriter, r *http.Request) {
-		if peer := meshport.Peer(r.Context()); peer.Kind() != mesh.Server {
-			writeError(w, fmt.Errorf("%w: %q is not a server", ErrForbidden, peer))
-			return
-		}
-		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxRequest))
-		if err == nil {
-			body, err = forward(r.Context(), r.PathValue("method"), body)
-		}
-		if err != nil {
-			writeError(w, err)
-			return
-		}
-		w.Write(body)
-	})
-	return mux
-}
-
-// JoinHandler serves hosts without a certificate: joining and renewing.
-func (s *Service) JoinHandler() http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("POST /v1/join", handle(func(r *http.Request, in JoinRequest) (*Membership, error) {
-		return s.Join(r.Context(), source(r), in)
-	}))
-	mux.HandleFunc("POST /v1/renew", handle(func(r *http.Request, in renewIn) (*Membership, error) {
-		return s.Renew(r.Context(), source(r), in.CSR)
-	}))
-	return http.TimeoutHandler(mux, 20*time.Second, `{"code":"busy","detail":"the server did not answer within 20 s"}`)
-}
-
-func source(r *http.Request) netip.Addr {
-	ap, _ := netip.ParseAddrPort(r.RemoteAddr)
-	return ap.Addr()
-}
-
-// RecordsHandler serves the catalog records that other hosts fetch from this one.
-func RecordsHandler(encoded func([]mesh.NodeID) [][]byte) http.HandlerFunc {
-	return handle(func(r *http.Request, in RecordsIn) (RecordsOut, error) {
-		if k := meshport.Peer(r.Context()).Kind(); k != mesh.NodeAgent && k != mesh.Server {
-			return RecordsOut{}, ErrForbidden
-		}
-		return RecordsOut{encoded(in.Want)}, nil
-	})
-}
-
-// post sends one request and reads its answer.
+// post sends one request and reads its answer. ctx bounds the time. Its error is *unreachable when there was no answer.
 func post(ctx context.Context, c *http.Client, addr netip.AddrPort, method, token string, in []byte) ([]byte, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+addr.String()+"/v1/"+method, bytes.NewReader(in))
 	if err != nil {
@@ -223,6 +156,7 @@ func post(ctx context.Context, c *http.Client, addr netip.AddrPort, method, toke
 	if token != "" {
 		req.Header.Set(tokenHeader, token)
 	}
+	req.Header["Idempotency-Key"] = nil // may be sent again when an idle connection was closed meanwhile; not sent itself
 	resp, err := c.Do(req)
 	if err != nil {
 		return nil, &unreachable{addr, err}
