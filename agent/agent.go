@@ -48,6 +48,8 @@ type Agent struct {
 	started time.Time
 	leave   chan struct{} // closed when the host has left the mesh
 
+	leaveOnce sync.Once // closes leave
+
 	// What follows is set by open, in this order, before anything runs.
 	dir      dataDir
 	key      crypto.Signer

@@ -96,6 +96,14 @@ func (d dataDir) saveMembership(m *control.Membership) error {
 	return writeFile(d.path(fileMembership), b)
 }
 
+// forget removes what makes the host a member.
+func (d dataDir) forget() error {
+	if err := os.Remove(d.path(fileMembership)); err != nil {
+		return fmt.Errorf("data directory: %w", err)
+	}
+	return nil
+}
+
 // key reads the host's private key, or makes one when make is set.
 func (d dataDir) key(makeOne bool) (crypto.Signer, mesh.NodeID, error) {
 	name := d.path(fileKey)

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"net/netip"
 	"strings"
@@ -98,7 +99,7 @@ type raftStream struct {
 	port *meshport.Client
 }
 
-func (s raftStream) Dial(address string, timeout time.Duration) (c netConn, err error) {
+func (s raftStream) Dial(address string, timeout time.Duration) (net.Conn, error) {
 	return s.port.DialRaft(address, timeout)
 }
 
