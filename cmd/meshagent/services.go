@@ -93,27 +93,34 @@ func newServicesLocal(g *globals) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return out.print(cmd.OutOrStdout(), l, func(w io.Writer) {
-				t := newTable(w, "SERVICE", "ID", "ADDRESS", "HEALTH", "CHECK", "OUTPUT", "FROM")
-				for _, s := range l.Services {
-					note := ""
-					if s.Maintenance != "" {
-						note = "maintenance: " + s.Maintenance
-					}
-					t.row(s.Service, s.ID, s.Address, s.Health, "", note, s.Source)
-					for _, k := range s.Checks {
-						t.row("", "", "", k.Health, k.Name, k.Output, "")
-					}
-				}
-				t.flush()
-				if len(l.Problems) > 0 {
-					fmt.Fprintln(w, "\nNot taken:")
-					problems(w, l.Problems)
-				}
-			})
+			return out.print(cmd.OutOrStdout(), l, func(w io.Writer) { printLocals(w, l) })
 		})
 	}
 	return c
+}
+
+func printLocals(w io.Writer, l api.Locals) {
+	checks := 0
+	t := newTable(w, "SERVICE", "ID", "ADDRESS", "HEALTH", "MAINTENANCE", "FROM")
+	for _, s := range l.Services {
+		t.row(s.Service, s.ID, s.Address, s.Health, s.Maintenance, s.Source)
+		checks += len(s.Checks)
+	}
+	t.flush()
+	if checks > 0 {
+		fmt.Fprintln(w)
+		t = newTable(w, "SERVICE", "ID", "CHECK", "HEALTH", "OUTPUT")
+		for _, s := range l.Services {
+			for _, k := range s.Checks {
+				t.row(s.Service, s.ID, k.Name, k.Health, k.Output)
+			}
+		}
+		t.flush()
+	}
+	if len(l.Problems) > 0 {
+		fmt.Fprintln(w, "\nNot taken:")
+		problems(w, l.Problems)
+	}
 }
 
 func newServicesRegister(g *globals) *cobra.Command {
