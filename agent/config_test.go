@@ -35,9 +35,9 @@ func TestDefaults(t *testing.T) {
 // TestBadConfigurations: each one gets the whole sentence, and nothing else happens.
 func TestBadConfigurations(t *testing.T) {
 	for _, c := range []struct{ text, want string }{
-		{"nmae: h1", `1: nmae: unknown field: did you mean "name"?`},
-		{"name: h1\nports: {mseh: 1}", `2: ports.mseh: unknown field: did you mean "mesh"?`},
-		{"name: h1\nname: h2", `2: name: duplicate key, first at line 1`},
+		{"nmae: h1", `1: nmae: unknown field; did you mean "name"?`},
+		{"name: h1\nports: {mseh: 1}", `2: ports.mseh: unknown field; did you mean "mesh"?`},
+		{"name: h1\nname: h2", `2: name: is there twice; remove one`},
 		{"name: H1", `: name: invalid name: name "H1": character 'H' is not allowed here: use a-z, 0-9 and inner hyphens`},
 		{"name: h1\naddress: 0.0.0.0", `: address: 0.0.0.0 is not one that other hosts can reach: give an address of this host`},
 		{"name: h1\nlocality: a/b/c/d", `: locality: invalid name: locality "a/b/c/d": write region/zone/subzone`},

@@ -156,7 +156,9 @@ func post(ctx context.Context, c *http.Client, addr netip.AddrPort, method, toke
 	if token != "" {
 		req.Header.Set(tokenHeader, token)
 	}
-	req.Header["Idempotency-Key"] = nil // may be sent again when an idle connection was closed meanwhile; not sent itself
+	if !strings.HasPrefix(method, "raft/") { // the store knows itself what may be repeated
+		req.Header["Idempotency-Key"] = nil // net/http repeats it when an idle connection turns out to be closed; not sent
+	}
 	resp, err := c.Do(req)
 	if err != nil {
 		return nil, &unreachable{addr, err}
