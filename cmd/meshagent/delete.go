@@ -10,9 +10,9 @@ import (
 
 func newDelete(g *globals) *cobra.Command {
 	c := &cobra.Command{
-		Use:   "delete KIND NAME... | delete -f FILE|DIR|-",
-		Short: "Delete policy",
-		Long: `Deletes policies by kind and name, or those that files name: all of them or, when one is not there, none.`,
+		Use:               "delete KIND NAME... | delete -f FILE|DIR|-",
+		Short:             "Delete policy",
+		Long:              `Deletes policies by kind and name, or those that files name: all of them or, when one is not there, none.`,
 		Example:           "  meshagent delete virtualservice web\n  meshagent delete vs web -n shop --wait\n  meshagent delete -f policy.yaml",
 		Args:              argCount(0, -1),
 		ValidArgsFunction: completeKind,

@@ -6,9 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"os"
-	"os/signal"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -17,7 +14,7 @@ import (
 // newDemoService is one version of the demo's service: it knows nothing of the mesh.
 func newDemoService() *cobra.Command {
 	var version, listen string
-	c := &cobra.Command{Use: "service", Short: "The demo's service", Hidden: true, Args: cobra.NoArgs,
+	c := &cobra.Command{Use: "service", Short: "The demo's service", Hidden: true, Args: argCount(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return serveDemo(cmd.Context(), listen, func(w http.ResponseWriter, r *http.Request) {
 				w.Header().Set("Content-Type", "application/json")
@@ -32,7 +29,7 @@ func newDemoService() *cobra.Command {
 // newDemoFrontend is the demo's caller: for each request of its own it calls a URL, whose name it asks the agent for.
 func newDemoFrontend() *cobra.Command {
 	var listen, dns, url string
-	c := &cobra.Command{Use: "frontend", Short: "The demo's caller", Hidden: true, Args: cobra.NoArgs,
+	c := &cobra.Command{Use: "frontend", Short: "The demo's caller", Hidden: true, Args: argCount(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			resolver := &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
 				var d net.Dialer
@@ -80,8 +77,6 @@ func callOnce(ctx context.Context, client *http.Client, resolver *net.Resolver, 
 }
 
 func serveDemo(ctx context.Context, listen string, h http.HandlerFunc) error {
-	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
-	defer stop()
 	srv := &http.Server{Addr: listen, Handler: h, ReadHeaderTimeout: 5 * time.Second}
 	defer context.AfterFunc(ctx, func() { srv.Close() })()
 	if err := srv.ListenAndServe(); ctx.Err() == nil {
