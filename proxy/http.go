@@ -218,7 +218,7 @@ func (p *Proxy) outbound(rw http.ResponseWriter, r *http.Request, svc mesh.Servi
 	}
 	switch {
 	case act.Redirect != nil:
-		c.Header().Set("Location", route.Location(act.Redirect, q, r.Host))
+		c.Header().Set("Location", act.Redirect.Location(q, r.Host))
 		route.Apply(c.Header(), act.Headers.ResponseRemove, act.Headers.ResponseSet, act.Headers.ResponseAdd)
 		c.WriteHeader(act.Redirect.Code)
 	case act.Direct != nil:
@@ -275,7 +275,10 @@ func (c *call) forward(r *http.Request, snap *mesh.Snapshot, m *policy.Model, rt
 	}
 	path, host := q.Path, r.Host
 	if w := act.Rewrite; w != nil {
-		path = route.Rewritten(rt, q.Path)
+		if path = rt.RewritePath(q.Path); path == "" {
+			c.fail(r, errBadPath)
+			return
+		}
 		if w.Authority != "" {
 			host = w.Authority
 		}

@@ -76,7 +76,7 @@ type Config struct {
 type Proxy struct {
 	c        Config
 	metrics  *metrics
-	quiet    *log.Logger // for net/http, which says in lines what calls say better
+	quiet    *log.Logger  // for net/http, which says in lines what calls say better
 	base     *http.Server // of tunnels: its shutdown sends GOAWAY
 	h2       *http2.Server
 	log      *accessLog

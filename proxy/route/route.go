@@ -2,11 +2,8 @@
 package route
 
 import (
-	"net"
 	"net/http"
-	"net/url"
 	"path"
-	"strconv"
 	"strings"
 
 	"github.com/meshagent/meshagent/mesh/policy"
@@ -73,51 +70,4 @@ func StripForged(h http.Header) {
 			delete(h, k)
 		}
 	}
-}
-
-// Rewritten returns the path after the route's rewrite: a matched prefix is replaced, else the whole path (Istio's HTTPRewrite).
-func Rewritten(rt *policy.HTTPRoute, p string) string {
-	to := rt.Action.Rewrite.Path
-	if to == "" {
-		return p
-	}
-	for i := range rt.Matches {
-		u := rt.Matches[i].URI
-		if u == nil || u.Kind != policy.Prefix || len(p) < len(u.Text) {
-			continue
-		}
-		if head := p[:len(u.Text)]; head != u.Text && !(rt.Matches[i].IgnoreURICase && strings.EqualFold(head, u.Text)) {
-			continue
-		}
-		rest := p[len(u.Text):]
-		if strings.HasSuffix(to, "/") && strings.HasPrefix(rest, "/") {
-			rest = rest[1:]
-		}
-		if out, ok := Canonical(to+rest, to+rest); ok {
-			return out
-		}
-		return to
-	}
-	return to
-}
-
-// Location returns where a redirect points; what it does not name stays as it was called.
-func Location(d *policy.Redirect, q *policy.Request, host string) string {
-	u := url.URL{Scheme: q.Scheme, Host: host, Path: q.Path, RawQuery: q.Query}
-	if d.Scheme != "" {
-		u.Scheme = d.Scheme
-	}
-	if d.Authority != "" {
-		u.Host = d.Authority
-	}
-	if d.Path != "" {
-		u.Path = d.Path
-	}
-	if d.Port != 0 {
-		u.Host = net.JoinHostPort(q.Authority, strconv.Itoa(int(d.Port)))
-		if d.Authority != "" {
-			u.Host = net.JoinHostPort(d.Authority, strconv.Itoa(int(d.Port)))
-		}
-	}
-	return u.String()
 }
