@@ -1,0 +1,142 @@
+# Sourced by hosts.sh: test hosts with real systemd as PID 1, without a container engine, and checks that say what they found.
+# Everything is in namespaces of its own: h1..hN are 10.77.0.1..N on a bridge that nothing else is on. What a host writes is
+# gone when it is off. Functions:
+#   rootfs                 prints the path of a minimal Debian root, made when it is not in the cache yet (half a minute)
+#   boot N                 boots h1..hN; /mnt/stage is the directory $stage, read-only
+#   on hI CMD...           runs a command in a host
+#   poweroff hI            powers a host off as its operator would; pull_plug hI ends it in the midst of everything
+#   check TEXT CMD...      runs a command, prints ok or FAIL and why, counts; never fails itself
+#   await TEXT SECONDS CMD...   the same, but tries until it is so
+# Needs root. cgroup2 is mounted afresh for each host: the machine itself may run the hybrid layout.
+
+run=/run/meshagent-e2e
+cache=${XDG_CACHE_HOME:-/var/cache}/meshagent-e2e
+net=meshe2e # begins the names of the network namespaces and control groups
+make_root=(mmdebstrap --quiet --variant=minbase
+  --include=systemd,systemd-sysv,dbus,iproute2,libnss-resolve,systemd-resolved,curl,ca-certificates,procps
+  --customize-hook='rm -f "$1/etc/hostname"' # else all hosts have the machine's name
+  bookworm)
+
+die() { echo "e2e: $*" >&2; exit 1; }
+
+# needs checks what the machine has to have, and that no other run is on.
+needs() {
+  [ "$(id -u)" = 0 ] || die "needs root: it makes namespaces (sudo make e2e)"
+  local lacks=() x
+  for x in systemd-nspawn:systemd-container mmdebstrap:mmdebstrap ip:iproute2 nsenter:util-linux pgrep:procps flock:util-linux; do
+    command -v "${x%%:*}" >/dev/null || lacks+=("${x##*:}")
+  done
+  [ ${#lacks[@]} = 0 ] || die "the machine lacks programs: apt-get install -y --no-install-recommends ${lacks[*]}"
+  mkdir -p "$run" "$cache"
+  exec 9>"$cache/lock"
+  flock -n 9 || die "another run is on: its names and addresses would be the same"
+}
+
+rootfs() {
+  local dir; dir=$cache/root-$(echo "${make_root[@]}" | sha256sum | cut -c1-12)
+  if [ ! -d "$dir" ]; then
+    rm -rf "$dir.new"
+    "${make_root[@]}" "$dir.new" >&2
+    mv "$dir.new" "$dir"
+  fi
+  echo "$dir"
+}
+
+boot() {
+  local root base=/sys/fs/cgroup i h
+  root=$(rootfs)
+  [ -d /sys/fs/cgroup/unified ] && base=/sys/fs/cgroup/unified
+  ip netns add $net-sw
+  ip -n $net-sw link add br0 type bridge
+  ip -n $net-sw link set br0 up
+  for i in $(seq 1 "$1"); do
+    h=h$i
+    ip netns add $net-$h
+    ip -n $net-$h link add host0 type veth peer name "p$i" netns $net-sw
+    ip -n $net-sw link set "p$i" master br0 up
+    ip -n $net-$h link set lo up
+    ip -n $net-$h addr add "10.77.0.$i/24" dev host0
+    ip -n $net-$h link set host0 up
+    ip -n $net-$h route add default via 10.77.0.254 # nobody: the bridge leads nowhere
+    mkdir -p "$base/$net-$h"
+    # shellcheck disable=SC2016 # the inner shells expand what they are given as arguments
+    setsid bash -c '
+      echo $$ >"$1/cgroup.procs"
+      exec unshare -m --propagation private bash -c '\''
+        umount -R /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup &&
+        exec env SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1 systemd-nspawn -q --register=no --keep-unit -D "$2" --volatile=overlay \
+          --bind-ro="$3:/mnt/stage" --network-namespace-path="/run/netns/$4" -M "$4" --hostname="$5" --capability=all \
+          --boot --console=read-only
+      '\'' bash "$@"' bash "$base/$net-$h" "$root" "$stage" "$net-$h" "$h" </dev/null >"$run/$h.log" 2>&1 9>&- &
+    echo $! >"$run/$h.pid"
+  done
+  for i in $(seq 1 "$1"); do
+    await "h$i is up" 60 is_up "h$i"
+    [ -e "$run/h$i.leader" ] || { cat "$run/h$i.log" >&2; die "h$i did not boot"; }
+  done
+}
+
+is_up() {
+  local p; p=$(pgrep -P "$(cat "$run/$1.pid")" -x systemd) || return 1
+  nsenter -t "$p" -a systemctl is-system-running 2>/dev/null | grep -qE 'running|degraded' || return 1
+  echo "$p" >"$run/$1.leader"
+}
+
+on() { local h=$1; shift; nsenter -t "$(cat "$run/$h.leader")" -a env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 "$@"; }
+
+is_off() { ! kill -0 "$(cat "$run/$1.pid")" 2>/dev/null; }
+
+poweroff() {
+  on "$1" systemctl poweroff >/dev/null 2>&1 || true
+  for _ in $(seq 1200); do is_off "$1" && break; sleep .05; done
+  is_off "$1" || { echo "$1 does not power off" >&2; return 1; }
+  rm -f "$run/$1.leader"
+}
+
+pull_plug() {
+  ip -n $net-sw link set "p${1#h}" down # nobody hears that its connections end
+  kill -9 "$(cat "$run/$1.leader")"
+  for _ in $(seq 200); do is_off "$1" && break; sleep .05; done
+  rm -f "$run/$1.leader"
+}
+
+# down ends all hosts and removes what boot made; it can be called at any time, any number of times.
+down() (
+  set +e
+  for f in "$run"/h*.leader; do [ -e "$f" ] && kill -9 "$(cat "$f")" 2>/dev/null; done
+  for f in "$run"/h*.pid; do
+    [ -e "$f" ] || continue
+    for _ in $(seq 100); do kill -0 "$(cat "$f")" 2>/dev/null || break; sleep .05; done
+    kill -9 -- "-$(cat "$f")" 2>/dev/null # one that never came up
+  done
+  for n in $(ip netns list 2>/dev/null | awk -v p="^$net-" '$1 ~ p {print $1}'); do ip netns del "$n"; done
+  for d in /sys/fs/cgroup/unified/$net-h* /sys/fs/cgroup/$net-h*; do
+    [ -d "$d" ] && find "$d" -depth -type d -exec rmdir {} \;
+  done
+  rm -rf "$run"
+)
+
+failed=0 checks=0
+verdict() { # STATUS TEXT OUTPUT
+  checks=$((checks + 1))
+  if [ "$1" = 0 ]; then echo "ok    $2"; else
+    failed=$((failed + 1)); echo "FAIL  $2"
+    sed 's/^/      | /' <<<"$3" | tail -25
+  fi
+}
+
+check() {
+  local text=$1 out rc=0; shift
+  out=$("$@" 2>&1) || rc=$?
+  verdict $rc "$text" "$out"
+}
+
+await() {
+  local text=$1 until=$((SECONDS + $2)) out rc; shift 2
+  while :; do
+    rc=0; out=$("$@" 2>&1) || rc=$?
+    if [ $rc = 0 ] || [ $SECONDS -ge $until ]; then break; fi
+    sleep .1
+  done
+  verdict $rc "$text" "$out"
+}
