@@ -28,11 +28,7 @@ func newDelete(g *globals) *cobra.Command {
 		case len(args) > 0:
 			group, kind, ok := policy.FindKind(args[0])
 			if !ok {
-				_, err := kindOf(args[0])
-				if err == nil {
-					err = usagef("name the kind of what is to be deleted")
-				}
-				return err
+				return noKind(args[0], "")
 			}
 			for _, name := range args[1:] {
 				a.Writes = append(a.Writes, api.Write{Delete: &mesh.PolicyKey{Group: group, Kind: kind, Namespace: *ns, Name: name}})

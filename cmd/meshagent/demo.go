@@ -105,7 +105,7 @@ type demoProc struct {
 const demoHosts = 3
 
 func runDemo(ctx context.Context, out io.Writer, check bool) (err error) {
-	if err := portsFree(ctx); err != nil {
+	if err := portsFree(ctx, demoPorts()); err != nil {
 		return err
 	}
 	exe, err := os.Executable()
@@ -148,32 +148,38 @@ func runDemo(ctx context.Context, out io.Writer, check bool) (err error) {
 	return nil
 }
 
-// portsFree reports the first address that the demo needs and cannot have.
-func portsFree(ctx context.Context) error {
-	var lc net.ListenConfig
+// demoPorts are the addresses that the demo needs, as "tcp ADDRESS:PORT" or "udp ADDRESS:PORT".
+func demoPorts() (out []string) {
 	for i := 1; i <= demoHosts; i++ {
-		at := []string{"tcp " + demoAddr(i) + ":15008", "tcp " + demoAddr(i) + ":7946", "udp " + demoAddr(i) + ":7946", "tcp " + demoAddr(i) + ":8500",
-			"tcp " + demoAddr(i) + ":8600", "udp " + demoAddr(i) + ":8600", "tcp " + demoAddr(i) + ":9080", "tcp " + demoAddr(i) + ":9090",
-			"tcp 127." + strconv.Itoa(64+i) + ".0.1:8080"}
-		for _, a := range at {
-			network, addr, _ := strings.Cut(a, " ")
-			var c io.Closer
-			var err error
-			if network == "udp" {
-				c, err = lc.ListenPacket(ctx, network, addr)
-			} else {
-				c, err = lc.Listen(ctx, network, addr)
-			}
-			switch {
-			case errors.Is(err, syscall.EADDRINUSE):
-				return fmt.Errorf("%s (%s) is in use, perhaps by another demo: end that program first", addr, network)
-			case errors.Is(err, syscall.EADDRNOTAVAIL):
-				return fmt.Errorf("%s is no address of this machine: the demo needs Linux, where all of 127.0.0.0/8 is", addr)
-			case err != nil:
-				return err
-			}
-			c.Close()
+		for _, port := range []string{"tcp 15008", "tcp 7946", "udp 7946", "tcp 8500", "tcp 8600", "udp 8600", "tcp 9080", "tcp 9090"} {
+			out = append(out, strings.Replace(port, " ", " "+demoAddr(i)+":", 1))
 		}
+		out = append(out, fmt.Sprintf("tcp 127.%d.0.1:8080", 64+i))
+	}
+	return out
+}
+
+// portsFree reports the first address that cannot be had.
+func portsFree(ctx context.Context, ports []string) error {
+	var lc net.ListenConfig
+	for _, p := range ports {
+		network, addr, _ := strings.Cut(p, " ")
+		var c io.Closer
+		var err error
+		if network == "udp" {
+			c, err = lc.ListenPacket(ctx, network, addr)
+		} else {
+			c, err = lc.Listen(ctx, network, addr)
+		}
+		switch {
+		case errors.Is(err, syscall.EADDRINUSE):
+			return fmt.Errorf("%s is in use, perhaps by another demo: end that program first", p)
+		case errors.Is(err, syscall.EADDRNOTAVAIL):
+			return fmt.Errorf("%s is no address of this machine: the demo needs Linux, where all of 127.0.0.0/8 is", addr)
+		case err != nil:
+			return err
+		}
+		c.Close()
 	}
 	return nil
 }

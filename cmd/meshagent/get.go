@@ -94,9 +94,13 @@ func kindOf(s string) (string, error) {
 	}
 	_, kind, ok := policy.FindKind(s)
 	if !ok {
-		return "", usagef("%q is not a kind of policy: use one of %s, or all", s, strings.Join(kindNames(), ", "))
+		return "", noKind(s, ", or all")
 	}
 	return kind, nil
+}
+
+func noKind(s, or string) error {
+	return usagef("%q is not a kind of policy: use one of %s%s", s, strings.Join(kindNames(), ", "), or)
 }
 
 func kindNames() (out []string) {

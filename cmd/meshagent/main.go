@@ -53,7 +53,7 @@ func usagef(format string, args ...any) error { return usageError{fmt.Errorf(for
 func argCount(min, max int) cobra.PositionalArgs {
 	return func(c *cobra.Command, args []string) error {
 		if n := len(args); n < min || max >= 0 && n > max {
-			return usagef("%d arguments do not fit: %s", n, c.UseLine())
+			return usagef("wrong number of arguments (%d): write %s", n, c.UseLine())
 		}
 		return nil
 	}
@@ -63,6 +63,7 @@ func argCount(min, max int) cobra.PositionalArgs {
 func group(c *cobra.Command, alone func(c *cobra.Command) error, children ...*cobra.Command) *cobra.Command {
 	c.AddCommand(children...)
 	c.Args = cobra.ArbitraryArgs
+	c.SuggestionsMinimumDistance = 2
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if len(args) == 0 {
 			if alone == nil {

@@ -124,12 +124,19 @@ func until(t time.Time) string {
 	return short(d)
 }
 
-// short shows a duration to the second, or in days and hours when it is long.
+// short shows a duration to the second, or in days and hours when it is long, without what is zero at its end.
 func short(d time.Duration) string {
 	if d >= 48*time.Hour {
 		return fmt.Sprintf("%dd%dh", d/(24*time.Hour), d%(24*time.Hour)/time.Hour)
 	}
-	return d.Round(time.Second).String()
+	s := d.Round(time.Second).String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return s
 }
 
 func labels(l mesh.Labels) string {

@@ -76,7 +76,7 @@ func printStatus(w io.Writer, s *api.Status) {
 				voters++
 			}
 		}
-		line("Store", "%s in term %d, applied %d of %d, %d of %s vote%s", st.State, st.Term, st.Applied, st.Commit, voters, plural(len(st.Peers), "server"), more)
+		line("Store", "%s in term %d, applied %d of %d, %d of %d servers vote%s", st.State, st.Term, st.Applied, st.Commit, voters, len(st.Peers), more)
 	}
 	for i, r := range s.Roots {
 		line(first(i, "Roots"), "%s, for %s", r.SHA256, until(r.NotAfter))

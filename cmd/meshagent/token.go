@@ -38,7 +38,7 @@ would a password.`,
 				return err
 			}
 			if *out == asTable {
-				fmt.Fprintf(cmd.ErrOrStderr(), "On the new host, within %s: meshagent join TOKEN\n", ttl)
+				fmt.Fprintf(cmd.ErrOrStderr(), "On the new host, within %s: meshagent join TOKEN\n", short(*ttl))
 			}
 			return out.print(cmd.OutOrStdout(), t, func(w io.Writer) { fmt.Fprintln(w, t.Token) })
 		})

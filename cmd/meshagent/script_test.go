@@ -1,0 +1,139 @@
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/meshagent/meshagent/agent/api"
+	"github.com/meshagent/meshagent/agent/api/apitest"
+	"github.com/meshagent/meshagent/mesh"
+)
+
+var update = flag.Bool("update", false, "rewrite what the scripts in testdata expect")
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"meshagent": main})
+}
+
+// TestScripts runs testdata/*.txt, one script for each verb. Beside testscript's own commands there are
+//
+//	exits CODE COMMAND ARG...    runs a command that must end with this exit code
+//	fake [WHAT ARG...]           starts a made-up agent, or changes it: see fakeCmd
+//
+// MESHAGENT_ADDR is an address without an agent until fake starts one.
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata", RequireExplicitExec: true, RequireUniqueNames: true, UpdateScripts: *update,
+		Setup: func(env *testscript.Env) error {
+			env.Setenv("MESHAGENT_ADDR", "unix:///nowhere/api.sock")
+			env.Values[fakeKey{}] = new(*apitest.Fake)
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exitsCmd, "fake": fakeCmd},
+	})
+}
+
+func exitsCmd(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: exits CODE COMMAND ARG...")
+	}
+	code := 0
+	err := ts.Exec(args[1], args[2:]...)
+	if e, ok := errors.AsType[*exec.ExitError](err); ok {
+		code = e.ExitCode()
+	} else if err != nil {
+		ts.Fatalf("%v", err)
+	}
+	if strconv.Itoa(code) != args[0] {
+		ts.Fatalf("exit code %d, not %s", code, args[0])
+	}
+}
+
+type fakeKey struct{}
+
+// fakeCmd starts the made-up agent of apitest, or changes it when there are arguments.
+func fakeCmd(ts *testscript.TestScript, neg bool, args []string) {
+	f := ts.Value(fakeKey{}).(**apitest.Fake)
+	if *f == nil {
+		*f = startFake(ts)
+	}
+	if len(args) == 0 {
+		return
+	}
+	what, args := args[0], args[1:]
+	(*f).Update(func(s *apitest.State) {
+		switch what {
+		case "behind": // NODE...: they take no policy from now on
+			s.Behind = args
+		case "waits": // TASK...: the agent is not ready
+			s.Pending = args
+		case "problem": // SUBJECT REASON HINT
+			p := api.Problem{Subject: args[0], Reason: args[1], Hint: args[2]}
+			s.Status.Problems, s.Problems = append(s.Status.Problems, p), append(s.Problems, p)
+		case "check": // NAME: the first service of the host has this check
+			s.Locals[0].Checks = []api.Check{{Name: args[0], Output: "no word\x1b[31m yet", Health: mesh.Critical}}
+		case "client": // it is no server
+			s.Backup, s.Status.Server, s.Status.Store = nil, false, nil
+		case "fails": // CODE DETAIL HINT: whatever needs a server
+			s.Fail = api.NewError(api.Code(args[0]), args[1], args[2])
+		case "left": // the host has left
+			if !s.Left {
+				ts.Fatalf("it has not left")
+			}
+		default:
+			ts.Fatalf("fake does not know %q", what)
+		}
+	})
+}
+
+func startFake(ts *testscript.TestScript) *apitest.Fake {
+	dir, err := os.MkdirTemp("", "api") // that of the script may be too long for a socket
+	ts.Check(err)
+	f, err := apitest.Start(dir)
+	ts.Check(err)
+	ts.Defer(func() {
+		if err := errors.Join(f.Close(), os.RemoveAll(dir)); err != nil {
+			ts.Logf("%v", err)
+		}
+	})
+	now := time.Now()
+	f.Update(func(s *apitest.State) { // times that are shown the same in the next half hour
+		s.Status.Started = now.Add(-50*time.Hour - 30*time.Minute)
+		s.Status.Certificates[0].NotAfter = now.Add(50*time.Hour + 30*time.Minute)
+		s.Status.Roots[0].NotAfter = now.Add(3650*24*time.Hour + 30*time.Minute)
+		s.Tokens[0].Expires = now.Add(50*time.Hour + 30*time.Minute)
+	})
+	ts.Setenv("MESHAGENT_ADDR", f.Addr)
+	ts.Setenv("HTTP", f.HTTP)
+	ts.Setenv("TOKEN", f.Token)
+	return f
+}
+
+// TestEveryVerbHasAScript also sees to what each script must show: how the verb is called wrongly, and what -o json gives.
+func TestEveryVerbHasAScript(t *testing.T) {
+	for _, c := range newRoot().Commands() {
+		name := fmt.Sprintf("testdata/%s.txt", c.Name())
+		b, err := os.ReadFile(name)
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		for _, want := range []struct{ text, why string }{{"exits 2 meshagent " + c.Name(), "wrong flags or arguments"}, {"-o json", "-o json"}} {
+			if want.text == "-o json" && c.Flags().Lookup("output") == nil {
+				continue
+			}
+			if !strings.Contains(string(b), want.text) {
+				t.Errorf("%s does not try %s", name, want.why)
+			}
+		}
+	}
+}
