@@ -350,7 +350,17 @@ func (g *Gossip) Run(ctx context.Context) error {
 	}
 	defer fetchers.Wait()
 	defer list.Shutdown()
-	g.rejoin()
+	// A seed whose host is off answers after seconds, or not at all: it holds up neither reap nor the good-bye, and whoever is
+	// still waiting for one when Run ends gives up with it.
+	joining := make(chan struct{}, 1)
+	join := func() {
+		select {
+		case joining <- struct{}{}:
+			go func() { g.rejoin(ctx); <-joining }()
+		default: // the last one is not done
+		}
+	}
+	join()
 	rejoin := time.NewTicker(g.cfg.RejoinInterval)
 	defer rejoin.Stop()
 	reap := time.NewTicker(time.Second)
@@ -361,11 +371,11 @@ func (g *Gossip) Run(ctx context.Context) error {
 			g.goodBye(list)
 			return nil
 		case <-rejoin.C:
-			g.rejoin()
+			join()
 		case <-reap.C:
 			g.reap()
 			if g.NumMembers() == 1 {
-				g.rejoin()
+				join()
 			}
 		}
 	}
@@ -419,7 +429,7 @@ func (g *Gossip) settings() *memberlist.Config {
 }
 
 // rejoin joins one seed that is not a living member; without such a seed, nothing is to be done.
-func (g *Gossip) rejoin() {
+func (g *Gossip) rejoin(ctx context.Context) {
 	g.mu.Lock()
 	list := g.list
 	g.mu.Unlock()
@@ -431,6 +441,9 @@ func (g *Gossip) rejoin() {
 	for _, s := range g.cfg.Seeds() {
 		if s == self || alive[s] {
 			continue
+		}
+		if ctx.Err() != nil {
+			return
 		}
 		if _, err := list.Join([]string{s}); err != nil {
 			g.cfg.Log.Debug("seed not joined", "seed", s, "err", err)
