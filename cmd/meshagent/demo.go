@@ -132,10 +132,13 @@ func runDemo(ctx context.Context, out io.Writer, check bool) (err error) {
 	}
 	for _, step := range []func() error{d.formMesh, d.startServices, d.applyPolicy, d.callService, d.showIdentities, d.killServers} {
 		if err := step(); err != nil {
-			if ctx.Err() != nil {
-				return nil // Ctrl-C during a step is no failure
+			switch {
+			case ctx.Err() == nil:
+				return err
+			case check:
+				return fmt.Errorf("not all was checked: %w", context.Cause(ctx))
 			}
-			return err
+			return nil // Ctrl-C during a step is no failure
 		}
 	}
 	if check {
