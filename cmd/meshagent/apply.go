@@ -21,8 +21,10 @@ func newApply(g *globals) *cobra.Command {
 		Short: "Create or change policy",
 		Long: `Creates or changes the policies of files: all of them or, when anything is wrong with one, none. Of a directory its .yaml,
 .yml and .json files are read, not those of directories in it. What is accepted but without effect is a warning.`,
-		Example: "  meshagent apply -f policy.yaml --wait\n  meshagent apply -f policies/ --dry-run\n  kubectl get virtualservice web -o yaml | meshagent apply -f -",
-		Args:    argCount(0, -1),
+		Example: `  meshagent apply -f policy.yaml --wait
+  meshagent apply -f policies/ --dry-run
+  kubectl get virtualservice web -o yaml | meshagent apply -f -`,
+		Args: argCount(0, -1),
 	}
 	files, out := fileFlag(c), outputFlag(c)
 	dryRun := c.Flags().Bool("dry-run", false, "say what would be done, and do nothing")

@@ -19,7 +19,7 @@ import (
 var policyExts = []string{".yaml", ".yml", ".json"}
 
 func fileFlag(c *cobra.Command) *[]string {
-	return c.Flags().StringArrayP("file", "f", nil, "file of policies, directory with .yaml, .yml and .json files, or - for standard input; again for more")
+	return c.Flags().StringArrayP("file", "f", nil, "file of policies, directory of such files, or - for standard input; again for more")
 }
 
 func nameOf(file string) string {

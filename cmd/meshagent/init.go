@@ -15,8 +15,9 @@ func newInit() *cobra.Command {
 		Short: "Found a mesh whose first server is this host",
 		Long: `Makes the mesh's trust domain, certificate authority, gossip key, policy store and admin token, and this host its first
 server. The admin token is shown this once. Where systemd runs and knows the unit meshagent, it is enabled and started.`,
-		Example: "  meshagent init --trust-domain example.mesh\n  meshagent init --trust-domain example.mesh -o json > founded.json   # holds the admin token",
-		Args:    argCount(0, 0),
+		Example: `  meshagent init --trust-domain example.mesh
+  meshagent init --trust-domain example.mesh -o json > founded.json   # holds the admin token`,
+		Args: argCount(0, 0),
 	}
 	config, unit, out := configFlag(c), unitFlag(c), outputFlag(c)
 	td := c.Flags().String("trust-domain", "", "name of the mesh in every identity, such as example.mesh; it cannot be changed later")
@@ -38,7 +39,8 @@ server. The admin token is shown this once. Where systemd runs and knows the uni
 			fmt.Fprintf(w, "Admin token   %s\n", f.AdminToken)
 			fmt.Fprintf(w, "              shown this once: programs change things with it over http://%s\n\n", cfg.API.Address)
 			fmt.Fprintf(w, "Within 15 minutes, on the next host:\n  meshagent join %s\n", f.JoinToken)
-			fmt.Fprintf(w, "For more hosts:\n  meshagent token create             # a client\n  meshagent token create --server    # a server: have three or five\n")
+			fmt.Fprint(w, "For more hosts:\n  meshagent token create             # a client\n")
+			fmt.Fprint(w, "  meshagent token create --server    # a server: have three or five\n")
 		})
 		if err != nil {
 			return err

@@ -97,8 +97,10 @@ The first host founds a mesh, the others join it, and policy is applied from any
 	}
 	c.CompletionOptions.DisableDefaultCmd = true // there is one of ours
 	c.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	c.PersistentFlags().StringVar(&g.addr, "addr", "", "the agent's API, unix:///PATH or http://127.0.0.1:PORT; $MESHAGENT_ADDR or "+api.DefaultAddr+" without it")
-	c.PersistentFlags().StringVar(&g.tokenFile, "token-file", "", "file with an API token, which changes need on clients and over http; $MESHAGENT_TOKEN without it")
+	c.PersistentFlags().StringVar(&g.addr, "addr", "",
+		"the agent's API, unix:///PATH or http://127.0.0.1:PORT; $MESHAGENT_ADDR or "+api.DefaultAddr+" without it")
+	c.PersistentFlags().StringVar(&g.tokenFile, "token-file", "",
+		"file with an API token, which changes need on clients and over http; $MESHAGENT_TOKEN without it")
 	return group(c, nil, newAgent(), newInit(), newJoin(), newLeave(g), newToken(g), newMembers(g), newServices(g), newApply(g), newGet(g), newDelete(g),
 		newStatus(g), newDNS(g), newSnapshot(g), newValidate(), newVersion(), newCompletion(), newDemo())
 }

@@ -37,7 +37,8 @@ func newServices(g *globals) *cobra.Command {
 			})
 		})
 	}
-	return group(c, list, newServicesShow(g), newServicesLocal(g), newServicesRegister(g), newServicesDeregister(g), newServicesMaintenance(g), newServicesTTL(g))
+	return group(c, list, newServicesShow(g), newServicesLocal(g), newServicesRegister(g), newServicesDeregister(g),
+		newServicesMaintenance(g), newServicesTTL(g))
 }
 
 func namespaceFlag(c *cobra.Command) *string {
