@@ -67,6 +67,19 @@ func (d dataDir) create() error {
 	return nil
 }
 
+// handOver is for init and join, which root runs and whose files the agent's user shall own. It makes the directory root's: when
+// systemd starts the unit, it gives a state directory that is not its user's to the user, with all that is in it. One that a
+// member of before left is the user's already, and systemd would not look at what root adds to it.
+func (d dataDir) handOver() error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	if err := os.Chown(string(d), 0, 0); err != nil {
+		return fmt.Errorf("data directory: %w", err)
+	}
+	return nil
+}
+
 // membership reads what init or join wrote. Its errors say what to do.
 func (d dataDir) membership() (*control.Membership, error) {
 	b, err := os.ReadFile(d.path(fileMembership))

@@ -158,6 +158,10 @@ func openForMembership(cfg *Config) (dataDir, func(), error) {
 		unlock()
 		return dir, nil, err
 	}
+	if err := dir.handOver(); err != nil {
+		unlock()
+		return dir, nil, err
+	}
 	return dir, unlock, nil
 }
 
