@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -47,7 +48,7 @@ func scan(dir string) string {
 
 // readDir reads every file NAME.yaml of the directory. A directory that is not there defines nothing. The error joins all
 // that is wrong.
-func readDir(dir string) ([]placed, error) {
+func readDir(dir string, reserved netip.Prefix) ([]placed, error) {
 	es, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -80,6 +81,7 @@ func readDir(dir string) ([]placed, error) {
 			continue
 		}
 		byID[p.def.ID] = p
+		errs.Add(p.outside(reserved))
 	}
 	if len(all) > MaxServices {
 		errs.Add(fmt.Errorf("%s: %d services: at most %d are possible", dir, len(all), MaxServices))
@@ -88,6 +90,15 @@ func readDir(dir string) ([]placed, error) {
 		return nil, err
 	}
 	return all, nil
+}
+
+// outside refuses an instance where the proxy listens: its calls would come back to it.
+func (p *placed) outside(reserved netip.Prefix) error {
+	if !reserved.IsValid() || !reserved.Contains(p.def.Address) {
+		return nil
+	}
+	return &strictyaml.Error{File: p.file, Line: p.line, Path: "address", Msg: fmt.Sprintf("%v is one of those that the proxy gives to services (proxy.vipRange %v)", p.def.Address, reserved),
+		Hint: "let the application listen elsewhere, or move proxy.vipRange"}
 }
 
 func readFile(name string) ([]placed, error) {

@@ -52,9 +52,9 @@ const maxReason = 256
 
 // Config says where the services of a host are defined.
 type Config struct {
-	Dir       string // of files NAME.yaml; it need not be there
-	StateFile string // what the API registered; its directory must be there
-	Node      mesh.NodeID
+	Dir       string       // of files NAME.yaml; it need not be there
+	StateFile string       // what the API registered; its directory must be there
+	Reserved  netip.Prefix // addresses that the proxy gives to services: no instance may be at one; the zero value is none
 	Log       *slog.Logger // not nil
 	// HostAddrs returns the addresses of this host, at which the API may define services; nil: those of its interfaces.
 	HostAddrs func() ([]netip.Addr, error)
@@ -138,7 +138,7 @@ func (r *Registry) Load() error {
 		return err
 	}
 	r.taken = scan(r.cfg.Dir)
-	if r.files, err = readDir(r.cfg.Dir); err != nil {
+	if r.files, err = readDir(r.cfg.Dir, r.cfg.Reserved); err != nil {
 		return err
 	}
 	r.publishLocked()
@@ -165,7 +165,7 @@ func (r *Registry) Run(ctx context.Context) error {
 
 // reload takes the directory as it was when scanned, unless it changed meanwhile.
 func (r *Registry) reload(scanned string) {
-	files, err := readDir(r.cfg.Dir)
+	files, err := readDir(r.cfg.Dir, r.cfg.Reserved)
 	if scan(r.cfg.Dir) != scanned {
 		return
 	}
@@ -303,6 +303,9 @@ func (r *Registry) parseOne(source []byte) (apiService, error) {
 		return apiService{}, fmt.Errorf("%s: %d documents: one is wanted", file, len(ps))
 	}
 	d := ps[0].def
+	if err := ps[0].outside(r.cfg.Reserved); err != nil {
+		return apiService{}, err
+	}
 	if d.Address.IsLoopback() {
 		return apiService{d, string(source)}, nil
 	}

@@ -108,6 +108,23 @@ func TestLoad(t *testing.T) {
 	h.want()
 }
 
+// TestReservedAddresses: an instance where the proxy listens would be called by the proxy itself, without end.
+func TestReservedAddresses(t *testing.T) {
+	h := newHost(t)
+	h.cfg.Reserved = netip.MustParsePrefix("127.64.0.0/10")
+	const sentence = "address: 127.65.0.1 is one of those that the proxy gives to services (proxy.vipRange 127.64.0.0/10); let the application listen elsewhere, or move proxy.vipRange"
+	h.write("a.yaml", def("web", "address: 127.65.0.1"))
+	if err := h.Load(); err == nil || err.Error() != filepath.Join(h.dir, "a.yaml")+":1: "+sentence {
+		t.Errorf("in a file: %v", err)
+	}
+	h.write("a.yaml", def("web", "address: 127.0.0.2"))
+	h.load()
+	if _, err := h.Register(t.Context(), []byte(def("api", "address: 127.65.0.1"))); err == nil || err.Error() != "definition:1: "+sentence {
+		t.Errorf("over the API: %v", err)
+	}
+	h.want("default/web web file a.yaml")
+}
+
 // TestBadFilesStopTheStart: each names the file and says what to do.
 func TestBadFilesStopTheStart(t *testing.T) {
 	for _, c := range []struct {
