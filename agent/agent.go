@@ -77,6 +77,8 @@ type Agent struct {
 	policies   []mesh.Policy // as the catalog has them; of followPolicy
 	policyAt   uint64        // store index of policies
 
+	lost atomic.Pointer[lostServers] // since when no server answers; nil while one does
+
 	publishing sync.Mutex // orders publishInstances and withdraw; guards withdrawn
 	withdrawn  bool
 }
@@ -201,7 +203,7 @@ func (a *Agent) open(g *run.Group) error {
 	} else {
 		a.setTask()
 	}
-	a.registry = registry.New(registry.Config{Dir: a.cfg.ServicesDir, StateFile: a.dir.path(fileRegistry), Node: a.id, Log: a.log})
+	a.registry = registry.New(registry.Config{Dir: a.cfg.ServicesDir, StateFile: a.dir.path(fileRegistry), Reserved: a.cfg.Proxy.VIPRange, Log: a.log})
 	a.checks = checks.New(checks.Config{Log: a.log, Metrics: a.metrics})
 	if err := a.registry.Load(); err != nil {
 		return err

@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -59,6 +58,23 @@ func (a *Agent) setPolicy(index uint64, ps []mesh.Policy) {
 	a.catalog.SetStore(mesh.StoreState{Index: index, Policies: slices.Clone(ps), Model: a.compile(index, ps), Bundle: a.leaves.Bundle()})
 }
 
+// lostServers says that no server answers.
+type lostServers struct {
+	since time.Time
+	err   error // of the last try
+}
+
+// lose notes that no server answered. It is said once, and to whoever asks for the status.
+func (a *Agent) lose(err error) {
+	since := time.Now()
+	if old := a.lost.Load(); old != nil {
+		since = old.since
+	} else {
+		a.log.Warn("no server answers: names and calls go on, changes of policy and new certificates wait", "err", err)
+	}
+	a.lost.Store(&lostServers{since, err})
+}
+
 // followPolicy watches the store: policy and bundle.
 func (a *Agent) followPolicy(ctx context.Context) error {
 	wait := backoff.Backoff{Base: 50 * time.Millisecond, Max: 5 * time.Second}
@@ -66,13 +82,14 @@ func (a *Agent) followPolicy(ctx context.Context) error {
 	for ctx.Err() == nil {
 		c, err := (*a.control.Load()).Watch(ctx, after)
 		if err != nil {
-			if ctx.Err() == nil && !errors.Is(err, context.DeadlineExceeded) {
-				a.log.Debug("policy not watched", "err", err)
+			if ctx.Err() == nil {
+				a.lose(err)
 			}
 			wait.Wait(ctx)
 			continue
 		}
 		wait.Reset()
+		a.lost.Store(nil)
 		after = c.Index
 		a.takeChanges(c)
 	}

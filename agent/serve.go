@@ -36,6 +36,7 @@ var apiCodes = []struct {
 	{raftstore.ErrNoLeader, api.CodeNoServer},
 	{raftstore.ErrUnknownOutcome, api.CodeUnknownOutcome},
 	{raftstore.ErrReadOnly, api.CodeReadOnly},
+	{raftstore.ErrRefused, api.CodeForbidden},
 	{registry.ErrNotFound, api.CodeNotFound},
 	{registry.ErrFile, api.CodeConflict},
 	{checks.ErrNotFound, api.CodeNotFound},
@@ -136,9 +137,19 @@ func (a *Agent) status() api.Status {
 // certAlarm is how near its end a certificate is a problem: renewal at half of 24 h has failed for long then.
 const certAlarm = 6 * time.Hour
 
+// lostAlarm is how long servers may be silent before that is a problem: an election takes less.
+const lostAlarm = 10 * time.Second
+
 // problems lists what an operator should look at.
 func (a *Agent) problems() []api.Problem {
 	out := []api.Problem{}
+	if l := a.lost.Load(); l != nil && time.Since(l.since) > lostAlarm {
+		out = append(out, api.Problem{Subject: "servers", Reason: fmt.Sprintf("none has answered since %s: %v", l.since.UTC().Format(time.RFC3339), l.err),
+			Hint: "names and calls go on; changes of policy and new certificates wait until one is back"})
+	}
+	if a.store != nil && a.store.Status().Leader.IsZero() {
+		out = append(out, api.Problem{Subject: "servers", Reason: raftstore.ErrNoLeader.Error(), Hint: "start the other servers; changes of policy wait"})
+	}
 	for _, p := range a.registry.State().Problems {
 		out = append(out, api.Problem{Subject: "services", Reason: p})
 	}

@@ -13,19 +13,20 @@ import (
 func newValidate() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "validate -f FILE|DIR|- ...",
-		Short: "Check policy and configuration without an agent",
+		Short: "Check policy, configuration and services without an agent",
 		Long: `Checks files as apply and agent do, without an agent and without a change. Of policies it warns also of what is valid each
 by itself and does not fit together, such as a route to a subset that none of the files defines.`,
-		Example: "  meshagent validate -f policies/ --strict\n  meshagent validate --config /etc/meshagent/agent.yaml",
+		Example: "  meshagent validate -f policies/ --strict\n  meshagent validate --config /etc/meshagent/agent.yaml --services /etc/meshagent/services.d",
 		Args:    argCount(0, -1),
 	}
 	files := fileFlag(c)
 	config := c.Flags().String("config", "", "configuration of an agent")
+	services := c.Flags().String("services", "", "directory of definitions of services")
 	strict := c.Flags().Bool("strict", false, "warnings are errors")
 	c.RunE = func(cmd *cobra.Command, args []string) error {
 		names := append(*files, args...)
-		if len(names) == 0 && *config == "" {
-			return usagef("give files of policies with -f, or the configuration of an agent with --config")
+		if len(names) == 0 && *config == "" && *services == "" {
+			return usagef("give files of policies with -f, the configuration of an agent with --config, or a directory with --services")
 		}
 		var errs []error
 		if *config != "" {
@@ -33,6 +34,13 @@ by itself and does not fit together, such as a route to a subset that none of th
 				errs = append(errs, err)
 			} else {
 				fmt.Fprintf(cmd.OutOrStdout(), "%s is valid\n", *config)
+			}
+		}
+		if *services != "" {
+			if n, err := agent.CheckServices(*services); err != nil {
+				errs = append(errs, err)
+			} else {
+				fmt.Fprintf(cmd.OutOrStdout(), "%s is valid: %s\n", *services, plural(n, "service"))
 			}
 		}
 		if len(names) > 0 {
