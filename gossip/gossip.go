@@ -428,7 +428,11 @@ func (g *Gossip) settings() *memberlist.Config {
 	return c
 }
 
-// rejoin joins one seed that is not a living member; without such a seed, nothing is to be done.
+// rejoinStagger is how long a seed has before the next one is tried beside it.
+const rejoinStagger = 500 * time.Millisecond
+
+// rejoin joins one seed that is not a living member; without such a seed, nothing is to be done. A host that is off says
+// nothing, and memberlist waits 10 s for it: the seeds behind it do not.
 func (g *Gossip) rejoin(ctx context.Context) {
 	g.mu.Lock()
 	list := g.list
@@ -438,18 +442,33 @@ func (g *Gossip) rejoin(ctx context.Context) {
 		alive[m.Address()] = true
 	}
 	self := netip.AddrPortFrom(g.cfg.Bind.Addr(), g.cfg.Bind.Port()).String()
-	for _, s := range g.cfg.Seeds() {
-		if s == self || alive[s] {
-			continue
+	seeds := slices.DeleteFunc(slices.Clone(g.cfg.Seeds()), func(s string) bool { return s == self || alive[s] })
+	joined := make(chan bool, len(seeds))
+	tried, answered := 0, 0
+	for answered < len(seeds) {
+		var next <-chan time.Time // never, when all are tried
+		if tried < len(seeds) {
+			s := seeds[tried]
+			tried++
+			go func() {
+				_, err := list.Join([]string{s})
+				if err != nil {
+					g.cfg.Log.Debug("seed not joined", "seed", s, "err", err)
+				}
+				joined <- err == nil
+			}()
+			next = time.After(rejoinStagger)
 		}
-		if ctx.Err() != nil {
+		select {
+		case <-ctx.Done():
 			return
+		case ok := <-joined:
+			if ok {
+				return
+			}
+			answered++
+		case <-next:
 		}
-		if _, err := list.Join([]string{s}); err != nil {
-			g.cfg.Log.Debug("seed not joined", "seed", s, "err", err)
-			continue
-		}
-		return
 	}
 }
 

@@ -9,7 +9,7 @@ import (
 )
 
 // TestSilentSeeds: seeds whose hosts are off, which nobody says of them, hold up neither the join of one that is there nor the
-// end.
+// end: with all servers off, a host that starts anew is back at once.
 func TestSilentSeeds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t)
@@ -32,6 +32,13 @@ func TestSilentSeeds(t *testing.T) {
 		if d := time.Since(start); d > 4*time.Second {
 			t.Errorf("the good-bye took %v", d)
 		}
+		start = time.Now()
+		d := l.start(4, func(cfg *Config) { cfg.Seeds = func() []string { return []string{l.addrOf(7), l.addrOf(8), b.addr} } })
+		d.until("b alive", func(st map[string]mesh.Status) bool { return count(st, mesh.Alive) == 2 })
+		if took := time.Since(start); took < 2*rejoinStagger || took > 4*rejoinStagger {
+			t.Errorf("behind two silent seeds a living one was joined after %v", took)
+		}
+		d.stop()
 		b.stop()
 		time.Sleep(time.Minute) // what was being dialled has given up
 	})
