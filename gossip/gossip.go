@@ -25,6 +25,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/memberlist"
@@ -63,12 +64,13 @@ type Gossip struct {
 	bad     *telemetry.CounterVec
 	once    *telemetry.Limiter
 	dirty   chan struct{} // holds one token when own has changed
+	// members counts those alive. It is not under mu: the queue asks for it under its own lock, and is called under mu.
+	members atomic.Int64
 
 	mu      sync.Mutex // guards what follows
 	list    *memberlist.Memberlist
 	self    *mesh.Record
 	nodes   map[mesh.NodeID]*known
-	members int
 	proofs  map[string]string // meta that was verified, by name and address
 	version uint64
 	view    []*mesh.Record // as Load returns it; nil when it must be built anew
@@ -113,8 +115,9 @@ func New(cfg Config) (*Gossip, error) {
 		return nil, fmt.Errorf("gossip: %w", err)
 	}
 	g := &Gossip{cfg: cfg, fetches: make(chan fetch, 64), once: telemetry.OncePer(time.Minute), dirty: make(chan struct{}, 1),
-		nodes: map[mesh.NodeID]*known{}, proofs: map[string]string{}, changed: make(chan struct{}), members: 1,
+		nodes: map[mesh.NodeID]*known{}, proofs: map[string]string{}, changed: make(chan struct{}),
 		bad: cfg.Metrics.Counter("meshagent_gossip_bad_total", "Received gossip that was dropped.", "reason")}
+	g.members.Store(1)
 	g.queue = &memberlist.TransmitLimitedQueue{RetransmitMult: 4, NumNodes: g.NumMembers}
 	g.self = &mesh.Record{Node: cfg.Self}
 	if err := g.publishLocked(); err != nil {
@@ -126,11 +129,7 @@ func New(cfg Config) (*Gossip, error) {
 }
 
 // NumMembers returns how many members are alive, this host included.
-func (g *Gossip) NumMembers() int {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.members
-}
+func (g *Gossip) NumMembers() int { return int(g.members.Load()) }
 
 // publishLocked signs this host's record and hands it to the broadcasts.
 func (g *Gossip) publishLocked() error {
@@ -624,7 +623,7 @@ func (g *Gossip) status(n *memberlist.Node, s mesh.Status, members int) {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.members += members
+	g.members.Add(int64(members))
 	k := g.nodes[id]
 	if k == nil {
 		k = &known{}

@@ -170,6 +170,23 @@ func stopAll(hs []*host) {
 	}
 }
 
+// TestChangesWhilePacketsAreFilled: memberlist asks for broadcasts under the queue's lock while changes queue some. The two once
+// waited for each other, and the host was deaf from then on.
+func TestChangesWhilePacketsAreFilled(t *testing.T) {
+	h := newLab(t).start(1, nil)
+	defer h.stop()
+	var filler sync.WaitGroup
+	filler.Go(func() {
+		for range 20_000 {
+			h.queue.GetBroadcasts(2, 1400)
+		}
+	})
+	for i := range uint64(2_000) {
+		h.SetPolicyIndex(i + 1)
+	}
+	filler.Wait()
+}
+
 func TestUpdatesSpread(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		hs := newLab(t).several(5)
