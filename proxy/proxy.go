@@ -2,7 +2,11 @@
 // addresses, carries their calls to the agents of other nodes over mutual TLS, and authorizes what comes in.
 //
 // Imported by agent. Guarantees: a caller without an identity is refused; every call to an instance of this host, from here
-// or through a tunnel, is authorized on this host; without a model everything is denied; no tunnel serves two identities.
+// or through a tunnel, is authorized on this host, and again when policy changes while it lasts; without a model everything is
+// refused; no tunnel serves two identities; nothing that an application says passes for what an agent says.
+//
+// A request's way: listen.go accepts it, http.go asks policy and forwards it, retry.go tries instances that target.go picks,
+// tunnel.go carries it. Connections go through tcp.go. docs/proxy.md says what users see.
 package proxy
 
 import (
@@ -20,26 +24,33 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/net/http2"
-
 	"github.com/meshagent/meshagent/internal/telemetry"
 	"github.com/meshagent/meshagent/mesh"
-	"github.com/meshagent/meshagent/mesh/policy"
-	"github.com/meshagent/meshagent/proxy/lb"
 )
 
 // ErrNoService says that the catalog does not know the service.
 var ErrNoService = errors.New("no such service")
 
-// Limits of the proxy.
+// Limits of the proxy; docs/proxy.md lists them.
 const (
-	dialTimeout   = time.Second
-	headerTimeout = 10 * time.Second
-	idleTimeout   = 5 * time.Minute
-	maxHeader     = 64 << 10
-	maxReplay     = 64 << 10
-	maxStreams    = 100
-	drainTimeout  = 10 * time.Second
+	dialTimeout      = time.Second      // to connect, where policy says nothing; then another instance is tried
+	handshakeTimeout = time.Second      // of a tunnel
+	certTimeout      = 5 * time.Second  // for the caller's first certificate
+	headerTimeout    = 10 * time.Second // for the head of a request
+	idleTimeout      = 5 * time.Minute  // of callers' connections and tunnels
+	appIdleTimeout   = 4 * time.Second  // of connections to applications: below the 5 s after which some servers close theirs
+	deadAfter        = 2 * time.Second  // a tunnel on which nothing comes for so long, not even to a ping
+	stallTimeout     = 15 * time.Second // a tunnel that takes no byte
+	drainTimeout     = 10 * time.Second
+	maxHeader        = 64 << 10  // bytes of a head
+	hopHeader        = 16 << 10  // more of it between agents, for what they add and how HTTP/2 counts
+	maxFields        = 100       // of a head
+	maxReplay        = 64 << 10  // bytes of a body that is kept for another try
+	maxStreams       = 100       // of a tunnel at one time
+	streamWindow     = 256 << 10 // bytes that a stream of a tunnel may be ahead of its reader
+	maxConns         = 4096      // of callers to one port of a service
+	maxConnects      = 3         // tries to open a connection of TCP, and on connections that are ending
+	maxTunnels       = 32        // connections of one caller to one service on another node
 )
 
 // Snapshots gives the current picture of the mesh. Watch blocks until there is a version after the given one.
@@ -53,7 +64,8 @@ type TLS interface {
 	ClientConfig(ctx context.Context, src, dst mesh.Identity, serverName string, alpn ...string) (*tls.Config, error)
 }
 
-// Callers says who opened a local connection; the zero identity is unknown and refused.
+// Callers says who opened a local connection, and which instance it is where that is known; the zero identity is unknown and
+// refused.
 type Callers interface {
 	Caller(ctx context.Context, client, server netip.AddrPort) (mesh.Identity, *mesh.Instance)
 }
@@ -66,32 +78,36 @@ type Config struct {
 	VIPRange  netip.Prefix // IPv4 loopback
 	VIPFile   string       // "" keeps addresses in memory only
 	HTTPPort  uint16       // of the lowest HTTP port of each service too; 0 = none
-	AccessLog io.Writer
+	AccessLog io.Writer    // one line of JSON for each call; nil = none
 	Metrics   *telemetry.Metrics
 	Log       *slog.Logger
-	Dial      func(ctx context.Context, to netip.AddrPort) (net.Conn, error)
+	Dial      func(ctx context.Context, to netip.AddrPort) (net.Conn, error) // nil: the network
 }
 
-// Proxy is the data path of one node.
+// Proxy is the data path of one node. Its methods are safe for concurrent use.
 type Proxy struct {
-	c        Config
-	metrics  *metrics
-	quiet    *log.Logger  // for net/http, which says in lines what calls say better
-	base     *http.Server // of tunnels: its shutdown sends GOAWAY
-	h2       *http2.Server
-	log      *accessLog
-	draining atomic.Bool
-	turn     atomic.Uint64
+	c       Config
+	metrics *metrics
+	log     *accessLog
+	said    *telemetry.Limiter
+	quiet   *log.Logger  // for net/http, which says in lines what calls say better
+	base    *http.Server // of tunnels: its shutdown sends GOAWAY
+	peers   sync.Map     // net.Conn -> *peer, of the tunnels that are served
 
-	mu        sync.Mutex // guards what follows
-	vips      map[mesh.ServiceName]netip.Addr
-	names     map[netip.Addr]mesh.ServiceName
-	listeners map[netip.AddrPort]*listener
-	endpoints map[endpointKey]*lb.Endpoint
-	apps      map[appKey]*http.Transport
-	pools     map[poolKey]*http2.Transport
-	live      map[*liveConn]struct{}
-	warned    bool
+	table     atomic.Pointer[table]
+	endpoints sync.Map // endpointKey -> *lb.Endpoint
+	budgets   sync.Map // mesh.ServiceName -> *budget
+	vips      *vips
+	listeners listeners
+	tunnels   tunnels
+	apps      apps
+	permits   permits
+
+	life     context.Context // of everything that is carried; ends when Run does
+	end      context.CancelCauseFunc
+	work     sync.WaitGroup // of accept loops and connections
+	inflight counter        // calls
+	draining atomic.Bool
 }
 
 // New returns a Proxy. It reads VIPFile and opens nothing else.
@@ -107,76 +123,115 @@ func New(c Config) (*Proxy, error) {
 			return (&net.Dialer{}).DialContext(ctx, "tcp", to.String())
 		}
 	}
-	p := &Proxy{c: c, vips: map[mesh.ServiceName]netip.Addr{}, names: map[netip.Addr]mesh.ServiceName{},
-		listeners: map[netip.AddrPort]*listener{}, endpoints: map[endpointKey]*lb.Endpoint{}, apps: map[appKey]*http.Transport{},
-		pools: map[poolKey]*http2.Transport{}, live: map[*liveConn]struct{}{}, log: newAccessLog(c.AccessLog, c.Metrics),
-		metrics: newMetrics(c.Metrics), quiet: log.New(io.Discard, "", 0)}
-	p.h2 = &http2.Server{MaxConcurrentStreams: maxStreams, IdleTimeout: idleTimeout}
-	p.base = &http.Server{ReadHeaderTimeout: headerTimeout, MaxHeaderBytes: maxHeader}
-	if err := http2.ConfigureServer(p.base, p.h2); err != nil {
-		return nil, fmt.Errorf("proxy: %w", err)
+	v, err := newVIPs(c.VIPRange, c.VIPFile)
+	if err != nil {
+		return nil, err
 	}
-	return p, p.loadVIPs()
+	p := &Proxy{c: c, metrics: newMetrics(c.Metrics), log: newAccessLog(c.AccessLog, c.Metrics), said: telemetry.OncePer(time.Minute),
+		quiet: log.New(io.Discard, "", 0), vips: v,
+		listeners: listeners{all: map[netip.AddrPort]*listener{}, bound: map[mesh.ServiceName]*mesh.Service{}},
+		tunnels:   tunnels{all: map[tunnelKey]*tunnel{}}, apps: apps{all: map[appKey]*http.Transport{}}, permits: permits{all: map[*permit]struct{}{}}}
+	p.life, p.end = context.WithCancelCause(context.Background())
+	p.base = p.tunnelServer()
+	return p, nil
 }
 
 // Run follows the snapshots until ctx ends; then it drains for at most 10 s and closes everything.
 func (p *Proxy) Run(ctx context.Context) error {
-	var wg sync.WaitGroup
-	stop, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	wg.Go(func() { p.log.run(stop) })
+	var logging sync.WaitGroup
+	defer logging.Wait()
+	lctx, stopLog := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopLog() // what the calls say at their end is still written
+	logging.Go(func() { p.log.run(lctx) })
 	var after uint64
+	var failed error
 	for ctx.Err() == nil {
-		s, err := p.c.Snapshots.Watch(ctx, after)
-		if err != nil {
-			if ctx.Err() == nil {
-				cancel()
-				wg.Wait()
-				return fmt.Errorf("proxy: watch snapshots: %w", err)
-			}
+		wctx, cancel := context.WithTimeout(ctx, time.Minute) // to look for what nobody uses
+		s, err := p.c.Snapshots.Watch(wctx, after)
+		timeUp := wctx.Err() != nil
+		cancel()
+		switch {
+		case err == nil:
+			after = s.Version
+			p.follow(s)
+		case !timeUp:
+			failed = fmt.Errorf("proxy: watch snapshots: %w", err)
+		}
+		if failed != nil {
 			break
 		}
-		after = s.Version
-		p.follow(s)
+		if s := p.c.Snapshots.Load(); s != nil {
+			p.tunnels.prune(s, time.Now())
+		}
 	}
-	end, done := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
-	err := p.Drain(end)
-	done()
-	p.closeAll()
-	cancel()
-	wg.Wait()
-	if errors.Is(err, context.DeadlineExceeded) {
-		p.c.Log.Warn("calls were cut at the end of the drain time")
+	dctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
+	defer cancel()
+	if err := p.Drain(dctx); err != nil {
+		p.c.Log.Warn("calls are cut at the end of the drain time", "after", drainTimeout)
 	}
-	return nil
+	p.close()
+	return failed
+}
+
+// follow does what a new snapshot asks for: it cuts calls that policy no longer allows, opens new ports, and forgets what is gone.
+func (p *Proxy) follow(s *mesh.Snapshot) {
+	p.recheck(model(s))
+	for _, name := range p.vips.names() {
+		if svc := s.Services[name]; svc != nil && !p.draining.Load() {
+			if a, err := p.vips.of(name); err == nil {
+				p.bind(p.life, svc, a) // says itself what it cannot do
+			}
+		}
+	}
+	p.apps.prune(s)
+	p.forget(s)
 }
 
 // Draining reports whether Drain was called.
 func (p *Proxy) Draining() bool { return p.draining.Load() }
 
-// Drain stops accepting, sends GOAWAY on tunnels and waits for HTTP requests of local callers until ctx ends.
+// Drain stops accepting calls of this host, waits until nothing is in flight, and then asks other agents to leave their tunnels,
+// which are served until then. Its error is that of ctx.
 func (p *Proxy) Drain(ctx context.Context) error {
 	p.draining.Store(true)
-	p.mu.Lock()
-	ls := make([]*listener, 0, len(p.listeners))
-	for _, l := range p.listeners {
-		ls = append(ls, l)
+	p.listeners.mu.Lock()
+	p.listeners.closed = true
+	all := make([]*listener, 0, len(p.listeners.all))
+	for _, l := range p.listeners.all {
+		all = append(all, l)
+		l.Close()
 	}
-	p.mu.Unlock()
-	errs := []error{p.base.Shutdown(ctx)}
-	for _, l := range ls {
-		l.ln.Close()
+	p.listeners.mu.Unlock()
+	var errs []error
+	for _, l := range all {
 		if l.http != nil {
-			errs = append(errs, l.http.Shutdown(ctx))
+			errs = append(errs, l.http.Shutdown(ctx)) // tells callers of HTTP/2, and closes idle connections
+		}
+	}
+	errs = append(errs, p.inflight.wait(ctx), p.base.Shutdown(ctx))
+	for i, err := range errs {
+		if errors.Is(err, net.ErrClosed) { // we closed the listener ourselves
+			errs[i] = nil
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// model is what the proxy asks of compiled policy.
-func model(s *mesh.Snapshot) *policy.Model {
-	if s == nil {
-		return nil
+// close cuts what is left.
+func (p *Proxy) close() {
+	p.end(errEnding)
+	for _, l := range p.listeners.all { // nobody adds any more
+		l.close()
 	}
-	m, _ := s.Model.(*policy.Model)
-	return m
+	p.base.Close()
+	p.work.Wait()
+	p.tunnels.close()
+	p.apps.close()
+}
+
+// warn says something once a minute.
+func (p *Proxy) warn(msg string, args ...any) {
+	if p.said.Allow(msg) {
+		p.c.Log.Warn(msg, args...)
+	}
 }

@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -12,147 +11,216 @@ import (
 
 	"github.com/meshagent/meshagent/mesh"
 	"github.com/meshagent/meshagent/mesh/policy"
+	"github.com/meshagent/meshagent/proxy/lb"
+	"github.com/meshagent/meshagent/proxy/route"
 )
 
 // attempts sends one request to instance after instance, as the retry policy allows. It is a RoundTripper for one request.
 type attempts struct {
 	call  *call
-	snap  *mesh.Snapshot
-	m     *policy.Model
+	t     *table
 	split *policy.Split
 	retry *policy.Retry
 	q     *policy.Request
+	body  *replay
 }
 
-// RoundTrip tries until there is an answer that is not to be retried, attempts are used up, or the context ends.
+// RoundTrip tries until there is an answer that is not to be tried again, attempts or budget are used up, or the context ends.
 func (a *attempts) RoundTrip(r *http.Request) (*http.Response, error) {
-	body, err := newReplay(r)
+	c := a.call
+	a.body = newReplay(r.Body, c.r)
+	d, err := c.p.destination(a.t, a.split, true)
 	if err != nil {
 		return nil, err
 	}
-	tried := map[*mesh.Instance]bool{}
-	p := a.call.p
-	for n := 0; ; n++ {
-		in, end, err := p.choose(a.snap, a.m, a.split, tried)
-		if err != nil {
-			return nil, err
+	d.budget.call(time.Now())
+	var tried []*lb.Endpoint
+	give := func() {}
+	for {
+		in, e := d.pick(tried)
+		tried = append(tried, e)
+		c.in, c.dst = in, in.Identity(a.t.snap.TrustDomain)
+		c.attempts++
+		res, err := a.try(r, in, d.connect)
+		c.p.ended(a.split.Service, in, e, outcome(r.Context(), res, err))
+		give()
+		if r.Context().Err() != nil || !a.wanted(r, res, err) || !a.body.again() {
+			return res, err
 		}
-		tried[in] = true
-		a.call.in, a.call.dst = in, in.Identity(a.snap.TrustDomain)
-		a.call.attempts++
-		res, err := a.try(r, in, body)
-		end(err == nil && res.StatusCode < 500 || r.Context().Err() != nil, errors.Is(err, errConnect))
-		if n >= a.retry.Attempts || r.Context().Err() != nil || !a.again(r, res, err, body) {
-			if err != nil && n > 0 && n >= a.retry.Attempts && r.Context().Err() == nil {
-				f := *asFault(r.Context(), err)
-				f.flag += ",URX"
-				err = &f
+		if c.attempts > a.retry.Attempts {
+			if a.retry.Attempts > 0 {
+				c.flag(flagExhausted)
 			}
 			return res, err
 		}
+		if !d.budget.take(time.Now()) {
+			c.flag(flagOverflow)
+			return res, err
+		}
+		give = d.budget.give
+		c.p.metrics.retries.With(a.split.Service.String()).Inc()
 		if res != nil {
 			res.Body.Close()
 		}
-		if err := a.pause(r.Context(), n); err != nil {
+		if err := a.pause(r.Context()); err != nil {
+			give()
 			return nil, err
 		}
 	}
 }
 
-// try sends the request to one instance, for at most the time of one try.
-func (a *attempts) try(r *http.Request, in *mesh.Instance, body *replay) (*http.Response, error) {
-	ctx, cancel := r.Context(), context.CancelFunc(func() {})
-	if a.retry.PerTry > 0 {
-		ctx, cancel = context.WithTimeout(ctx, a.retry.PerTry)
+// outcome is what the answer says of the instance. An error status below 502 is the application's own business.
+func outcome(ctx context.Context, res *http.Response, err error) lb.Outcome {
+	switch {
+	case ctx.Err() != nil:
+		return lb.Unknown
+	case errors.Is(err, errConnect):
+		return lb.Unreachable
+	case errors.Is(err, errReset), errors.Is(err, errTimeout), errors.Is(err, errProtocol):
+		return lb.Failed
+	case err != nil:
+		return lb.Unknown
+	case faultOf(res) == errConnect, faultOf(res) == errNone:
+		return lb.Unreachable // so the agent there says
+	case res.StatusCode >= http.StatusBadGateway && res.StatusCode <= http.StatusGatewayTimeout:
+		return lb.Failed
 	}
-	out := r.Clone(ctx)
-	out.Body = body.reader()
-	res, err := a.call.p.send(out, a.snap, a.call, in, a.q, a.connectTimeout())
-	if err != nil {
-		cancel()
-		if ctx.Err() != nil && r.Context().Err() == nil {
-			err = errTimeout
+	return lb.OK
+}
+
+// try sends the request to one instance. The time of one try ends with the head of the answer. Its error is a fault.
+func (a *attempts) try(r *http.Request, in *mesh.Instance, connect time.Duration) (*http.Response, error) {
+	c := a.call
+	ctx, cancel := context.WithCancelCause(r.Context())
+	done := func() { cancel(nil) }
+	if a.retry.PerTry > 0 {
+		defer time.AfterFunc(a.retry.PerTry, func() { cancel(errTimeout) }).Stop()
+	}
+	out := r.Clone(context.WithValue(ctx, connectKey{}, connect))
+	a.body.attach(out)
+	if d, ok := ctx.Deadline(); ok && out.Header.Get(route.GRPCTimeout) != "" {
+		out.Header.Set(route.GRPCTimeout, route.FormatGRPCTimeout(time.Until(d)))
+	}
+	var res *http.Response
+	var err error
+	if in.Node == a.t.snap.Self {
+		var release func()
+		if release, err = c.p.permit(c, in, a.q, func() { cancel(errDenied) }); err == nil {
+			done = func() { cancel(nil); release() }
+			out.Header.Set("X-Forwarded-Client-Cert", certHeader(c.src, c.dst))
+			res, err = c.p.toApp(out, in)
 		}
+	} else {
+		res, err = c.p.toNode(out, a.t.snap, c.src, in)
+	}
+	if err != nil {
+		err = asFault(ctx, err)
+		done()
 		return nil, err
 	}
-	res.Body = &bodyCancel{res.Body, cancel}
-	return res, nil
+	return c.watch(ctx, res, done), nil
 }
 
-// bodyCancel frees the context of a try when its answer has been read.
-type bodyCancel struct {
+// watch returns the answer, nil for nil, so that how it ends is noted; done is called then.
+func (c *call) watch(ctx context.Context, res *http.Response, done func()) *http.Response {
+	if res == nil {
+		return nil
+	}
+	if conn, ok := res.Body.(io.ReadWriteCloser); ok && res.StatusCode == http.StatusSwitchingProtocols {
+		res.Body = &switched{conn, done}
+		return res
+	}
+	c.grpc = res.Header.Get("Grpc-Status") // there already when the answer is trailers-only
+	res.Body = &answer{res.Body, c, ctx, res, done}
+	return res
+}
+
+// answer is the body of an answer.
+type answer struct {
 	io.ReadCloser
-	cancel context.CancelFunc
+	call *call
+	ctx  context.Context // of the try
+	res  *http.Response
+	done func()
 }
 
-func (b *bodyCancel) Close() error { defer b.cancel(); return b.ReadCloser.Close() }
-
-// Write lets a switched protocol (101) write to the application.
-func (b *bodyCancel) Write(p []byte) (int, error) {
-	if w, ok := b.ReadCloser.(io.Writer); ok {
-		return w.Write(p)
+func (b *answer) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	switch {
+	case err == io.EOF:
+		route.StripReserved(b.res.Trailer)
+		if s := b.res.Trailer.Get("Grpc-Status"); s != "" {
+			b.call.grpc = s
+		}
+	case err != nil:
+		b.call.flag(asFault(b.ctx, err).flag)
 	}
-	return 0, errors.ErrUnsupported
+	return n, err
 }
 
-func (a *attempts) connectTimeout() time.Duration {
-	dest := a.m.Service(a.split.Service).Destination
-	t := dest.Traffic.ConnectTimeout
-	if s := dest.Subsets[a.split.Subset]; s != nil {
-		t = s.Traffic.ConnectTimeout
-	}
-	if t <= 0 {
-		t = dialTimeout
-	}
-	return t
+func (b *answer) Close() error { defer b.done(); return b.ReadCloser.Close() }
+
+// switched is a connection that speaks another protocol after 101.
+type switched struct {
+	io.ReadWriteCloser
+	done func()
 }
 
-// pause waits between tries: a random part of base doubled with each (Envoy's, base 25 ms).
-func (a *attempts) pause(ctx context.Context, n int) error {
+func (s *switched) Close() error { defer s.done(); return s.ReadWriteCloser.Close() }
+
+// CloseWrite ends one way, or both where the connection cannot end one.
+func (s *switched) CloseWrite() error {
+	if c, ok := s.ReadWriteCloser.(interface{ CloseWrite() error }); ok {
+		return c.CloseWrite()
+	}
+	return s.Close()
+}
+
+// pause waits between tries: a random part of base, doubled with each (Envoy's, base 25 ms).
+func (a *attempts) pause(ctx context.Context) error {
 	base := a.retry.Backoff
 	if base <= 0 {
 		base = 25 * time.Millisecond
 	}
-	t := time.NewTimer(rand.N(base<<min(n, 5)) + 1)
+	t := time.NewTimer(rand.N(base<<min(a.call.attempts-1, 5)) + 1)
 	defer t.Stop()
 	select {
 	case <-t.C:
 		return nil
 	case <-ctx.Done():
-		return context.Cause(ctx)
+		return asFault(ctx, ctx.Err())
 	}
 }
 
-// again reports whether the outcome of a try is one to try again, and the request can be sent again.
-func (a *attempts) again(r *http.Request, res *http.Response, err error, body *replay) bool {
+// wanted reports whether the policy wants another try after this outcome.
+func (a *attempts) wanted(r *http.Request, res *http.Response, err error) bool {
 	on := a.retry.On
-	if err != nil {
-		switch {
-		case errors.Is(err, errConnect): // nothing was sent
-			return on&(policy.OnConnectFailure|policy.On5xx|policy.OnGatewayError|policy.OnReset|policy.OnResetBeforeRequest) != 0 && body.fresh()
-		case errors.Is(err, errDenied), errors.Is(err, errNone), errors.Is(err, errNoSubset), errors.Is(err, errUpgrade):
-			return false
-		case errors.Is(err, errTimeout):
-			return on&(policy.On5xx|policy.OnGatewayError|policy.OnReset) != 0 && body.whole
-		}
-		if refusedStream(err) && on&(policy.OnRefusedStream|policy.On5xx|policy.OnReset) != 0 {
-			return body.fresh()
-		}
-		// The connection was lost before an answer. Reading again is safe by definition (RFC 9110, section 9.2.1).
-		return body.whole && (on&(policy.OnReset|policy.On5xx|policy.OnGatewayError) != 0 || on != 0 && safeMethod(r.Method))
-	}
-	if !body.whole {
-		return false
-	}
-	c := res.StatusCode
 	switch {
-	case on&policy.On5xx != 0 && c >= 500,
-		on&policy.OnGatewayError != 0 && c >= 502 && c <= 504,
-		on&policy.OnRetriable4xx != 0 && c == http.StatusConflict,
-		on&policy.OnRetriableStatusCodes != 0 && slices.Contains(a.retry.Codes, c):
+	case err == nil:
+		return wantedStatus(a.retry, res)
+	case errors.Is(err, errConnect): // nothing was sent
+		return on&(policy.OnConnectFailure|policy.On5xx|policy.OnGatewayError|policy.OnReset|policy.OnResetBeforeRequest) != 0
+	case errors.Is(err, errRefused): // nothing was looked at
+		return on&(policy.OnRefusedStream|policy.On5xx|policy.OnGatewayError|policy.OnReset) != 0
+	case errors.Is(err, errTimeout):
+		return on&(policy.On5xx|policy.OnGatewayError|policy.OnReset) != 0
+	case errors.Is(err, errReset), errors.Is(err, errProtocol):
+		// To ask again is safe where the method is (RFC 9110, section 9.2.1), if anything is to be retried at all.
+		return on&(policy.On5xx|policy.OnGatewayError|policy.OnReset) != 0 || on != 0 && safe(r.Method)
+	}
+	return false
+}
+
+func wantedStatus(p *policy.Retry, res *http.Response) bool {
+	on, s := p.On, res.StatusCode
+	switch {
+	case on&policy.On5xx != 0 && s >= 500,
+		on&policy.OnGatewayError != 0 && s >= 502 && s <= 504,
+		on&policy.OnRetriable4xx != 0 && s == http.StatusConflict,
+		on&policy.OnRetriableStatusCodes != 0 && slices.Contains(p.Codes, s):
 		return true
 	}
-	switch res.Header.Get("Grpc-Status") { // there already when the answer is trailers-only
+	switch res.Header.Get("Grpc-Status") {
 	case "1":
 		return on&policy.OnGRPCCancelled != 0
 	case "4":
@@ -167,47 +235,6 @@ func (a *attempts) again(r *http.Request, res *http.Response, err error, body *r
 	return false
 }
 
-func safeMethod(m string) bool {
-	return m == http.MethodGet || m == http.MethodHead || m == http.MethodOptions || m == http.MethodTrace
+func safe(method string) bool {
+	return method == http.MethodGet || method == http.MethodHead || method == http.MethodOptions || method == http.MethodTrace
 }
-
-// replay is a request's body that can be sent again: whole when all of it is held, else only as long as nobody has read it.
-type replay struct {
-	whole bool
-	data  []byte
-	body  io.ReadCloser
-	read  bool
-}
-
-// newReplay reads a body of known length up to maxReplay.
-func newReplay(r *http.Request) (*replay, error) {
-	if r.Body == nil || r.Body == http.NoBody {
-		return &replay{whole: true}, nil
-	}
-	if r.ContentLength < 0 || r.ContentLength > maxReplay {
-		return &replay{body: r.Body}, nil
-	}
-	b, err := io.ReadAll(r.Body)
-	if err != nil {
-		return nil, errClient
-	}
-	return &replay{whole: true, data: b, body: r.Body}, nil
-}
-
-func (b *replay) fresh() bool { return b.whole || !b.read }
-
-func (b *replay) reader() io.ReadCloser {
-	switch {
-	case b.body == nil:
-		return http.NoBody
-	case b.whole:
-		return io.NopCloser(bytes.NewReader(b.data))
-	}
-	return &onceBody{b}
-}
-
-// onceBody notes that the body was read; closing it leaves the body itself open for another try.
-type onceBody struct{ b *replay }
-
-func (o *onceBody) Read(p []byte) (int, error) { o.b.read = true; return o.b.body.Read(p) }
-func (o *onceBody) Close() error               { return nil }

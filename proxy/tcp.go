@@ -4,222 +4,240 @@ import (
 	"context"
 	"errors"
 	"io"
-	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"sync"
-	"time"
+	"sync/atomic"
 
 	"github.com/meshagent/meshagent/mesh"
 	"github.com/meshagent/meshagent/mesh/policy"
-	"github.com/meshagent/meshagent/proxy/route"
+	"github.com/meshagent/meshagent/proxy/lb"
 )
 
-// liveConn is a connection that a policy change may end.
-type liveConn struct {
-	in    *mesh.Instance
-	q     *policy.Request
-	close func()
-}
+var errStreamClosed = errors.New("proxy: stream closed")
 
-// allowed asks policy again. The other host asks for its own instances.
-func (l *liveConn) allowed(s *mesh.Snapshot) bool {
-	return l.in.Node != s.Self || allow(model(s), l.in, l.q)
-}
-
-// track registers l before its policy is asked, so that no change is missed; untrack when it ended.
-func (p *Proxy) track(l *liveConn) (untrack func()) {
-	p.mu.Lock()
-	p.live[l] = struct{}{}
-	p.mu.Unlock()
-	return func() { p.mu.Lock(); delete(p.live, l); p.mu.Unlock() }
-}
-
-func (p *Proxy) acceptTCP(ln net.Listener, svc mesh.ServiceName, port uint16) {
-	var sem = make(chan struct{}, 4096) // connections of one service at a time
-	for {
-		c, err := ln.Accept()
-		if err != nil {
-			return
-		}
-		select {
-		case sem <- struct{}{}:
-			go func() { defer func() { c.Close(); <-sem }(); p.outboundTCP(c, svc, port) }()
-		default:
-			c.Close()
-		}
-	}
-}
+func addrPort(s string) netip.AddrPort { a, _ := netip.ParseAddrPort(s); return a }
 
 // outboundTCP carries a connection of a local caller. A refusal is a close: TCP has no way to say why; the access log has.
 func (p *Proxy) outboundTCP(conn net.Conn, svc mesh.ServiceName, port uint16) {
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	c := &call{p: p, start: time.Now(), direction: "outbound", svc: svc, flag: "-"}
-	defer c.end(&http.Request{URL: &url.URL{}})
-	if f := p.carryTCP(ctx, c, conn, port); f != nil {
-		c.flag = f.flag
+	c := p.begin(outbound, svc, nil, nil)
+	defer c.end()
+	defer conn.Close()
+	ctx, cancel := context.WithCancelCause(p.life)
+	defer cancel(nil)
+	if err := c.carry(ctx, cancel, conn, port); err != nil {
+		c.flag(asFault(ctx, err).flag)
 	}
 }
 
-func (p *Proxy) carryTCP(ctx context.Context, c *call, conn net.Conn, port uint16) *fault {
-	remote := addrPort(conn.RemoteAddr().String())
-	var from *mesh.Instance
-	c.src, from = p.c.Callers.Caller(ctx, remote, addrPort(conn.LocalAddr().String()))
-	s := p.c.Snapshots.Load()
-	m := model(s)
-	if c.src.IsZero() || m == nil {
+func (c *call) carry(ctx context.Context, cancel context.CancelCauseFunc, conn net.Conn, port uint16) error {
+	id, from := c.p.c.Callers.Caller(ctx, addrPort(conn.RemoteAddr().String()), addrPort(conn.LocalAddr().String()))
+	q := &policy.Request{Source: sourceOf(id, from, conn), Port: port}
+	if c.src = id; id.IsZero() {
 		return errNoCaller
 	}
-	q := &policy.Request{Source: policy.Source{Identity: c.src, IP: remote.Addr()}, Port: port}
-	if from != nil {
-		q.Source.Labels = from.Labels
+	t := c.p.current()
+	if t.model == nil {
+		return errNotReady
 	}
-	sp := m.Service(c.svc)
+	sp := t.model.Service(c.svc)
+	if sp.Invalid != "" {
+		return errInvalid
+	}
 	rt, ok := sp.RouteTCP(q)
 	if !ok {
 		return errNoRoute
 	}
-	split := policy.Split{Service: c.svc, Port: port}
+	var ds []policy.Split
 	if rt != nil {
-		split = *route.Choose(rt.Destinations, rand.Uint64N(route.Total(rt.Destinations)))
-		if split.Port == 0 {
-			split.Port = defaultPort(s, split.Service, port)
-		}
+		ds, c.route = rt.Destinations, ruleName(rt.Policy, "", rt.Index)
 	}
-	tried := map[*mesh.Instance]bool{}
-	for range 3 { // connecting may be repeated: nothing has been sent
-		in, end, err := p.choose(s, m, &split, tried)
-		if err != nil {
-			return asFault(ctx, err)
-		}
-		tried[in] = true
-		c.in, c.dst = in, in.Identity(s.TrustDomain)
+	d := split(t.snap, ds, c.svc, port)
+	dest, err := c.p.destination(t, &d, false)
+	if err != nil {
+		return err
+	}
+	ctx = context.WithValue(ctx, connectKey{}, dest.connect)
+	var tried []*lb.Endpoint
+	for range maxConnects { // to connect may be repeated: nothing has been sent
+		in, e := dest.pick(tried)
+		tried = append(tried, e)
+		c.in, c.dst = in, in.Identity(t.snap.TrustDomain)
 		c.attempts++
-		up, err := p.openTCP(ctx, s, c.src, in, q)
-		if err != nil {
-			end(false, errors.Is(err, errConnect))
-			if errors.Is(err, errDenied) {
-				return errDenied
+		var up io.ReadWriteCloser
+		release := func() {}
+		if in.Node == t.snap.Self {
+			if release, err = c.p.permit(c, in, q, func() { cancel(errDenied) }); err == nil {
+				if up, err = c.p.dialApp(ctx, in); err != nil {
+					release()
+				}
 			}
-			continue
+		} else {
+			up, err = c.p.connectNode(ctx, t.snap, id, in)
 		}
-		l := &liveConn{in, q, func() { conn.Close(); up.Close() }}
-		untrack := p.track(l)
-		if in.Node == s.Self && !l.allowed(p.c.Snapshots.Load()) {
-			l.close()
+		switch {
+		case err == nil:
+			// The connection is the instance's until it ends, for those who count calls in flight.
+			defer func() { release(); c.p.ended(d.Service, in, e, lb.OK) }()
+			stop := context.AfterFunc(ctx, func() { conn.Close(); up.Close() })
+			defer stop()
+			c.received, c.sent = join(conn, up)
+			return context.Cause(ctx)
+		case errors.Is(err, errConnect):
+			c.p.ended(d.Service, in, e, lb.Unreachable)
+		case errors.Is(err, errRefused):
+			c.p.ended(d.Service, in, e, lb.Unknown)
+		default:
+			c.p.ended(d.Service, in, e, lb.Unknown)
+			return err
 		}
-		c.bytes = join(conn, up)
-		untrack()
-		end(true, false)
-		return nil
 	}
-	return errConnect
+	return err
 }
 
-// openTCP connects to an instance: directly on this host, by CONNECT in a tunnel elsewhere.
-func (p *Proxy) openTCP(ctx context.Context, s *mesh.Snapshot, src mesh.Identity, in *mesh.Instance, q *policy.Request) (io.ReadWriteCloser, error) {
-	if in.Node == s.Self {
-		if !allow(model(p.c.Snapshots.Load()), in, q) {
-			return nil, errDenied
-		}
-		return p.dial(ctx, in.Dial())
+// sourceOf says who calls, as policy sees it.
+func sourceOf(id mesh.Identity, from *mesh.Instance, conn net.Conn) policy.Source {
+	s := policy.Source{Identity: id, IP: addrPort(conn.RemoteAddr().String()).Addr().Unmap()}
+	if from != nil {
+		s.Labels = from.Labels
 	}
-	t := p.pool(s, src, in)
+	return s
+}
+
+// dialApp connects to an application of this host.
+func (p *Proxy) dialApp(ctx context.Context, in *mesh.Instance) (net.Conn, error) {
+	if p.c.VIPRange.Contains(in.Addr.Unmap()) {
+		return nil, errLoop
+	}
+	return p.dial(ctx, in.Dial())
+}
+
+// connectNode opens a stream to an instance of another node, by CONNECT in a tunnel.
+func (p *Proxy) connectNode(ctx context.Context, s *mesh.Snapshot, src mesh.Identity, in *mesh.Instance) (io.ReadWriteCloser, error) {
+	t := p.tunnel(s, src, in)
 	if t == nil {
-		return nil, errNone
+		return nil, errConnect
 	}
-	pr, pw := io.Pipe()
-	r := (&http.Request{Method: http.MethodConnect, URL: &url.URL{Scheme: "https", Host: in.ID}, Host: in.ID, Body: pr,
+	body, w := io.Pipe()
+	r := (&http.Request{Method: http.MethodConnect, URL: &url.URL{Scheme: "https", Host: in.ID}, Host: in.ID, Body: body,
 		ContentLength: -1, Header: http.Header{"Mesh-Instance": {in.ID}}}).WithContext(ctx)
 	res, err := t.RoundTrip(r)
 	if err != nil {
-		return nil, errConnect
-	}
-	if res.StatusCode != http.StatusOK {
-		res.Body.Close()
-		pw.Close()
-		if res.StatusCode == errDenied.code {
-			return nil, errDenied
+		w.Close()
+		if f, ok := errors.AsType[*fault](err); ok {
+			return nil, f
 		}
-		return nil, errConnect
+		return nil, errConnect // whatever went wrong: no byte of the caller's was sent
 	}
-	return &stream{res.Body, pw}, nil
-}
-
-type stream struct {
-	io.ReadCloser
-	w *io.PipeWriter
-}
-
-func (s *stream) Write(b []byte) (int, error) { return s.w.Write(b) }
-func (s *stream) CloseWrite() error           { return s.w.Close() }
-func (s *stream) Close() error                { s.w.Close(); return s.ReadCloser.Close() }
-
-// join copies both ways until both are done; the end of one way is passed on and leaves the other open. It returns the bytes that
-// went from b to a.
-func join(a, b io.ReadWriteCloser) (n int64) {
-	var wg sync.WaitGroup
-	oneWay := func(dst, src io.ReadWriteCloser) int64 {
-		n, err := io.Copy(dst, src)
-		if h, ok := dst.(interface{ CloseWrite() error }); ok && err == nil {
-			h.CloseWrite()
-			return n
-		}
-		a.Close()
-		b.Close()
-		return n
+	if res.StatusCode == http.StatusOK {
+		return &stream{res.Body, w}, nil
 	}
-	wg.Go(func() { n = oneWay(a, b) })
-	wg.Go(func() { oneWay(b, a) })
-	wg.Wait()
-	a.Close()
-	b.Close()
-	return n
+	w.Close()
+	res.Body.Close()
+	if res.StatusCode == errDenied.code {
+		return nil, errDenied
+	}
+	return nil, errConnect
 }
 
-// inboundTCP joins a CONNECT stream with the application. When the application ends its side the stream ends as a whole: net/http
+// acceptTCP joins a CONNECT stream with the application. When the application ends its way the stream ends as a whole: net/http
 // cannot end an answer and go on reading.
-func (p *Proxy) inboundTCP(c *call, r *http.Request) error {
-	ctx, cancel := context.WithCancel(r.Context())
-	defer cancel()
-	q := &policy.Request{Source: policy.Source{Identity: c.src, IP: addrPort(r.RemoteAddr).Addr()}, Port: c.in.CallPort()}
-	l := &liveConn{c.in, q, cancel}
-	defer p.track(l)()
-	if !l.allowed(p.c.Snapshots.Load()) {
-		return errDenied
+func (c *call) acceptTCP(q *policy.Request) error {
+	ctx, cancel := context.WithCancelCause(c.r.Context())
+	defer cancel(nil)
+	release, err := c.p.permit(c, c.in, q, func() { cancel(errDenied) })
+	if err != nil {
+		return err
 	}
-	up, err := p.dial(ctx, c.in.Dial())
+	defer release()
+	up, err := c.p.dialApp(ctx, c.in)
 	if err != nil {
 		return err
 	}
 	defer up.Close()
-	stop := context.AfterFunc(ctx, func() { up.Close() })
+	stop := context.AfterFunc(ctx, func() { abort(up); up.Close() })
 	defer stop()
 	rc := http.NewResponseController(c.w)
 	c.WriteHeader(http.StatusOK)
 	rc.Flush()
+	body := &counted{Reader: c.r.Body}
+	defer func() { c.received = body.n.Load() }()
 	go func() { // ends with the request's body, which the server closes when we return
-		if _, err := io.Copy(up, r.Body); err == nil {
-			if t, ok := up.(interface{ CloseWrite() error }); ok {
-				t.CloseWrite()
-			}
-			return
+		_, err := io.Copy(up, body)
+		if half, ok := up.(interface{ CloseWrite() error }); ok && err == nil {
+			half.CloseWrite()
+		} else {
+			abort(up)
+			up.Close()
 		}
-		up.Close()
 	}()
 	buf := make([]byte, 32<<10)
 	for {
 		n, err := up.Read(buf)
 		if n > 0 {
 			if _, werr := c.Write(buf[:n]); werr != nil {
-				return nil
+				err = werr
+			} else {
+				rc.Flush()
 			}
-			rc.Flush()
 		}
-		if err != nil {
+		switch {
+		case err == nil:
+			continue
+		case context.Cause(ctx) == errDenied:
+			c.flag(errDenied.flag)
+		case err != io.EOF:
+			c.flag(errReset.flag)
+		default:
 			return nil
 		}
+		panic(http.ErrAbortHandler) // resets the stream
+	}
+}
+
+// counted counts what is read.
+type counted struct {
+	io.Reader
+	n atomic.Int64
+}
+
+func (c *counted) Read(p []byte) (int, error) {
+	n, err := c.Reader.Read(p)
+	c.n.Add(int64(n))
+	return n, err
+}
+
+// join copies both ways until both are done; the end of one way is passed on and leaves the other open, a failure resets both.
+func join(a, b io.ReadWriteCloser) (aToB, bToA int64) {
+	var wg sync.WaitGroup
+	var once sync.Once
+	oneWay := func(dst, src io.ReadWriteCloser) int64 {
+		n, err := io.Copy(dst, src)
+		if half, ok := dst.(interface{ CloseWrite() error }); ok && err == nil {
+			half.CloseWrite()
+			return n
+		}
+		once.Do(func() {
+			abort(a)
+			abort(b)
+			a.Close()
+			b.Close()
+		})
+		return n
+	}
+	wg.Go(func() { bToA = oneWay(a, b) })
+	wg.Go(func() { aToB = oneWay(b, a) })
+	wg.Wait()
+	a.Close()
+	b.Close()
+	return aToB, bToA
+}
+
+// abort makes that Close resets a connection, so that who broke off on one side is seen to have on the other.
+func abort(c any) {
+	if t, ok := c.(*net.TCPConn); ok {
+		t.SetLinger(0)
 	}
 }

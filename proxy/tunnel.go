@@ -7,78 +7,255 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
+	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
-	"golang.org/x/net/http2"
-
 	"github.com/meshagent/meshagent/mesh"
-	"github.com/meshagent/meshagent/mesh/policy"
-	"github.com/meshagent/meshagent/proxy/lb"
 	"github.com/meshagent/meshagent/proxy/route"
 )
 
-// poolKey keeps tunnels apart: one is never shared by two source identities.
-type poolKey struct {
+// tunnels are the connections to the agents of other nodes.
+type tunnels struct {
+	mu  sync.Mutex // guards all
+	all map[tunnelKey]*tunnel
+}
+
+// tunnelKey keeps tunnels apart: one is never shared by two source identities.
+type tunnelKey struct {
 	src, dst mesh.Identity
 	node     mesh.NodeID
 	addr     netip.AddrPort
 	svc      mesh.ServiceName
 }
 
-// choose picks an instance; end reports the outcome of the call.
-func (p *Proxy) choose(s *mesh.Snapshot, m *policy.Model, d *policy.Split, tried map[*mesh.Instance]bool) (*mesh.Instance, func(ok, connect bool), error) {
-	svc := s.Services[d.Service]
-	if svc == nil {
-		return nil, nil, errNone
+// tunnel is the connections of one caller to one service on another node: as few as carry at most maxStreams requests each.
+type tunnel struct {
+	addr      netip.AddrPort
+	transport *http.Transport // makes connections, and keeps none
+
+	mu      sync.Mutex // guards what follows
+	conns   []*http.ClientConn
+	dialing *dialing  // nil when none is under way
+	used    time.Time // last
+	closed  bool
+}
+
+// dialing is a connection that is being made; who needs one waits for it together.
+type dialing struct {
+	done chan struct{} // closed at its end
+	err  error         // set before
+}
+
+// tunnel returns the connections of one caller to one service on another node; nil when the node is not known.
+func (p *Proxy) tunnel(s *mesh.Snapshot, src mesh.Identity, in *mesh.Instance) *tunnel {
+	node := s.Node(in.Node)
+	if node == nil {
+		return nil
 	}
-	dest := m.Service(d.Service).Destination
-	tp, labels := &dest.Traffic, mesh.Labels(nil)
-	if d.Subset != "" {
-		sub := dest.Subsets[d.Subset]
-		if sub == nil {
-			return nil, nil, errNoSubset
-		}
-		tp, labels = &sub.Traffic, sub.Labels
+	k := tunnelKey{src, in.Identity(s.TrustDomain), in.Node, node.MeshAddr(), in.Service}
+	p.tunnels.mu.Lock()
+	defer p.tunnels.mu.Unlock()
+	t := p.tunnels.all[k]
+	if t == nil {
+		t = &tunnel{addr: k.addr, used: time.Now(), transport: &http.Transport{
+			DialTLSContext:     func(ctx context.Context, _, _ string) (net.Conn, error) { return p.dialTunnel(ctx, k) },
+			DisableCompression: true, IdleConnTimeout: idleTimeout, MaxResponseHeaderBytes: maxHeader + hopHeader, Protocols: new(http.Protocols),
+			HTTP2: &http.HTTP2Config{SendPingTimeout: deadAfter / 2, PingTimeout: deadAfter / 2, WriteByteTimeout: stallTimeout,
+				MaxReceiveBufferPerStream: streamWindow, MaxReceiveBufferPerConnection: maxStreams * streamWindow}}}
+		t.transport.Protocols.SetHTTP2(true)
+		p.tunnels.all[k] = t
 	}
-	var ins []*mesh.Instance
-	var cs []lb.Candidate
-	p.mu.Lock()
-	for _, i := range svc.Instances {
-		if s.Usable(i) && i.CallPort() == d.Port && i.Labels.Match(labels) {
-			k := endpointKey{i.Node, i.Service, i.ID}
-			if p.endpoints[k] == nil {
-				p.endpoints[k] = &lb.Endpoint{}
+	return t
+}
+
+// conn returns a connection on which a place is reserved for one request. Its error is a fault, or that of ctx.
+func (t *tunnel) conn(ctx context.Context) (*http.ClientConn, error) {
+	for {
+		t.mu.Lock()
+		t.used = time.Now()
+		t.conns = slices.DeleteFunc(t.conns, func(c *http.ClientConn) bool { return c.Err() != nil })
+		for _, c := range t.conns {
+			if c.Reserve() == nil {
+				t.mu.Unlock()
+				return c, nil
 			}
-			ins, cs = append(ins, i), append(cs, lb.Candidate{Endpoint: p.endpoints[k], Weight: uint32(i.Weight), Tried: tried[i]})
+		}
+		if t.closed || len(t.conns) >= maxTunnels {
+			closed := t.closed
+			t.mu.Unlock()
+			if closed {
+				return nil, errConnect
+			}
+			return nil, errOverflow
+		}
+		d := t.dialing
+		if d == nil {
+			d = &dialing{done: make(chan struct{})}
+			t.dialing = d
+			go t.dial(context.WithoutCancel(ctx), d) // every step of it is bounded in time
+		}
+		t.mu.Unlock()
+		select {
+		case <-d.done:
+			if d.err != nil {
+				return nil, d.err
+			}
+		case <-ctx.Done():
+			return nil, ctx.Err()
 		}
 	}
-	p.mu.Unlock()
-	n := lb.Pick(lb.Algorithm(tp.LB), cs, time.Now(), p.turn.Add(1))
-	if n < 0 {
-		return nil, nil, errNone
+}
+
+func (t *tunnel) dial(ctx context.Context, d *dialing) {
+	c, err := t.transport.NewClientConn(ctx, "https", t.addr.String())
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.dialing = nil
+	switch {
+	case err != nil:
+		d.err = asFault(ctx, err)
+	case t.closed:
+		c.Close()
+		d.err = errConnect
+	default:
+		t.conns = append(t.conns, c)
 	}
-	done := cs[n].Endpoint.Begin()
-	return ins[n], func(ok, connect bool) { done(); cs[n].Endpoint.Report(time.Now(), ok, connect) }, nil
+	close(d.done)
 }
 
-type endpointKey struct {
-	node mesh.NodeID
-	svc  mesh.ServiceName
-	id   string
+// RoundTrip sends a request. One that the other agent has not looked at, since it is ending or full, is sent again on another
+// connection, whatever its method (RFC 9113, section 6.8 and 8.7). A request has GetBody if it has a body that can be read again.
+func (t *tunnel) RoundTrip(r *http.Request) (*http.Response, error) {
+	for range maxConnects {
+		c, err := t.conn(r.Context())
+		if err != nil {
+			return nil, err
+		}
+		res, err := c.RoundTrip(r)
+		if err == nil || !isUnseen(err) {
+			return res, err
+		}
+		if r.Body == nil || r.Body == http.NoBody {
+			continue
+		}
+		if r.GetBody == nil {
+			break
+		}
+		body, err := r.GetBody()
+		if err != nil {
+			break
+		}
+		r = r.WithContext(r.Context()) // a copy
+		r.Body = body
+	}
+	return nil, errRefused
 }
 
-// allow asks policy whether the request may reach an instance of this host.
-func allow(m *policy.Model, in *mesh.Instance, q *policy.Request) bool {
-	return m != nil && !q.Source.Identity.IsZero() &&
-		m.Authorize(&policy.Target{Service: in.Service, Labels: in.Labels, Port: in.CallPort()}, q).Allow
+// isUnseen reports whether the other agent says that it did not look at the request. The first two are of net/http, which does not
+// export them; a test holds them to what it sends.
+func isUnseen(err error) bool {
+	switch text := err.Error(); text {
+	case "http2: Transport received Server's graceful shutdown GOAWAY", "http2: client conn not usable":
+		return true
+	}
+	const refusedStream = 7 // RFC 9113, section 7
+	se, ok := errors.AsType[streamError](err)
+	return ok && se.Code == refusedStream
 }
 
-type timeoutKey struct{}
+// streamError is what net/http's own error of that kind can be read as (its method As wants the same fields).
+type streamError struct {
+	StreamID uint32
+	Code     uint32
+	Cause    error
+}
 
-// dial connects within the time that the destination's policy gives, or dialTimeout.
+func (e streamError) Error() string { return "stream " + strconv.Itoa(int(e.StreamID)) + " was reset" }
+
+// close makes that nothing new begins. Requests in flight end as they would: their connection closes idleTimeout later.
+func (t *tunnel) close() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.closed = true
+	for _, c := range t.conns {
+		if c.InFlight() == 0 {
+			c.Close()
+		}
+	}
+}
+
+// dialTunnel connects to the agent of another node and shakes hands. Its error is a fault.
+func (p *Proxy) dialTunnel(ctx context.Context, k tunnelKey) (net.Conn, error) {
+	cctx, cancel := context.WithTimeout(ctx, certTimeout)
+	defer cancel()
+	cfg, err := p.c.TLS.ClientConfig(cctx, k.src, k.dst, k.svc.FQDN(), "h2")
+	if err != nil {
+		p.warn("a caller has no certificate", "caller", k.src.String(), "err", err)
+		return nil, errNoCert
+	}
+	raw, err := p.dial(ctx, k.addr)
+	if err != nil {
+		return nil, err
+	}
+	c := tls.Client(raw, cfg)
+	hctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+	defer cancel()
+	if err := c.HandshakeContext(hctx); err != nil {
+		raw.Close()
+		p.warn("no tunnel to another host", "node", k.node.String(), "address", k.addr, "service", k.svc.String(), "caller", k.src.String(), "err", err)
+		return nil, errConnect
+	}
+	return c, nil
+}
+
+// prune closes and forgets tunnels to nodes and instances that the snapshot does not have any more, and those that nobody used
+// for long.
+func (t *tunnels) prune(s *mesh.Snapshot, now time.Time) {
+	wanted := map[tunnelKey]bool{} // without src
+	for _, svc := range s.Services {
+		for _, i := range svc.Instances {
+			if n := s.Node(i.Node); n != nil {
+				wanted[tunnelKey{dst: i.Identity(s.TrustDomain), node: i.Node, addr: n.MeshAddr(), svc: i.Service}] = true
+			}
+		}
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for k, tr := range t.all {
+		anyone := k
+		anyone.src = mesh.Identity{}
+		if !wanted[anyone] || tr.idleSince(now.Add(-2*idleTimeout)) {
+			tr.close()
+			delete(t.all, k)
+		}
+	}
+}
+
+// idleSince reports whether nobody asked for a connection after then, and none is used.
+func (t *tunnel) idleSince(then time.Time) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.used.Before(then) && !slices.ContainsFunc(t.conns, func(c *http.ClientConn) bool { return c.InFlight() > 0 })
+}
+
+func (t *tunnels) close() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, tr := range t.all {
+		tr.close()
+	}
+}
+
+// connectKey is how long one connection may take, where the destination's policy says so.
+type connectKey struct{}
+
+// dial connects. Its error is errConnect.
 func (p *Proxy) dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
-	t, ok := ctx.Value(timeoutKey{}).(time.Duration)
+	t, ok := ctx.Value(connectKey{}).(time.Duration)
 	if !ok {
 		t = dialTimeout
 	}
@@ -91,103 +268,26 @@ func (p *Proxy) dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
 	return c, nil
 }
 
-// send sends a request to an instance: straight to the application on this host, after policy has allowed it, and through a
-// tunnel to another.
-func (p *Proxy) send(r *http.Request, s *mesh.Snapshot, c *call, in *mesh.Instance, q *policy.Request, connect time.Duration) (*http.Response, error) {
-	if in.Node == s.Self {
-		if !allow(model(p.c.Snapshots.Load()), in, q) {
-			return nil, errDenied
-		}
-		r.Header.Set("X-Forwarded-Client-Cert", certHeader(c.src, c.dst))
-		r.URL.Host = in.Dial().String()
-		res, err := p.app(in).RoundTrip(r)
-		if err == nil {
-			route.StripForged(res.Header)
-		}
-		return res, err
-	}
-	if r.Header.Get("Upgrade") != "" {
-		return nil, errUpgrade
-	}
-	t := p.pool(s, c.src, in)
+// toNode sends a request to the agent of an instance's node.
+func (p *Proxy) toNode(r *http.Request, s *mesh.Snapshot, src mesh.Identity, in *mesh.Instance) (*http.Response, error) {
+	t := p.tunnel(s, src, in)
 	if t == nil {
-		return nil, errNone
+		return nil, errConnect
 	}
-	r = r.WithContext(context.WithValue(r.Context(), timeoutKey{}, connect))
 	r.URL.Scheme = "https"
 	r.Header.Set("Mesh-Instance", in.ID)
+	if r.Header.Get("Upgrade") != "" {
+		return switchNode(t, r, in)
+	}
 	return t.RoundTrip(r)
 }
 
-// refusedStream reports that the other agent did not look at the request (RFC 9113, section 8.7).
-func refusedStream(err error) bool {
-	var se http2.StreamError
-	return errors.As(err, &se) && se.Code == http2.ErrCodeRefusedStream
-}
-
-// appKey names a connection pool to an application of this host.
-type appKey struct {
-	addr netip.AddrPort
-	h1   bool
-}
-
-// app returns the transport to an application of this host.
-func (p *Proxy) app(in *mesh.Instance) http.RoundTripper {
-	k := appKey{in.Dial(), in.Protocol == mesh.HTTP}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if t := p.apps[k]; t != nil {
-		return t
-	}
-	t := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return p.dial(ctx, k.addr) },
-		DisableCompression: true, MaxResponseHeaderBytes: maxHeader, Protocols: new(http.Protocols),
-		MaxIdleConns: 256, MaxIdleConnsPerHost: 256, IdleConnTimeout: 90 * time.Second}
-	t.Protocols.SetHTTP1(k.h1)
-	t.Protocols.SetUnencryptedHTTP2(!k.h1)
-	p.apps[k] = t
-	return t
-}
-
-// pool returns the transport to the agent of another node, for one caller's and one service's identity.
-func (p *Proxy) pool(s *mesh.Snapshot, src mesh.Identity, in *mesh.Instance) *http2.Transport {
-	node := s.Node(in.Node)
-	if node == nil {
-		return nil
-	}
-	k := poolKey{src, in.Identity(s.TrustDomain), in.Node, node.MeshAddr(), in.Service}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if t := p.pools[k]; t != nil {
-		return t
-	}
-	t := &http2.Transport{DisableCompression: true, ReadIdleTimeout: time.Second, PingTimeout: time.Second, IdleConnTimeout: idleTimeout,
-		MaxHeaderListSize: maxHeader, DialTLSContext: func(ctx context.Context, _, _ string, _ *tls.Config) (net.Conn, error) {
-			cfg, err := p.c.TLS.ClientConfig(ctx, k.src, k.dst, k.svc.FQDN(), "h2")
-			if err != nil {
-				return nil, errConnect
-			}
-			raw, err := p.dial(ctx, k.addr)
-			if err != nil {
-				return nil, err
-			}
-			c := tls.Client(raw, cfg)
-			hctx, cancel := context.WithTimeout(ctx, dialTimeout)
-			defer cancel()
-			if err := c.HandshakeContext(hctx); err != nil {
-				raw.Close()
-				return nil, errConnect
-			}
-			return c, nil
-		}}
-	p.pools[k] = t
-	return t
-}
-
-// ServeTunnel serves a connection of another agent, whose handshake is done with ALPN h2, until it ends.
+// ServeTunnel serves a connection of another agent, whose handshake is done with ALPN h2, until it ends. While the proxy drains it
+// goes on serving: who has not heard of that yet loses nothing.
 func (p *Proxy) ServeTunnel(ctx context.Context, c *tls.Conn) {
 	defer c.Close()
 	st := c.ConnectionState()
-	if len(st.PeerCertificates) == 0 || st.NegotiatedProtocol != "h2" || p.draining.Load() {
+	if len(st.PeerCertificates) == 0 || st.NegotiatedProtocol != "h2" {
 		return
 	}
 	src, err := mesh.CertIdentity(st.PeerCertificates[0])
@@ -196,8 +296,141 @@ func (p *Proxy) ServeTunnel(ctx context.Context, c *tls.Conn) {
 	if err != nil || src.Kind() != mesh.Workload && src.Kind() != mesh.NodeAgent || !isMesh || !ok {
 		return
 	}
-	stop := context.AfterFunc(ctx, func() { c.Close() })
-	defer stop()
-	p.h2.ServeConn(c, &http2.ServeConnOpts{Context: ctx, BaseConfig: p.base,
-		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { p.inbound(w, r, src, svc) })})
+	defer context.AfterFunc(ctx, func() { c.Close() })()
+	l := &peer{src: src, svc: svc, conn: c, quit: make(chan struct{}), ended: make(chan struct{})}
+	p.peers.Store(net.Conn(c), l)
+	defer p.peers.Delete(net.Conn(c))
+	if p.base.Serve(l); l.taken.Load() {
+		<-l.ended
+	}
+}
+
+// peer is the agent at the other end of a tunnel that is served. It is the listener from which net/http takes that one connection.
+type peer struct {
+	src   mesh.Identity
+	svc   mesh.ServiceName
+	conn  *tls.Conn
+	taken atomic.Bool
+	once  sync.Once
+	quit  chan struct{} // closed when there is nothing more to accept
+	ended chan struct{} // closed with the connection
+}
+
+func (l *peer) Accept() (net.Conn, error) {
+	if !l.taken.Swap(true) {
+		return l.conn, nil
+	}
+	select {
+	case <-l.quit:
+	case <-l.ended:
+	}
+	return nil, net.ErrClosed
+}
+
+func (l *peer) Addr() net.Addr { return l.conn.LocalAddr() }
+
+func (l *peer) Close() error {
+	l.once.Do(func() { close(l.quit) })
+	return nil
+}
+
+type peerKey struct{}
+
+// tunnelServer serves the requests in tunnels.
+func (p *Proxy) tunnelServer() *http.Server {
+	s := &http.Server{ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeader + hopHeader, ErrorLog: p.quiet,
+		Protocols: new(http.Protocols), DisableGeneralOptionsHandler: true,
+		// A stream that nobody reads holds back no other: the window of the connection is that of all streams together.
+		HTTP2: &http.HTTP2Config{MaxConcurrentStreams: maxStreams, MaxReceiveBufferPerStream: streamWindow,
+			MaxReceiveBufferPerConnection: maxStreams * streamWindow, WriteByteTimeout: stallTimeout},
+		BaseContext: func(net.Listener) context.Context { return p.life },
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			l, _ := p.peers.Load(c)
+			return context.WithValue(ctx, peerKey{}, l)
+		},
+		ConnState: func(c net.Conn, s http.ConnState) {
+			if l, ok := p.peers.Load(c); ok && s == http.StateClosed {
+				close(l.(*peer).ended)
+			}
+		},
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if l, ok := r.Context().Value(peerKey{}).(*peer); ok {
+				p.inbound(w, r, l.src, l.svc)
+			}
+		})}
+	s.Protocols.SetHTTP2(true)
+	return s
+}
+
+// apps are the connections to the applications of this host.
+type apps struct {
+	mu  sync.Mutex // guards all
+	all map[appKey]*http.Transport
+}
+
+type appKey struct {
+	addr netip.AddrPort
+	h1   bool
+}
+
+func keyOf(in *mesh.Instance) appKey { return appKey{in.Dial(), in.Protocol == mesh.HTTP} }
+
+// toApp sends a request to an application of this host. What it may not say is removed from its answer.
+func (p *Proxy) toApp(r *http.Request, in *mesh.Instance) (*http.Response, error) {
+	if r.Header.Get("Upgrade") != "" && in.Protocol != mesh.HTTP {
+		return nil, errUpgrade
+	}
+	if p.c.VIPRange.Contains(in.Addr.Unmap()) {
+		return nil, errLoop
+	}
+	k := keyOf(in)
+	r.URL.Host = k.addr.String()
+	res, err := p.apps.get(p, k).RoundTrip(r)
+	if err == nil {
+		route.StripReserved(res.Header)
+	}
+	return res, err
+}
+
+func (a *apps) get(p *Proxy, k appKey) *http.Transport {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	t := a.all[k]
+	if t == nil {
+		t = &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return p.dial(ctx, k.addr) },
+			DisableCompression: true, MaxResponseHeaderBytes: maxHeader, Protocols: new(http.Protocols), ExpectContinueTimeout: time.Second,
+			MaxIdleConns: 256, MaxIdleConnsPerHost: 256, IdleConnTimeout: appIdleTimeout}
+		t.Protocols.SetHTTP1(k.h1)
+		t.Protocols.SetUnencryptedHTTP2(!k.h1)
+		a.all[k] = t
+	}
+	return t
+}
+
+// prune closes and forgets connections to applications that the snapshot does not have on this host any more.
+func (a *apps) prune(s *mesh.Snapshot) {
+	wanted := map[appKey]bool{}
+	for _, svc := range s.Services {
+		for _, i := range svc.Instances {
+			if i.Node == s.Self {
+				wanted[keyOf(i)] = true
+			}
+		}
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for k, t := range a.all {
+		if !wanted[k] {
+			t.CloseIdleConnections()
+			delete(a.all, k)
+		}
+	}
+}
+
+func (a *apps) close() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, t := range a.all {
+		t.CloseIdleConnections()
+	}
 }

@@ -141,7 +141,7 @@ func atLeader[Out any](ctx context.Context, s *Store, method string, body []byte
 		case isFinal(err):
 			return out, err
 		}
-		unknown = unknown || errors.Is(err, ErrUnknownOutcome)
+		unknown = (unknown || errors.Is(err, ErrUnknownOutcome)) && !isRead(method)
 		if unknown && method == callRestore || wait.Wait(ctx) != nil {
 			if unknown {
 				return out, fmt.Errorf("%w (%w)", ErrUnknownOutcome, err)
@@ -149,6 +149,10 @@ func atLeader[Out any](ctx context.Context, s *Store, method string, body []byte
 			return out, fmt.Errorf("%w (%w)", ErrNoLeader, err)
 		}
 	}
+}
+
+func isRead(method string) bool {
+	return method == callGet || method == callList || method == callResult || method == callIndex
 }
 
 // isFinal reports that repeating the call does not change the error.

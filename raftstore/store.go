@@ -93,7 +93,7 @@ type Stream interface {
 	Dial(address string, timeout time.Duration) (net.Conn, error)
 }
 
-// Forwarder sends a call to another server's Handle.
+// Forwarder sends a call to another server's Handle. Its error is ErrNoLeader when the call surely did not arrive.
 type Forwarder interface {
 	Forward(ctx context.Context, address, method string, body []byte) ([]byte, error)
 }

@@ -98,9 +98,9 @@ func parseWrites(writes []Write) ([]parsedWrite, error) {
 	out := make([]parsedWrite, 0, len(writes))
 	seen := map[mesh.PolicyKey]bool{}
 	var errs []error
-	for _, w := range writes {
+	for i, w := range writes {
 		size += len(w.Source)
-		p, err := parseWrite(w)
+		p, err := parseWrite(i, w)
 		switch {
 		case err != nil:
 			errs = append(errs, err)
@@ -119,7 +119,7 @@ func parseWrites(writes []Write) ([]parsedWrite, error) {
 	return out, nil
 }
 
-func parseWrite(w Write) (parsedWrite, error) {
+func parseWrite(i int, w Write) (parsedWrite, error) {
 	p := parsedWrite{Write: w}
 	switch {
 	case w.Delete != nil && len(w.Source) > 0:
@@ -127,14 +127,14 @@ func parseWrite(w Write) (parsedWrite, error) {
 	case w.Delete != nil:
 		p.key = *w.Delete
 	default:
-		ps, err := policy.Parse("", w.Source)
+		ps, err := policy.Parse(fmt.Sprintf("resource %d", i+1), w.Source)
 		if err != nil {
 			return p, err
 		}
 		if len(ps) != 1 {
-			return p, fmt.Errorf("one resource is needed in each write, found %d", len(ps))
+			return p, fmt.Errorf("resource %d: one document is needed in each write, found %d", i+1, len(ps))
 		}
-		p.key, p.val = ps[0].PolicyKey, policyEntry{ps[0].APIVersion, w.Source}
+		p.key, p.val = ps[0].PolicyKey, policyEntry{ps[0].APIVersion, ps[0].Source}
 	}
 	if strings.Count(p.key.String(), "/") != 3 {
 		return p, fmt.Errorf("name %.200q: a slash is not allowed", p.key)

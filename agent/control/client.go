@@ -201,8 +201,12 @@ func (p *Peers) Forward(ctx context.Context, leader, method string, body []byte)
 		return nil, fmt.Errorf("leader's address %q: %w", leader, err)
 	}
 	out, err := post(ctx, p.http, addr, "raft/"+method, "", body)
-	if errors.Is(err, ErrForbidden) {
+	var d *meshport.DialError
+	switch {
+	case errors.Is(err, ErrForbidden):
 		return nil, fmt.Errorf("%w: %w", raftstore.ErrRefused, err) // asking again does not help
+	case errors.As(err, &d):
+		return nil, fmt.Errorf("%w (%w)", raftstore.ErrNoLeader, err)
 	}
 	return out, err
 }

@@ -185,7 +185,7 @@ func equal(a, b string) bool { return subtle.ConstantTimeCompare([]byte(a), []by
 // keyOwner returns the node whose key signed the request.
 func keyOwner(csr []byte) (mesh.NodeID, error) {
 	if len(csr) > 16<<10 {
-		return mesh.NodeID{}, fmt.Errorf("%w: certificate request of %d bytes", ErrInvalid, len(csr))
+		return mesh.NodeID{}, fmt.Errorf("%w: certificate request of %d bytes: at most %d are possible", ErrInvalid, len(csr), 16<<10)
 	}
 	c, err := x509.ParseCertificateRequest(csr)
 	if err == nil {

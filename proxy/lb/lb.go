@@ -1,118 +1,175 @@
-// Package lb picks instances and remembers which of them fail. It is imported by proxy. It does no I/O and starts no
-// goroutine; Set is safe for concurrent use.
+// Package lb picks instances and remembers which of them fail. It is imported by proxy. It does no I/O, starts no goroutine and
+// reads no clock; all of it is safe for concurrent use, and Pick does not allocate.
 package lb
 
 import (
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 )
 
-// Algorithm is how Pick chooses.
+// Algorithm is how Pick chooses among the usable candidates. All of them honour weights.
 type Algorithm uint8
 
-// The algorithms. LeastRequest compares two random instances by requests in flight over weight.
+// The algorithms. LeastRequest draws two by weight and takes the one with fewer calls in flight for its weight.
 const (
 	LeastRequest Algorithm = iota
 	RoundRobin
 	Random
 )
 
-// Ejection: failures in a row that eject, the first pause (it doubles with every further ejection) and its bound.
+// Outcome is what a call says of the instance that it reached or did not.
+type Outcome uint8
+
+// The outcomes. Unknown is a call that ended for a reason of its own: the caller left, its time was up before the instance's was.
+const (
+	OK Outcome = iota
+	Failed
+	Unreachable
+	Unknown
+)
+
+// Ejection: failures in a row that eject, the first pause (it doubles with every further ejection) and its bound. An instance
+// that cannot be reached is ejected at once, since the next call would find the same.
 const (
 	ejectAfter = 3
 	basePause  = 2 * time.Second
 	maxPause   = 30 * time.Second
 )
 
-// Endpoint is the live state of one instance; it outlives snapshots.
+// Endpoint is the live state of one instance; it outlives snapshots. The zero value is ready.
 type Endpoint struct {
-	active atomic.Int64
-	mu     sync.Mutex // guards what follows
-	fails  int
-	times  int
-	until  time.Time
+	active atomic.Int64 // calls in flight
+	until  atomic.Int64 // Unix nanoseconds at which its ejection ends
+
+	mu    sync.Mutex // guards what follows, and orders writes of until
+	fails int        // in a row
+	times int        // ejections since its last success
 }
 
-// Begin counts a request in flight; call the result once when it ended.
-func (e *Endpoint) Begin() (end func()) {
-	e.active.Add(1)
-	return sync.OnceFunc(func() { e.active.Add(-1) })
-}
+// Begin counts a call in flight. End must follow.
+func (e *Endpoint) Begin() { e.active.Add(1) }
 
-// Report records the outcome of a call at now. A failed connection ejects at once, other failures when three came in a row.
-func (e *Endpoint) Report(now time.Time, ok, connect bool) {
+// End takes off a call in flight and records its outcome. It reports whether that ejected the instance. One that sits out already
+// is not ejected further: the calls that were in flight when a host died say the same thing, not worse.
+func (e *Endpoint) End(now time.Time, o Outcome) (ejected bool) {
+	e.active.Add(-1)
+	if o == Unknown {
+		return false
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if ok {
+	if o == OK {
 		e.fails, e.times = 0, 0
-		return
+		return false
 	}
-	if e.fails++; e.fails < ejectAfter && !connect {
-		return
+	if e.fails++; e.fails < ejectAfter && o != Unreachable || e.Ejected(now) {
+		return false
 	}
-	pause := min(basePause<<min(e.times, 5), maxPause)
-	e.fails, e.times, e.until = 0, e.times+1, now.Add(pause)
+	e.until.Store(now.Add(min(basePause<<min(e.times, 5), maxPause)).UnixNano())
+	e.fails, e.times = 0, e.times+1
+	return true
 }
 
-// Ejected reports whether e sits out at now.
-func (e *Endpoint) Ejected(now time.Time) bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return now.Before(e.until)
-}
+// Ejected reports whether the instance sits out at now.
+func (e *Endpoint) Ejected(now time.Time) bool { return now.UnixNano() < e.until.Load() }
 
-// Candidate is an instance that may be picked.
+// Candidate is an instance that may be picked. A weight of 0 is never picked.
 type Candidate struct {
 	Endpoint *Endpoint
-	Weight   uint32 // not 0
-	Tried    bool   // by an earlier attempt of the same request
+	Weight   uint32
 }
 
-// Pick returns the index of the chosen candidate, -1 when there is none. Tried instances come last. When every candidate is
-// ejected (the panic threshold is 0 % usable) ejection is ignored: the last instances are never ejected. turn is a counter
-// of the caller for RoundRobin.
-func Pick(a Algorithm, cs []Candidate, now time.Time, turn uint64) int {
-	for pass := range 4 {
-		var idx []int
-		for i, c := range cs {
-			if (pass&1 == 0 && c.Tried) || (pass < 2 && c.Endpoint.Ejected(now)) {
-				continue
-			}
-			idx = append(idx, i)
-		}
-		if len(idx) > 0 {
-			return pick(a, cs, idx, turn)
+// Pick returns the index of the chosen candidate, -1 when none has weight. Ejected ones, and then those that tried names, are
+// picked only when there is no other: the last instances are never ejected. turn is a counter of the caller's, of calls to the
+// same candidates, for RoundRobin.
+func Pick(a Algorithm, cs []Candidate, tried []*Endpoint, now time.Time, turn uint64) int {
+	for _, v := range [...]view{
+		{cs, tried, now, true}, {cs, nil, now, true},
+		{cs, tried, now, false}, {cs, nil, now, false},
+	} {
+		if n := v.pick(a, turn); n >= 0 {
+			return n
 		}
 	}
 	return -1
 }
 
-func pick(a Algorithm, cs []Candidate, idx []int, turn uint64) int {
-	var total uint64
-	for _, i := range idx {
-		total += uint64(cs[i].Weight)
-	}
-	at := func(n uint64) int {
-		for _, i := range idx {
-			if n < uint64(cs[i].Weight) {
-				return i
-			}
-			n -= uint64(cs[i].Weight)
+// view is the candidates that one pass of Pick may choose among.
+type view struct {
+	cs     []Candidate
+	not    []*Endpoint
+	now    time.Time
+	health bool // ejected ones are left out
+}
+
+func (v *view) usable(c *Candidate) bool {
+	return c.Weight > 0 && !(v.health && c.Endpoint.Ejected(v.now)) && !slices.Contains(v.not, c.Endpoint)
+}
+
+func (v *view) pick(a Algorithm, turn uint64) int {
+	var total, unit uint64
+	for i := range v.cs {
+		if c := &v.cs[i]; v.usable(c) {
+			total += uint64(c.Weight)
+			unit = gcd(unit, uint64(c.Weight))
 		}
-		return idx[len(idx)-1]
+	}
+	if total == 0 {
+		return -1
 	}
 	if a == RoundRobin {
-		return at(turn % total)
+		return v.at(spread(turn, total/unit) * unit)
 	}
-	x := at(rand.Uint64N(total))
-	if a == Random || len(idx) == 1 {
+	x := v.at(rand.Uint64N(total))
+	if a == Random || x < 0 {
 		return x
 	}
-	y := idx[rand.IntN(len(idx))]
-	if (cs[y].Endpoint.active.Load()+1)*int64(cs[x].Weight) < (cs[x].Endpoint.active.Load()+1)*int64(cs[y].Weight) {
+	y := v.at(rand.Uint64N(total))
+	if y >= 0 && v.cs[y].load(&v.cs[x]) < v.cs[x].load(&v.cs[y]) {
 		return y
 	}
 	return x
+}
+
+// load is the calls in flight per weight, made comparable with that of other.
+func (c *Candidate) load(other *Candidate) int64 {
+	return c.Endpoint.active.Load() * int64(other.Weight)
+}
+
+// at returns the candidate on whose share n falls: shares lie one after the other. When an ejection has made the sum smaller
+// since n was drawn, it is the last one; -1 when none is left.
+func (v *view) at(n uint64) int {
+	last := -1
+	for i := range v.cs {
+		c := &v.cs[i]
+		if !v.usable(c) {
+			continue
+		}
+		if n < uint64(c.Weight) {
+			return i
+		}
+		n -= uint64(c.Weight)
+		last = i
+	}
+	return last
+}
+
+// spread maps turns to 0..n-1 so that n turns in a row give each number once, and neighbours in time lie apart: steps of about
+// the golden ratio of n, without a divisor in common with it. A heavy instance is so not called many times in a row.
+func spread(turn, n uint64) uint64 {
+	step := max(1, n*618/1000)
+	for gcd(step, n) != 1 {
+		step++
+	}
+	return turn % n * step % n
+}
+
+func gcd(a, b uint64) uint64 {
+	for b != 0 {
+		a, b = b, a%b
+	}
+	return a
 }

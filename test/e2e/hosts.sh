@@ -120,17 +120,8 @@ spec:
 EOF
 
 # --- helpers --------------------------------------------------------------------------------------------------------------
-install_on() { # what docs/hosts.md says
-  on "$1" sh -euc '
-    cd /mnt/stage
-    install -m 755 meshagent /usr/bin/meshagent
-    install -m 644 meshagent.service /usr/lib/systemd/system/meshagent.service
-    install -m 644 meshagent.sysusers /usr/lib/sysusers.d/meshagent.conf
-    install -D -m 644 resolved.conf /etc/systemd/resolved.conf.d/meshagent.conf
-    systemd-sysusers
-    systemctl daemon-reload
-    systemctl restart systemd-resolved'
-}
+# install_on HOST runs the first block of commands of docs/hosts.md, as it stands there.
+install_on() { on "$1" sh -euxc "cd /mnt/stage; $(awk '/^```sh$/ {p = 1; next} /^```$/ {if (p) exit} p' docs/hosts.md)"; }
 join() { on h1 meshagent token create | on "$1" meshagent join -; }
 mesh() { local h=$1; shift; on "$h" meshagent "$@"; }
 alive() { [ "$(mesh "$1" members -o json | grep -c '"status": *"alive"')" = "$2" ]; }
@@ -157,7 +148,12 @@ logged() { # HOST DIRECTION SOURCE: the last line of the access log
   local l; l=$(last_source "$1"); echo "$l"
   grep -q "\"direction\":\"$2\"" <<<"$l" && grep -q "\"src\":\"spiffe://e2e.mesh/$3" <<<"$l"
 }
-owned() { [ -z "$(on "$1" find /var/lib/meshagent ! -user meshagent)" ]; }
+is_inactive() { [ "$(on "$1" systemctl is-active "$2")" = inactive ]; }
+in_time() { # SECONDS CMD...
+  local most=$1 start=$SECONDS; shift
+  "$@" && echo "took $((SECONDS - start)) s" && [ $((SECONDS - start)) -le "$most" ]
+}
+owned() { local others; others=$(on "$1" find /var/lib/meshagent ! -user meshagent); echo "$others"; [ -z "$others" ]; }
 url=http://my-service.service.mesh
 
 # --- the run --------------------------------------------------------------------------------------------------------------
@@ -166,7 +162,8 @@ boot 3
 for h in h1 h2 h3; do check "$h has the agent" install_on $h; done
 
 echo "== one mesh"
-check "a host that is no member does not start its agent" sh -c "$(declare -f on); run=$run; on h2 systemctl start meshagent && ! on h2 systemctl is-active -q meshagent"
+check "h2, no member yet, may be told to start its agent" on h2 systemctl start meshagent
+check "which does not run" is_inactive h2 meshagent
 check "h1: meshagent init" mesh h1 init --trust-domain e2e.mesh
 check "h1: the agent runs" on h1 systemctl is-active meshagent
 check "h2: meshagent join" join h2
@@ -205,6 +202,21 @@ check "h2 or h3 logs who was refused" logged h3 outbound ns/default/sa/batch
 check "caller@2.service is the host, and refused" get 5 403 . caller@2 $url
 check "h3 logs the host's identity" logged h3 outbound node/
 
+echo "== a host leaves and comes back; an agent is killed"
+check "h3: meshagent leave" mesh h3 leave --yes
+await "its agent has ended, and is not started again" 10 is_inactive h3 meshagent
+check "h3: meshagent join" join h3
+check "h3: the agent's files are its own" owned h3
+check "h3: kill -9 of the agent" on h3 systemctl kill -s KILL meshagent
+await "jason is served again" 20 get 5 200 '"version":"v2"' frontend $url jason
+await "all others too" 20 get 5 200 '"version":"v1"' frontend $url
+check "h2: a watchdog of 2 s" on h2 sh -euc '
+  mkdir -p /run/systemd/system/meshagent.service.d; cd /run/systemd/system/meshagent.service.d
+  printf "[Service]\nWatchdogSec=2\n" >watchdog.conf; systemctl daemon-reload; systemctl restart meshagent'
+check "h2: the agent hangs" on h2 systemctl kill -s STOP meshagent
+await "h2: systemd starts it anew" 15 on h2 sh -c '[ "$(systemctl show -P NRestarts meshagent)" = 1 ] && systemctl is-active meshagent'
+for h in h1 h2 h3; do await "$h sees three members" 20 alive $h 3; done
+
 echo "== h1, the only server, loses power"
 pull_plug h1
 check "the name resolves" on h3 sh -c 'resolvectl flush-caches; getent ahostsv4 my-service.service.mesh'
@@ -217,14 +229,16 @@ echo "== without a server an agent starts anew, and a host with instances is pow
 check "h3: restart of the agent" on h3 systemctl restart meshagent
 check "jason, right after" get 20 200 '"version":"v2"' frontend $url jason
 await "others, as soon as h3 is in touch" 15 get 5 200 '"version":"v1"' frontend $url
+for h in h2 h3; do await "$h sees the other of the two" 5 alive $h 2; done
 printf 'CALLS=400\nURL=http://web.service.mesh\nAS=\n' | on h3 sh -c 'cat >/run/calls.env'
 on h3 systemctl start --no-block frontend
 check "h2 powers off under load" poweroff h2
-await "the calls are done" 60 on h3 sh -c '[ "$(systemctl is-active frontend)" = inactive ]'
+await "the calls are done" 60 is_inactive h3 frontend
 check "web: none of 400 calls failed" on h3 sh -c 'cut -c-20 /run/calls.out | sort | uniq -c; [ "$(grep -c "^200 " /run/calls.out)" = 400 ]'
 check "web: 50 more calls are all served by h3" get 50 200 '"version":"v2"' frontend http://web.service.mesh
 check "v1 of my-service is gone: refused with its reason, not left hanging" get 3 503 . frontend $url
-check "jason has v2" get 20 200 '"version":"v2"' frontend $url jason
+check "jason has v2, still" get 20 200 '"version":"v2"' frontend $url jason
+check "with all others off, the agent ends in a few seconds" in_time 5 on h3 systemctl stop meshagent
 
 echo "== $((checks - failed)) of $checks checks hold"
 [ "$failed" = 0 ]

@@ -1,0 +1,169 @@
+package route
+
+import (
+	"maps"
+	"net/http"
+	"net/url"
+	"path"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/meshagent/meshagent/mesh"
+	"github.com/meshagent/meshagent/mesh/policy"
+)
+
+// canonical parses a request target as net/http does.
+func canonical(t testing.TB, target string) (clean, wire string, ok bool) {
+	t.Helper()
+	u, err := url.ParseRequestURI(target)
+	if err != nil {
+		return "", "", false
+	}
+	clean, wire, ok = Canonical(u.Path, u.EscapedPath())
+	if ok && wire == "" {
+		wire = (&url.URL{Path: clean}).EscapedPath()
+	}
+	return clean, wire, ok
+}
+
+// TestCanonical: spellings of one path get one verdict (SECURITY 26 to 29); what is not ambiguous keeps its bytes.
+func TestCanonical(t *testing.T) {
+	for _, c := range []struct{ target, clean, wire string }{
+		{"/", "/", "/"},
+		{"/admin", "/admin", "/admin"},
+		{"/admin/", "/admin/", "/admin/"},
+		{"//admin", "/admin", "/admin"},
+		{"///admin///x", "/admin/x", "/admin/x"},
+		{"/./admin", "/admin", "/admin"},
+		{"/x/../admin", "/admin", "/admin"},
+		{"/../../admin", "/admin", "/admin"},
+		{"/admin/.", "/admin/", "/admin/"},
+		{"/admin/x/..", "/admin/", "/admin/"},
+		{"/admin/..", "/", "/"},
+		{"/%61dmin", "/admin", "/admin"},
+		{"/%2e%2e/admin", "/admin", "/admin"},
+		{"/x/%2E%2e/admin", "/admin", "/admin"},
+		{"/a%20b", "/a b", "/a%20b"},
+		{"/a%3fb", "/a?b", "/a%3fb"},
+		{"/a%23b", "/a#b", "/a%23b"},
+		{"/a%25b", "/a%b", "/a%25b"},
+		{"/a%252e%252e/b", "/a%2e%2e/b", "/a%252e%252e/b"}, // decoded once, here and by the next reader
+		{"/a(b)'c'!*", "/a(b)'c'!*", "/a(b)'c'!*"},
+		{"/a%28b%29", "/a(b)", "/a%28b%29"},
+		{"/m;x=1/y", "/m;x=1/y", "/m;x=1/y"},
+		{"/%E2%82%AC", "/€", "/%E2%82%AC"},
+		{"/%e9", "/\xe9", "/%e9"}, // Latin-1
+		{"/a//%20b", "/a/ b", "/a/%20b"},
+		{"/...", "/...", "/..."},
+		{"*", "*", "*"},
+
+		{"/a%2fb", "", ""}, {"/a%2Fb", "", ""}, {"/..%2fadmin", "", ""}, {"/a%5cb", "", ""}, {"/a%5Cb", "", ""}, {`/a\b`, "", ""},
+		{"/a%00", "", ""}, {"/a%0d%0ab", "", ""}, {"/a%7f", "", ""}, {"/a%09", "", ""},
+		{"/x/..;/admin", "", ""}, {"/x/.;a=b/admin", "", ""},
+		{"/%c0%ae%c0%ae/admin", "", ""}, {"/%c0%afadmin", "", ""}, {"/%c1%9cadmin", "", ""}, {"/%e0%80%af", "", ""}, {"/%f0%80%80%af", "", ""},
+		{"admin", "", ""}, {"", "", ""},
+	} {
+		clean, wire, ok := canonical(t, c.target)
+		if clean != c.clean || ok && wire != c.wire || ok != (c.clean != "") {
+			t.Errorf("%q is %q, sent as %q, %v: want %q, %q", c.target, clean, wire, ok, c.clean, c.wire)
+		}
+	}
+	if _, _, ok := Canonical("svc/Method", "svc/Method"); ok {
+		t.Error("a path without its slash passes (CVE-2026-33186)")
+	}
+}
+
+// FuzzCanonical compares with a dumb twin: what is sent on reads as what was looked at, again and again, and has no dot segment.
+func FuzzCanonical(f *testing.F) {
+	for _, s := range []string{"/", "/a/../b", "/%2e%2e/x", "/a%2fb", "//", "/a;b/..;/c", "/%c0%ae", "/a%zz", "/%", "/é"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, target string) {
+		clean, wire, ok := canonical(t, target)
+		if !ok || clean == "*" {
+			return
+		}
+		again, wire2, ok := canonical(t, wire)
+		if !ok || again != clean || wire2 != wire {
+			t.Errorf("%q is looked at as %q and sent as %q, which is %q and %q", target, clean, wire, again, wire2)
+		}
+		twin := path.Clean(clean)
+		if strings.TrimSuffix(clean, "/") != strings.TrimSuffix(twin, "/") {
+			t.Errorf("%q is %q, which is not clean", target, clean)
+		}
+		for seg := range strings.SplitSeq(wire, "/") {
+			if seg == "." || seg == ".." {
+				t.Errorf("%q is sent as %q", target, wire)
+			}
+		}
+	})
+}
+
+// TestStripForged: no spelling of what agents say comes through (SECURITY 33, 35, 36).
+func TestStripForged(t *testing.T) {
+	kept := []string{"X-Mesh", "Meshed", "X-Request-Id", "Cookie", "X-Real-Ip", "Host", "X-Forwarde"}
+	h := http.Header{}
+	for _, n := range append([]string{"Mesh-Instance", "mesh-error", "MESH-UPGRADE", "Mesh_Instance", "mesh_x-y", "X-Forwarded-Client-Cert",
+		"X_Forwarded_Client_Cert", "x-forwarded_client-cert", "X-Forwarded-For", "X-Forwarded-Anything", "Forwarded", "X_Mesh_Identity",
+		"x-mesh_identity", "user_id"}, kept...) {
+		h[n] = []string{"forged"}
+	}
+	StripForged(h)
+	if got := slices.Sorted(maps.Keys(h)); !slices.Equal(got, slices.Sorted(slices.Values(kept))) {
+		t.Errorf("left are %q", got)
+	}
+	h = http.Header{"Mesh-Error": nil, "X-Forwarded-For": nil, "X-Forwarded-Client-Cert": nil, "User_id": nil}
+	StripReserved(h)
+	if got := slices.Sorted(maps.Keys(h)); !slices.Equal(got, []string{"User_id", "X-Forwarded-For"}) {
+		t.Errorf("left are %q", got)
+	}
+}
+
+func TestChoose(t *testing.T) {
+	s := []policy.Split{{Service: mesh.MustServiceName("a"), Weight: 90}, {Weight: 0}, {Service: mesh.MustServiceName("b"), Weight: 10}}
+	if n := Total(s); n != 100 {
+		t.Errorf("total %d", n)
+	}
+	for n, want := range map[uint64]string{0: "a", 89: "a", 90: "b", 99: "b"} {
+		if got := Choose(s, n); got == nil || got.Service.Name() != want {
+			t.Errorf("%d falls on %v, want %s", n, got, want)
+		}
+	}
+	if Choose(s, 100) != nil || Choose(nil, 0) != nil {
+		t.Error("a draw beyond the weights falls on something")
+	}
+}
+
+func TestApply(t *testing.T) {
+	h := http.Header{"A": {"1", "2"}, "B": {"1"}, "C": {"1"}}
+	Apply(h, []string{"a", "d"}, []policy.Header{{Name: "b", Value: "2"}, {Name: "a", Value: "3"}}, []policy.Header{{Name: "c", Value: "2"}, {Name: "b", Value: "4"}})
+	want := http.Header{"A": {"3"}, "B": {"2", "4"}, "C": {"1", "2"}}
+	if !maps.EqualFunc(h, want, slices.Equal) {
+		t.Errorf("got %v, want %v", h, want)
+	}
+}
+
+func TestGRPCTimeout(t *testing.T) {
+	for s, want := range map[string]time.Duration{"1H": time.Hour, "2M": 2 * time.Minute, "3S": 3 * time.Second, "250m": 250 * time.Millisecond,
+		"7u": 7 * time.Microsecond, "9n": 9, "0S": 0, "99999999H": maxGRPCTimeout, "99999999S": maxGRPCTimeout, "99999999m": 99999999 * time.Millisecond} {
+		if got, ok := ParseGRPCTimeout(s); !ok || got != want {
+			t.Errorf("%s is %v, %v: want %v", s, got, ok, want)
+		}
+	}
+	for _, s := range []string{"", "S", "1", "1s", "-1S", "+1S", "1.5S", "123456789S", " 1S", "1 S", "0x1S"} {
+		if got, ok := ParseGRPCTimeout(s); ok {
+			t.Errorf("%q is %v", s, got)
+		}
+	}
+	for d, want := range map[time.Duration]string{0: "0n", -5: "0n", 99999999: "99999999n", 100 * time.Millisecond: "100000u", time.Minute: "60000000u",
+		time.Hour: "3600000m", 30 * time.Hour: "108000S", maxGRPCTimeout: "31536000S"} {
+		if got := FormatGRPCTimeout(d); got != want {
+			t.Errorf("%v is %s, want %s", d, got, want)
+		}
+		if back, ok := ParseGRPCTimeout(want); !ok || back != max(0, d) {
+			t.Errorf("%s reads as %v", want, back)
+		}
+	}
+}
