@@ -121,6 +121,9 @@ func (c *Conn) Streams() iter.Seq[*Stream] {
 	}
 }
 
+// InHead tells if a head has begun whose end has not come: give it a deadline, for it may hold twice HeadBytes of memory.
+func (c *Conn) InHead() bool { return c.blockID != 0 }
+
 // CanOpen tells if Open would open a stream now.
 func (c *Conn) CanOpen() bool { return c.mayOpen() == nil }
 
@@ -184,8 +187,9 @@ func (c *Conn) leave() {
 func (c *Conn) Done() bool { return c.leaving == left && c.streams.n == 0 }
 
 // What a peer may do without doing any work. Patience ends a connection that asks more of it: whose client resets requests before they
-// are answered, or makes us reset them, who sends pings, settings, priorities, unknown frames, empty DATA, interim responses. Work gives
-// it back: data both ways, and streams that end as they should. So does time, for a peer that pings for days.
+// are answered, makes us reset them or sends heads over the limits, who sends pings, settings, priorities, unknown frames, empty DATA,
+// interim responses, or windows of a few bytes. Work gives it back: data both ways, and streams that end as they should. So does time,
+// for a peer that pings for days.
 const (
 	patience = 1000
 
@@ -193,8 +197,11 @@ const (
 	costSettings = 4 // windows of all streams change
 	costReset    = 4 // a request was begun for nothing: 250 of them in a row
 
+	earnFrame  = 1 // DATA of the peer
 	earnData   = 2 // our DATA is answered by WINDOW_UPDATE, of stream and connection
 	earnStream = 10
+
+	fairData = 1 << 10 // bytes of DATA that are work, whatever else is wrong
 
 	perPatience = 100 // milliseconds that give back one
 	hasty       = 50  // milliseconds; who waited longer before the reset had a reason
@@ -218,7 +225,7 @@ func (c *Conn) check(s *Stream) {
 	if s.open && s.Ended() {
 		s.open = false
 		c.open--
-		if !s.reset {
+		if !s.reset && !s.large {
 			c.earn(earnStream)
 		}
 	}
@@ -226,7 +233,7 @@ func (c *Conn) check(s *Stream) {
 
 // Close gives back a stream. If it has not ended it is reset with the code; what the caller has not taken of it counts as taken.
 func (c *Conn) Close(s *Stream, code Code) {
-	if c.reading == s { // what comes of this frame is for nobody
+	if c.reading == s { // what is to come of this frame is for nobody
 		c.creditConn(c.payload)
 		c.padding += c.payload
 		c.payload, c.reading = 0, nil

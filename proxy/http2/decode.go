@@ -2,6 +2,8 @@ package http2
 
 import "bytes"
 
+const maxLost = 1000 // literal fields of a head behind its limits
+
 // decoder is our end of the peer's compression table.
 type decoder struct{ table table }
 
@@ -61,6 +63,12 @@ func (d *decoder) indexed(h *Head, b []byte) (rest []byte, ok bool) {
 
 // literal reads a field with a value, and perhaps a name, of its own.
 func (d *decoder) literal(h *Head, b []byte, prefix int, index, secret bool) (rest []byte, ok bool) {
+	// A few bytes may name a field of the table's size, and a new entry copies it. Behind the limit nobody needs many.
+	if h.large {
+		if h.lost++; h.lost > maxLost {
+			return nil, false
+		}
+	}
 	// What is longer has place neither in the head nor in the table.
 	most := max(h.opts.HeadBytes-h.size, d.table.most)
 	at := len(h.buf)

@@ -53,7 +53,7 @@ var (
 	errInterleaved  = &Error{ProtocolError, "only CONTINUATION of the same stream may follow HEADERS without END_HEADERS"}
 	errContinuation = &Error{ProtocolError, "CONTINUATION must follow HEADERS without END_HEADERS"}
 	errBlock        = &Error{EnhanceYourCalm, "a head is sent in too many bytes or frames"}
-	errHPACK        = &Error{CompressionError, "a head cannot be decoded"}
+	errHPACK        = &Error{CompressionError, "a head cannot be decoded, or has far more fields than our settings allow"}
 	errIdle         = &Error{ProtocolError, "a frame is on a stream that nobody opened"}
 	errID           = &Error{ProtocolError, "a stream must be opened by a client, with an odd id that is higher than all before"}
 	errClosed       = &Error{StreamClosed, "HEADERS is on a stream that has ended"}
@@ -84,7 +84,7 @@ var (
 	errBodyLong     = &Error{ProtocolError, "the body is longer than content-length says, or there where none may be"}
 	errBodyShort    = &Error{ProtocolError, "the body is shorter than content-length says"}
 	errNoHead       = &Error{ProtocolError, "DATA came before the head of the response"}
-	errHeadSize     = &Error{EnhanceYourCalm, "the head of the response or the trailers are larger than our settings allow"}
+	errHeadSize     = &Error{EnhanceYourCalm, "the head or the trailers are larger than our settings allow"}
 	errByPeer       = &Error{NoError, "the peer reset the stream"}
 )
 

@@ -56,6 +56,7 @@ type Head struct {
 	size    int // as SETTINGS_MAX_HEADER_LIST_SIZE counts
 	count   int // fields, those left out too
 	large   bool
+	lost    int    // literal fields behind the limit
 	fault   *Error // the first
 	regular bool   // a field came that is not pseudo
 	pseudo  [rStatus + 1]span

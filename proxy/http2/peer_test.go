@@ -137,11 +137,12 @@ func (s *script) wrote(t testing.TB, b []byte) {
 				s.add("> SETTINGS ack")
 				break
 			}
-			line := "> SETTINGS"
+			var line strings.Builder
+			line.WriteString("> SETTINGS")
 			for i := range f.NumSettings() {
-				line += fmt.Sprintf(" %d=%d", f.Setting(i).ID, f.Setting(i).Val)
+				fmt.Fprintf(&line, " %d=%d", f.Setting(i).ID, f.Setting(i).Val)
 			}
-			s.add("%s", line)
+			s.add("%s", line.String())
 		case *xhttp2.RSTStreamFrame:
 			s.add("> RST %d %v", id, Code(f.ErrCode))
 		case *xhttp2.GoAwayFrame:
@@ -167,14 +168,15 @@ func (s *script) wrote(t testing.TB, b []byte) {
 			if err != nil {
 				t.Fatalf("we wrote a head that cannot be read: %v", err)
 			}
-			line := fmt.Sprintf("> HEADERS %d", id)
+			var line strings.Builder
+			fmt.Fprintf(&line, "> HEADERS %d", id)
 			if parts > 1 {
-				line += fmt.Sprintf(" in %d", parts)
+				fmt.Fprintf(&line, " in %d", parts)
 			}
 			for _, f := range list {
-				line += " " + f.Name + "=" + short([]byte(f.Value)) + mark(f.Sensitive, "(secret)")
+				line.WriteString(" " + f.Name + "=" + short([]byte(f.Value)) + mark(f.Sensitive, "(secret)"))
 			}
-			s.add("%s%s", line, mark(f.StreamEnded(), " end"))
+			s.add("%s%s", line.String(), mark(f.StreamEnded(), " end"))
 		default:
 			t.Fatalf("we wrote %v", f)
 		}

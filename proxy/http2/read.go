@@ -128,10 +128,13 @@ func (c *Conn) startData(in []byte, length int, flags byte, id uint32, ev *Event
 	if wrong != nil || late {
 		c.padding = frameHead + length - used
 		c.creditConn(length)
-		if late {
+		switch {
+		case !late:
+			return used, c.breach(s, id, wrong, ev)
+		case payload < fairData:
 			return used, c.spend(costFrame)
 		}
-		return used, c.breach(s, id, wrong, ev)
+		return used, nil
 	}
 	s.recvWindow -= int32(length)
 	if s.recvLeft >= 0 {
@@ -139,6 +142,9 @@ func (c *Conn) startData(in []byte, length int, flags byte, id uint32, ev *Event
 	}
 	c.credit(s, pad)
 	c.payload, c.padding, c.reading, c.end = payload, max(pad-1, 0), s, end
+	if payload >= fairData {
+		c.earn(earnFrame)
+	}
 	if payload == 0 {
 		if !end {
 			if e := c.spend(costFrame); e != nil {
@@ -184,9 +190,6 @@ func (c *Conn) readData(in []byte, ev *Event) int {
 	}
 	s := c.reading
 	s.held += int32(n)
-	if n >= 1<<10 {
-		c.earn(1)
-	}
 	if c.payload -= n; c.payload == 0 && c.padding == 0 {
 		c.endData(in[:n], ev)
 	}

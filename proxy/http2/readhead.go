@@ -153,8 +153,9 @@ func (c *Conn) readRequest(id uint32, end bool, b []byte, ev *Event) *Error {
 	s.recvEnd = end
 	*ev = Event{Kind: EventRequest, End: end, Stream: s, ID: id, Head: h}
 	if h.large {
+		s.large = true
 		ev.Kind, ev.Head, ev.Err = EventTooLarge, nil, errHeadSize
-		return nil
+		return c.spend(costReset)
 	}
 	s.head, s.connect, s.recvLeft = string(h.Method) == "HEAD", string(h.Method) == "CONNECT", h.Length
 	return nil

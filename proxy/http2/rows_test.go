@@ -28,12 +28,17 @@ func answer(c *Conn, ev Event) {
 	end(c, ev)
 }
 
-// begin answers with a head and no end.
-func begin(c *Conn, ev Event) {
-	if ev.Kind == EventRequest {
-		c.Respond(ev.Stream, 200, -1, nil, false)
+// refuse answers requests with bodies or too large heads at once, and wants nothing more of them.
+func refuse(c *Conn, ev Event) {
+	switch {
+	case ev.Kind == EventTooLarge:
+		c.Respond(ev.Stream, 431, -1, nil, true)
+	case ev.Kind == EventRequest && !ev.End:
+		c.Respond(ev.Stream, 413, -1, nil, true)
+	default:
+		return
 	}
-	end(c, ev)
+	c.Close(ev.Stream, NoError)
 }
 
 func connError(last uint32, e *Error) string {
@@ -201,12 +206,7 @@ var rows = []row{
 		want: "request 1 POST http a /; reset 1 CANCEL the peer reset the stream; " + connError(1, errClosed)},
 	{law: "B3 §5.1", name: "what was on its way when we reset", in: func(p *peer) {
 		p.settings().post(1).data(1, "abc", false).window(1, 5).head(1, true, "x", "y").get(3, "x", "y")
-	}, do: func(c *Conn, ev Event) {
-		if ev.Kind == EventRequest && !ev.End {
-			c.Respond(ev.Stream, 413, -1, nil, true)
-			c.Close(ev.Stream, NoError)
-		}
-	}, want: "request 1 POST http a /; > HEADERS 1 :status=413 end; > RST 1 NO_ERROR; request 3 GET http a / x=y end"},
+	}, do: refuse, want: "request 1 POST http a /; > HEADERS 1 :status=413 end; > RST 1 NO_ERROR; request 3 GET http a / x=y end"},
 	{law: "B6 §5.1.2", name: "too many streams", o: Options{Streams: 2}, in: func(p *peer) { p.settings().get(1).get(3).get(5, "x", "y").get(7, "x", "y") },
 		want: "request 1 GET http a / end; request 3 GET http a / end; > RST 5 REFUSED_STREAM; refused 5 REFUSED_STREAM " + errTooMany.Text +
 			"; > RST 7 REFUSED_STREAM; refused 7 REFUSED_STREAM " + errTooMany.Text},
@@ -285,15 +285,13 @@ var rows = []row{
 			p.frame(typeContinuation, 0, 1, b[:maxFrame])
 		}
 		p.frame(typeContinuation, flagEndHeaders, 1, b).data(1, "abc", true)
-	}, do: func(c *Conn, ev Event) {
-		if ev.Kind == EventTooLarge {
-			c.Respond(ev.Stream, 431, -1, nil, true)
-			c.Close(ev.Stream, NoError)
-		}
-	}, o: Options{HeadBytes: 20_000}, want: "too large 1; > HEADERS 1 :status=431 end; > RST 1 NO_ERROR"},
+	}, do: refuse, o: Options{HeadBytes: 20_000}, want: "too large 1; > HEADERS 1 :status=431 end; > RST 1 NO_ERROR"},
 	{law: "S4 B7", name: "1 MB of cookies out of 10 KB", in: func(p *peer) {
 		p.settings().get(1, "cookie", strings.Repeat("x", 4000)).frame(typeHeaders, flagEnd|flagEndHeaders, 3, p.fields(getFields()...)+strings.Repeat("\xbe", 10_000)).get(5, "x", "y")
 	}, want: "request 1 GET http a / cookie=4000 bytes end; too large 3 end; request 5 GET http a / x=y end"},
+	{law: "S4 B7", name: "a large field copied by two bytes", in: func(p *peer) {
+		p.settings().get(1, strings.Repeat("x", 4000), "").frame(typeHeaders, flagEnd|flagEndHeaders, 3, p.fields(getFields()...)+strings.Repeat("\x7e\x00", maxLost+30))
+	}, want: "request 1 GET http a / " + strings.Repeat("x", 4000) + "= end; " + connError(3, errHPACK)},
 	{law: "B19", name: "a size of the table that we do not allow", in: func(p *peer) {
 		p.settings().frame(typeHeaders, flagEnd|flagEndHeaders, 1, string(appendInt(nil, 0x20, 5, tableSize+1))+p.fields(getFields()...))
 	}, want: connError(1, errHPACK)},
@@ -387,6 +385,35 @@ var rows = []row{
 		want: "request 1 POST http a /; " + connError(1, errFlood)},
 	{law: "B7", name: "windows", in: func(p *peer) { flood(p.settings().get(1), func() { p.window(1, 1) }) }, want: "request 1 GET http a / end; " + connError(1, errFlood)},
 	{law: "B7", name: "windows of the connection", in: func(p *peer) { flood(p.settings(), func() { p.window(0, 1) }) }, want: connError(0, errFlood)},
+	{law: "B7", name: "windows of one byte, each for one byte of data", in: func(p *peer) {
+		flood(p.settings(setWindow, 0).get(1), func() { p.window(1, 1) })
+	}, do: func(c *Conn, ev Event) {
+		switch ev.Kind {
+		case EventRequest:
+			c.Respond(ev.Stream, 200, -1, nil, false)
+		case EventWritable:
+			c.Data(ev.Stream, []byte("xx"), false)
+		}
+	}, want: "request 1 GET http a / end; > HEADERS 1 :status=200; " + strings.Repeat("writable 1; > DATA 1 x; ", 996) + connError(1, errFlood)},
+	{law: "B7", name: "heads over the limit", o: Options{Fields: 1}, in: func(p *peer) {
+		p.settings()
+		for i := range 1000 {
+			p.get(uint32(2*i+1), "x", "y", "x", "y")
+		}
+	}, do: refuse, want: strings.Join(each(249, func(i int) string {
+		return fmt.Sprintf("too large %d end; > HEADERS %d :status=431 end", 2*i+1, 2*i+1)
+	}), "; ") + "; " + connError(499, errFlood)},
+	{law: "B3 B7", name: "uploads that we do not read to their end are no flood", in: func(p *peer) {
+		p.settings()
+		for i := range 300 {
+			p.post(uint32(2*i + 1))
+			for range 8 {
+				p.data(uint32(2*i+1), strings.Repeat("x", fairData), false)
+			}
+		}
+	}, do: refuse, want: strings.Join(each(300, func(i int) string {
+		return fmt.Sprintf("request %d POST http a /; > HEADERS %d :status=413 end; > RST %d NO_ERROR", 2*i+1, 2*i+1, 2*i+1)
+	}), "; ")},
 	{law: "B7", name: "priorities", in: func(p *peer) { flood(p.settings(), func() { p.frame(typePriority, 0, 1, "12345") }) }, want: connError(0, errFlood)},
 	{law: "B7", name: "unknown frames", in: func(p *peer) { flood(p.settings(), func() { p.frame(77, 0, 0, "") }) }, want: connError(0, errFlood)},
 	{law: "B7", name: "resets of what has ended", in: func(p *peer) { flood(p.settings().get(1), func() { p.reset(1, Cancel) }) }, do: answer,

@@ -24,6 +24,7 @@ type Stream struct {
 	headRecv, headSent bool // the final head of a response
 	head               bool // the method is HEAD
 	connect            bool // the method is CONNECT
+	large              bool // the head of the request was over the limits
 }
 
 // Ended tells if nothing more comes or goes on the stream.
@@ -72,17 +73,6 @@ func (t *streams) remove(s *Stream) {
 	}
 	*p = s.next
 	t.n--
-}
-
-// each calls f for all streams until it returns false.
-func (t *streams) each(f func(*Stream) bool) {
-	for _, s := range t.buckets {
-		for ; s != nil; s = s.next {
-			if !f(s) {
-				return
-			}
-		}
-	}
 }
 
 // closed remembers streams that ended lately, and if we reset them: then the peer's frames that were on their way are no mistake.

@@ -187,7 +187,7 @@ func (c *Conn) sent(s *Stream, n int, end bool) {
 	if s.sendLeft >= 0 {
 		s.sendLeft -= int64(n)
 	}
-	if n > 0 {
+	if n >= fairData || n > 0 && c.Room(s) > 0 { // else a few bytes of window made us send a few bytes
 		c.earn(earnData)
 	}
 	if end {
