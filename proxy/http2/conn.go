@@ -266,9 +266,10 @@ func (c *Conn) credit(s *Stream, n int) {
 	}
 }
 
+// creditConn lets the peer know of half a stream's window: where all other streams stall that must be enough for one to go on.
 func (c *Conn) creditConn(n int) {
 	c.taken += int64(n)
-	if c.taken >= int64(c.opts.ConnWindow/2) {
+	if c.taken >= int64(c.opts.StreamWindow/2) {
 		c.appendWindow(0, int(c.taken))
 		c.recvWindow += c.taken
 		c.taken = 0

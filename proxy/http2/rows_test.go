@@ -316,7 +316,7 @@ var rows = []row{
 		if ev.Kind == EventReset {
 			c.Close(ev.Stream, Cancel)
 		}
-	}, want: "request 1 POST http a /; data 1 " + strings.Repeat("x", 3*maxFrame) + "; " + streamError(1, errStreamWindow) + "; request 3 GET http a / end"},
+	}, want: "request 1 POST http a /; data 1 " + strings.Repeat("x", 3*maxFrame) + "; " + streamError(1, errStreamWindow) + "; > WINDOW 0 +65536; request 3 GET http a / end"},
 	{law: "§6.9", name: "more than the connection's window", o: Options{StreamWindow: defaultWindow, ConnWindow: 4 * defaultWindow}, in: func(p *peer) {
 		p.settings()
 		for id := uint32(1); id < 12; id += 2 {
@@ -403,7 +403,7 @@ var rows = []row{
 	}, do: refuse, want: strings.Join(each(249, func(i int) string {
 		return fmt.Sprintf("too large %d end; > HEADERS %d :status=431 end", 2*i+1, 2*i+1)
 	}), "; ") + "; " + connError(499, errFlood)},
-	{law: "B3 B7", name: "uploads that we do not read to their end are no flood", in: func(p *peer) {
+	{law: "B3 B7", name: "uploads that we do not read to their end are no flood", o: Options{StreamWindow: 1 << 26}, in: func(p *peer) {
 		p.settings()
 		for i := range 300 {
 			p.post(uint32(2*i + 1))

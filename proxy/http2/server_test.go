@@ -137,7 +137,7 @@ func checkBoth(t *testing.T, r row, before string, begin func(x *Scratch) *Conn)
 	if got != r.want {
 		t.Errorf("got  %s\nwant %s", got, r.want)
 	}
-	step := 1 + len(in)/50_000
+	step := 1 + len(in)/10_000
 	if k := run(func(int) int { return step }); k != got {
 		t.Errorf("in pieces of %d: %s\nwhole %s", step, k, got)
 	}
