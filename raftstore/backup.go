@@ -77,8 +77,9 @@ func decodeBackup(b []byte) (*state.State, error) {
 }
 
 // Restore replaces everything by a backup, on all servers. Before anything changes the backup is checked as a whole, and
-// check, when it is not nil, says whether it belongs here. Writes that were made since the backup are gone. Errors:
-// state.ErrCorrupt, state.ErrFuture, those of check, ErrNoLeader, ErrUnknownOutcome.
+// check, when it is not nil, says whether it belongs here; it may apply to it what must outlive the restore. Other writes that
+// were made since the backup are gone. Errors: state.ErrCorrupt, state.ErrFuture, those of check, ErrNoLeader,
+// ErrUnknownOutcome.
 func (s *Store) Restore(ctx context.Context, r io.Reader, check func(*state.State) error) error {
 	b, err := io.ReadAll(io.LimitReader(r, maxBackup+1))
 	if err != nil {
@@ -89,7 +90,9 @@ func (s *Store) Restore(ctx context.Context, r io.Reader, check func(*state.Stat
 	}
 	st, err := decodeBackup(b)
 	if err == nil && check != nil {
-		err = check(st)
+		if err = check(st); err == nil {
+			b, err = encodeBackup(st.Image())
+		}
 	}
 	if err != nil {
 		return err

@@ -183,16 +183,13 @@ func (s *Service) Restore(ctx context.Context, o Operator, r io.Reader) error {
 	if err != nil {
 		return err
 	}
-	if err := s.cfg.Raft.Restore(ctx, r, func(st *state.State) error { return s.checkBackup(ctx, st, bundle) }); err != nil {
+	return s.cfg.Raft.Restore(ctx, r, func(st *state.State) error {
+		if err := s.checkBackup(ctx, st, bundle); err != nil || len(ops) == 0 {
+			return err
+		}
+		_, err := st.Apply(st.Index()+1, state.EncodeTxn(state.Txn{RequestID: randomText(10), Ops: ops}))
 		return err
-	}
-	if len(ops) == 0 {
-		return nil
-	}
-	if _, err := s.cfg.Store.Txn(ctx, state.Txn{RequestID: randomText(10), Ops: ops}); err != nil {
-		return fmt.Errorf("the backup is restored, but the servers that joined since are not members: repeat it: %w", err)
-	}
-	return nil
+	})
 }
 
 // checkBackup reports whether a backup is of this mesh and can be used here: its CA opens with this mesh's seal key, and its

@@ -27,7 +27,7 @@ type Raft interface {
 	Archive
 }
 
-// Archive saves and replaces the whole store. check sees what would be restored, before anything changes.
+// Archive saves and replaces the whole store. check sees what would be restored, before anything changes, and may add to it.
 type Archive interface {
 	Backup(ctx context.Context, w io.Writer) error
 	Restore(ctx context.Context, r io.Reader, check func(*state.State) error) error

@@ -63,6 +63,9 @@ func (t JoinToken) Reveal() string {
 // String returns the token without its secret, for logs.
 func (t JoinToken) String() string { return fmt.Sprintf("join token %s (%s)", t.ID, t.Role) }
 
+// MarshalText is String: neither is the secret in JSON.
+func (t JoinToken) MarshalText() ([]byte, error) { return []byte(t.String()), nil }
+
 // GoString is String.
 func (t JoinToken) GoString() string { return t.String() }
 
