@@ -73,6 +73,8 @@ type Agent struct {
 	ca       *ca.CA           // nil on a client
 	closers  []func()
 
+	apiTask func() // ends the task of opening the API
+
 	policyTask func()        // ends the task of waiting for the first policy; nil when there is none; of followPolicy
 	policies   []mesh.Policy // as the catalog has them; of followPolicy
 	policyAt   uint64        // store index of policies
@@ -91,9 +93,6 @@ func New(cfg *Config, version string, logs io.Writer) *Agent {
 
 func discardLog() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
-// drainTime is how long calls in flight may take at the end.
-const drainTime = 10 * time.Second
-
 // Run runs the agent until ctx ends or the host leaves the mesh. Its error says why it could not start or had to end.
 func (a *Agent) Run(ctx context.Context) error {
 	a.started = time.Now()
@@ -103,7 +102,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		}
 	}()
 	var g run.Group
-	if err := a.open(&g); err != nil {
+	if err := a.open(ctx, &g); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -157,7 +156,7 @@ func (a *Agent) watchdog(ctx context.Context) error {
 }
 
 // open reads what is on disk, opens the ports, and builds every part. Nothing runs yet.
-func (a *Agent) open(g *run.Group) error {
+func (a *Agent) open(ctx context.Context, g *run.Group) error {
 	a.dir = dataDir(a.cfg.DataDir)
 	m, err := a.dir.membership()
 	if err != nil {
@@ -219,7 +218,11 @@ func (a *Agent) open(g *run.Group) error {
 	if err != nil {
 		return err
 	}
-	return a.openPort(g, m)
+	if err := a.openPort(g, m); err != nil {
+		return err
+	}
+	a.apiTask = a.ready.Task("the API")
+	return a.dns.Listen(ctx)
 }
 
 func (a *Agent) openLeaves(m *control.Membership) (err error) {

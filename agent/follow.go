@@ -161,7 +161,7 @@ func (a *Agent) keepSnapshot(ctx context.Context) error {
 			return nil
 		}
 		v = s.Version
-		if _, ok := s.Model.(mesh.Model); ok && s.Model != nil {
+		if s.Model != nil {
 			if err := a.dir.saveSnapshot(snapshotFile{Index: s.StoreIndex, Policies: s.Policies, Records: a.gossip.Encoded(nil)}); err != nil {
 				a.log.Warn("snapshot not saved", "err", err)
 			}

@@ -72,6 +72,7 @@ func (a *Agent) serveAPI(ctx context.Context) error {
 		unix.Close()
 		return err
 	}
+	a.apiTask()
 	b := &backend{a}
 	cfg := server.Config{Snapshots: a.catalog, Status: a.status, Ready: a.ready.Pending, Local: b, Mesh: b, Tokens: b, Leave: a.leaveMesh,
 		DNS: a.askDNS, Metrics: a.metrics.Handler(), Log: a.log}

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Three hosts with real systemd become a mesh by the commands of docs/hosts.md, and lose first their only server, then a host
-# with instances. Run as root by `make e2e`, which builds bin/meshagent; about a minute, and half a minute more the first time.
+# Three hosts with real systemd become a mesh by the commands of docs/hosts.md. Agents are restarted and killed, the only server
+# loses power, a host with instances is powered off, and both come back. Run as root by `make e2e`, which builds bin/meshagent;
+# about a minute, and half a minute more the first time.
 # Prints ok or FAIL for each check and fails when one did. KEEP=1 leaves the hosts up when it is done, for looking around.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -23,50 +24,55 @@ finish() {
   exit $rc
 }
 down
-mkdir -p "$run"
 trap finish EXIT
 trap 'exit 130' INT TERM
+up_dir
 
 stage=$run/stage
 mkdir -p "$stage"
 cp bin/meshagent systemd/meshagent.service systemd/meshagent.sysusers systemd/resolved.conf test/e2e/frontend.sh "$stage"
 
 # --- what the hosts run ---------------------------------------------------------------------------------------------------
-cat >"$stage/my-service.service" <<'EOF'
+for unit in my-service:9080 web:9081; do
+  cat >"$stage/${unit%:*}@.service" <<EOF
 [Service]
-EnvironmentFile=/etc/default/my-service
-ExecStart=/usr/bin/meshagent demo service --version ${VERSION} --listen 127.0.0.1:9080
+ExecStart=/usr/bin/meshagent demo service --version %i --listen 127.0.0.1:${unit#*:}
 DynamicUser=yes
 EOF
-cat >"$stage/web@.service" <<'EOF'
-[Service]
-ExecStart=/usr/bin/meshagent demo service --version %i --listen 127.0.0.1:9081
-DynamicUser=yes
-EOF
-for unit in frontend caller@; do
+done
+for unit in frontend caller@ timer; do
   cat >"$stage/$unit.service" <<'EOF'
 [Service]
 Type=oneshot
 EnvironmentFile=/run/calls.env
 ExecStart=/mnt/stage/frontend.sh
 StandardOutput=truncate:/run/calls.out
+KillMode=mixed
 DynamicUser=yes
 EOF
 done
+cat >>"$stage/timer.service" <<'EOF'
+DynamicUser=no
+User=games
+Slice=background.slice
+EOF
 service() { # NAME PORT VERSION
   printf 'name: %s\nport: %s\nservicePort: 8080\nprotocol: http\nlabels: {version: %s}\n' "$1" "$2" "$3"
   printf 'checks:\n- {name: alive, type: http, http: {path: /}, interval: 1s}\n'
 }
-cat >"$stage/frontend.yaml" <<'EOF'
-name: frontend
-port: 9090
-protocol: http
-callers: {units: [frontend.service]}
+# block LANGUAGE N prints the Nth block of a language of docs/hosts.md.
+block() { awk -v l="^\`\`\`$1\$" -v n="$2" '$0 ~ l {i++; p = i == n; next} /^```$/ {p = 0} p' docs/hosts.md; }
+{ block yaml 1; cat <<'EOF'; } >"$stage/frontend.yaml"
 ---
 name: batch
 port: 9091
 protocol: http
 callers: {units: [caller@1.service]}
+---
+name: report
+port: 9092
+protocol: http
+callers: {users: [games]}
 EOF
 cat >"$stage/policy.yaml" <<'EOF'
 apiVersion: networking.istio.io/v1beta1
@@ -116,37 +122,59 @@ spec:
   rules:
   - from:
     - source:
-        principals: [e2e.mesh/ns/default/sa/frontend]
+        principals: [example.mesh/ns/default/sa/frontend]
 EOF
 
 # --- helpers --------------------------------------------------------------------------------------------------------------
-# install_on HOST runs the first block of commands of docs/hosts.md, as it stands there.
-install_on() { on "$1" sh -euxc "cd /mnt/stage; $(awk '/^```sh$/ {p = 1; next} /^```$/ {if (p) exit} p' docs/hosts.md)"; }
-join() { on h1 meshagent token create | on "$1" meshagent join -; }
+install_on() { on "$1" sh -euxc "cd /mnt/stage; $(block sh 1)"; }
+# operator SECOND BLOCK runs a block as the operator does whose ssh reaches the hosts.
+operator() (
+  second=$1
+  ssh() { if [ "$1" = root@first ]; then on h1 "${@:2}"; else on "$second" "${@:2}"; fi; }
+  eval "$2"
+)
+found() { operator none "$(block sh 2)"; }
+join() { operator "$1" "$(block sh 3)"; }
 mesh() { local h=$1; shift; on "$h" meshagent "$@"; }
 alive() { [ "$(mesh "$1" members -o json | grep -c '"status": *"alive"')" = "$2" ]; }
-declare_service() { # HOST NAME PORT VERSION UNIT
-  service "$2" "$3" "$4" | on "$1" sh -c "mkdir -p /etc/meshagent/services.d && cat >/etc/meshagent/services.d/$2.yaml"
-  on "$1" sh -c "echo VERSION=$4 >/etc/default/my-service; install -m 644 /mnt/stage/*my-service.service /mnt/stage/web@.service /etc/systemd/system/; systemctl daemon-reload; systemctl start $5"
+declare_service() { # HOST NAME PORT VERSION
+  service "$2" "$3" "$4" | on "$1" sh -euc "
+    mkdir -p /etc/meshagent/services.d; cat >/etc/meshagent/services.d/$2.yaml
+    install -m 644 /mnt/stage/$2@.service /etc/systemd/system/; systemctl daemon-reload; systemctl start $2@$4"
 }
 usable() { [ "$(mesh "$1" services show "$2" -o json | grep -c '"usable": *true')" = "$3" ]; }
-# calls UNIT N URL [USER] has the unit on h3 make calls and prints how many lines of each kind came of it.
-calls() {
-  printf 'CALLS=%s\nURL=%s\nAS=%s\n' "$2" "$3" "${4:-}" | on h3 sh -c 'cat >/run/calls.env'
-  on h3 systemctl start "$1"
-  on h3 cat /run/calls.out
-}
-# get N STATUS TEXT UNIT URL [USER]: all of N calls have the status and the text.
+prepare() { printf 'CALLS=%s\nURL=%s\nAS=%s\n' "$1" "$2" "${3:-}" | on h3 sh -c 'cat >/run/calls.env'; }
+# get N STATUS TEXT UNIT URL [USER]: the unit on h3 makes N calls, and all of them have the status and the text.
 get() {
-  local n=$1 status=$2 text=$3 out; shift 3
-  out=$(calls "$1" "$n" "$2" "${3:-}")
-  echo "$out" | sort | uniq -c
-  [ "$(grep -c "^$status .*$text" <<<"$out")" = "$n" ]
+  prepare "$1" "$5" "${6:-}"
+  on h3 systemctl start "$4"
+  sum_up
+  [ "$(on h3 grep -c "^$2 .*$3" /run/calls.out)" = "$1" ]
 }
+# under_load URL CMD...: frontend.service calls one after the other from before CMD begins until 50 calls after its end.
+under_load() {
+  local rc=0
+  prepare 1000000 "$1"
+  on h3 systemctl start --no-block frontend
+  try 10 more_calls_than 20
+  "${@:2}" || rc=$?
+  try 30 more_calls_than $(($(on h3 sh -c 'wc -l </run/calls.out') + 50)) || { echo "the calls do not go on"; rc=1; }
+  on h3 systemctl stop frontend
+  return $rc
+}
+more_calls_than() { [ "$(on h3 sh -c 'wc -l </run/calls.out')" -gt "$1" ]; }
+# sum_up prints how many calls of each kind there were, how long the slowest took, and for how long calls failed.
+sum_up() {
+  on h3 awk '
+    {if (match($0, /"version":"[^"]*"/)) what = substr($0, RSTART + 11, RLENGTH - 12); else {what = $0; sub(/^[^ ]* [^ ]* [^ ]* /, "", what)}
+     n[$1 " " what]++; if ($3 > slowest) slowest = $3; if ($1 != 200) {if (!from) from = $2; to = $2}}
+    END {for (k in n) print n[k] " x " k; print "slowest " slowest " s"; if (to) printf "failed for %.1f s\n", to - from}' /run/calls.out
+}
+all_ok() { sum_up; ! on h3 grep -qv '^200 ' /run/calls.out; }
 last_source() { on "$1" tail -n 1 /var/lib/meshagent/access.log; }
 logged() { # HOST DIRECTION SOURCE: the last line of the access log
   local l; l=$(last_source "$1"); echo "$l"
-  grep -q "\"direction\":\"$2\"" <<<"$l" && grep -q "\"src\":\"spiffe://e2e.mesh/$3" <<<"$l"
+  grep -q "\"direction\":\"$2\"" <<<"$l" && grep -q "\"src\":\"spiffe://example.mesh/$3" <<<"$l"
 }
 is_inactive() { [ "$(on "$1" systemctl is-active "$2")" = inactive ]; }
 in_time() { # SECONDS CMD...
@@ -154,7 +182,10 @@ in_time() { # SECONDS CMD...
   "$@" && echo "took $((SECONDS - start)) s" && [ $((SECONDS - start)) -le "$most" ]
 }
 owned() { local others; others=$(on "$1" find /var/lib/meshagent ! -user meshagent); echo "$others"; [ -z "$others" ]; }
-url=http://my-service.service.mesh
+url=http://my-service.service.mesh web=http://web.service.mesh
+
+not() { ! "$@"; }
+url=http://my-service.service.mesh web=http://web.service.mesh
 
 # --- the run --------------------------------------------------------------------------------------------------------------
 echo "== three hosts"
@@ -164,7 +195,7 @@ for h in h1 h2 h3; do check "$h has the agent" install_on $h; done
 echo "== one mesh"
 check "h2, no member yet, may be told to start its agent" on h2 systemctl start meshagent
 check "which does not run" is_inactive h2 meshagent
-check "h1: meshagent init" mesh h1 init --trust-domain e2e.mesh
+check "h1: meshagent init" found
 check "h1: the agent runs" on h1 systemctl is-active meshagent
 check "h2: meshagent join" join h2
 check "h3: meshagent join" join h3
@@ -173,17 +204,18 @@ for h in h1 h2 h3; do
   check "$h: the agent's files are its own" owned $h
 done
 check "the agent is not root and may do one thing" on h3 sh -c '
-  p=$(systemctl show -P MainPID meshagent); [ "$(ps -o user= -p $p)" = meshagen+ ] || [ "$(ps -o user= -p $p)" = meshagent ] || exit 1
-  grep -q "^CapEff:.*0000000000000400$" /proc/$p/status'
+  p=$(systemctl show -P MainPID meshagent)
+  [ "$(stat -c %U /proc/$p)" = meshagent ] && grep -q "^CapEff:.*0000000000000400$" /proc/$p/status'
 
 echo "== services"
-check "h2: my-service v1" declare_service h2 my-service 9080 v1 my-service
-check "h3: my-service v2" declare_service h3 my-service 9080 v2 my-service
-check "h2: web" declare_service h2 web 9081 v1 web@v1
-check "h3: web" declare_service h3 web 9081 v2 web@v2
-check "h3: frontend and batch" on h3 sh -c 'install -m 644 /mnt/stage/frontend.yaml /etc/meshagent/services.d/; install -m 644 /mnt/stage/frontend.service /mnt/stage/caller@.service /etc/systemd/system/; systemctl daemon-reload'
+check "h2: my-service v1" declare_service h2 my-service 9080 v1
+check "h3: my-service v2" declare_service h3 my-service 9080 v2
+for h in h1 h2 h3; do check "$h: web" declare_service $h web 9081 $h; done
+check "h3: who calls as what" on h3 sh -c '
+  install -m 644 /mnt/stage/frontend.yaml /etc/meshagent/services.d/
+  install -m 644 /mnt/stage/frontend.service /mnt/stage/caller@.service /mnt/stage/timer.service /etc/systemd/system/; systemctl daemon-reload'
 await "h3: my-service has two instances to call" 20 usable h3 my-service 2
-await "h3: web has two instances to call" 20 usable h3 web 2
+await "h3: web has three instances to call" 20 usable h3 web 3
 
 echo "== names"
 check "systemd-resolved asks the agent" on h3 resolvectl query my-service.service.mesh
@@ -198,11 +230,13 @@ check "jason is served by v2, on the same host" get 20 200 '"version":"v2"' fron
 check "all others by v1, on h2" get 20 200 '"version":"v1"' frontend $url
 check "h2 logs the identity that the certificate proved" logged h2 inbound ns/default/sa/frontend
 check "caller@1.service is batch, and refused" get 5 403 . caller@1 $url
-check "h2 or h3 logs who was refused" logged h3 outbound ns/default/sa/batch
-check "caller@2.service is the host, and refused" get 5 403 . caller@2 $url
-check "h3 logs the host's identity" logged h3 outbound node/
+check "h3 logs who was refused" logged h3 outbound ns/default/sa/batch
+check "caller@2.service is claimed by no service, and refused" get 5 403 . caller@2 $url
+check "h3 logs that the host called" logged h3 outbound node/
+check "timer.service, outside system.slice, is refused" get 5 403 . timer $url
+check "h3 logs that it was known by its user" logged h3 outbound ns/default/sa/report
 
-echo "== a host leaves and comes back; an agent is killed"
+echo "== a host leaves and comes back; agents are killed, hang, and are restarted under load"
 check "h3: meshagent leave" mesh h3 leave --yes
 await "its agent has ended, and is not started again" 10 is_inactive h3 meshagent
 check "h3: meshagent join" join h3
@@ -216,12 +250,21 @@ check "h2: a watchdog of 2 s" on h2 sh -euc '
 check "h2: the agent hangs" on h2 systemctl kill -s STOP meshagent
 await "h2: systemd starts it anew" 15 on h2 sh -c '[ "$(systemctl show -P NRestarts meshagent)" = 1 ] && systemctl is-active meshagent'
 for h in h1 h2 h3; do await "$h sees three members" 20 alive $h 3; done
+await "h3: web has three instances to call" 20 usable h3 web 3
+check "h2: systemctl restart meshagent" under_load $web on h2 systemctl restart meshagent
+check "no call from another host failed" all_ok
+sum_up
+check "h3: systemctl restart meshagent" under_load $web on h3 systemctl restart meshagent
+sum_up
+await "h3: web has three instances to call" 20 usable h3 web 3
 
-echo "== h1, the only server, loses power"
-pull_plug h1
-check "the name resolves" on h3 sh -c 'resolvectl flush-caches; getent ahostsv4 my-service.service.mesh'
-check "jason: 100 calls" get 100 200 '"version":"v2"' frontend $url jason
-check "others: 100 calls" get 100 200 '"version":"v1"' frontend $url
+echo "== h1, the only server, loses power, with an instance of web"
+check "the plug is pulled" under_load $web pull_plug h1
+check "no call failed" all_ok
+sum_up
+check "names resolve" on h3 sh -c 'resolvectl flush-caches; getent ahostsv4 my-service.service.mesh'
+check "jason is served" get 100 200 '"version":"v2"' frontend $url jason
+check "all others too" get 100 200 '"version":"v1"' frontend $url
 await "h3 knows that h1 failed" 30 alive h3 2
 check "policy still holds" get 5 403 . caller@1 $url
 
@@ -230,15 +273,24 @@ check "h3: restart of the agent" on h3 systemctl restart meshagent
 check "jason, right after" get 20 200 '"version":"v2"' frontend $url jason
 await "others, as soon as h3 is in touch" 15 get 5 200 '"version":"v1"' frontend $url
 for h in h2 h3; do await "$h sees the other of the two" 5 alive $h 2; done
-printf 'CALLS=400\nURL=http://web.service.mesh\nAS=\n' | on h3 sh -c 'cat >/run/calls.env'
-on h3 systemctl start --no-block frontend
-check "h2 powers off under load" poweroff h2
-await "the calls are done" 60 is_inactive h3 frontend
-check "web: none of 400 calls failed" on h3 sh -c 'cut -c-20 /run/calls.out | sort | uniq -c; [ "$(grep -c "^200 " /run/calls.out)" = 400 ]'
-check "web: 50 more calls are all served by h3" get 50 200 '"version":"v2"' frontend http://web.service.mesh
+check "h2 powers off" under_load $web poweroff h2
+check "no call failed" all_ok
+sum_up
+check "web is served by h3 alone" get 50 200 '"version":"h3"' frontend $web
 check "v1 of my-service is gone: refused with its reason, not left hanging" get 3 503 . frontend $url
 check "jason has v2, still" get 20 200 '"version":"v2"' frontend $url jason
 check "with all others off, the agent ends in a few seconds" in_time 5 on h3 systemctl stop meshagent
 
-echo "== $((checks - failed)) of $checks checks hold"
+echo "== the others come back"
+power_on h1 h2
+for h in h1 h2; do await "$h: the agent runs" 20 on $h systemctl is-active meshagent; done
+check "h3: the agent is started" on h3 systemctl start meshagent
+for h in h1 h2 h3; do await "$h sees three members" 30 alive $h 3; done
+check "h2: its services run" on h2 systemctl start my-service@v1 web@h2
+await "all others than jason are served by v1 again" 20 get 5 200 '"version":"v1"' frontend $url
+check "h1: policy can be changed again" mesh h1 delete VirtualService my-service
+await "and is live" 5 get 10 200 . frontend $url jason
+for h in h1 h2 h3; do check "$h: no agent said that it broke" not on $h sh -c 'journalctl -u meshagent -o cat | grep -E "^panic|level=ERROR"'; done
+
+echo "== $((checks - failed)) of $checks checks hold, $SECONDS s"
 [ "$failed" = 0 ]

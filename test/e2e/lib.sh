@@ -1,12 +1,12 @@
 # Sourced by hosts.sh: test hosts with real systemd as PID 1, without a container engine, and checks that say what they found.
-# Everything is in namespaces of its own: h1..hN are 10.77.0.1..N on a bridge that nothing else is on. What a host writes is
-# gone when it is off. Functions:
+# Everything is in namespaces of its own: h1..hN are 10.77.0.1..N on a bridge that nothing else is on. Functions:
 #   rootfs                 prints the path of a minimal Debian root, made when it is not in the cache yet (half a minute)
 #   boot N                 boots h1..hN; /mnt/stage is the directory $stage, read-only
 #   on hI CMD...           runs a command in a host
-#   poweroff hI            powers a host off as its operator would; pull_plug hI ends it in the midst of everything
+#   poweroff hI            powers a host off as its operator would; pull_plug hI ends it in the midst of everything;
+#                          power_on hI... boots hosts again, with what they had on disk
 #   check TEXT CMD...      runs a command, prints ok or FAIL and why, counts; never fails itself
-#   await TEXT SECONDS CMD...   the same, but tries until it is so
+#   await TEXT SECONDS CMD...   the same, but tries until it is so; try SECONDS CMD... is the part of it that waits
 # Needs root. cgroup2 is mounted afresh for each host: the machine itself may run the hybrid layout.
 
 run=/run/meshagent-e2e
@@ -27,7 +27,7 @@ needs() {
     command -v "${x%%:*}" >/dev/null || lacks+=("${x##*:}")
   done
   [ ${#lacks[@]} = 0 ] || die "the machine lacks programs: apt-get install -y --no-install-recommends ${lacks[*]}"
-  mkdir -p "$run" "$cache"
+  mkdir -p "$cache"
   exec 9>"$cache/lock"
   flock -n 9 || die "another run is on: its names and addresses would be the same"
 }
@@ -43,9 +43,7 @@ rootfs() {
 }
 
 boot() {
-  local root base=/sys/fs/cgroup i h
-  root=$(rootfs)
-  [ -d /sys/fs/cgroup/unified ] && base=/sys/fs/cgroup/unified
+  local i h
   ip netns add $net-sw
   ip -n $net-sw link add br0 type bridge
   ip -n $net-sw link set br0 up
@@ -58,21 +56,35 @@ boot() {
     ip -n $net-$h addr add "10.77.0.$i/24" dev host0
     ip -n $net-$h link set host0 up
     ip -n $net-$h route add default via 10.77.0.254 # nobody: the bridge leads nowhere
-    mkdir -p "$base/$net-$h"
+  done
+  # shellcheck disable=SC2046 # words are meant
+  power_on $(seq -f h%g 1 "$1")
+}
+
+# The disk of a host is an overlay over the root, so it is there again after a loss of power.
+power_on() { # HOST...
+  local root base=/sys/fs/cgroup h
+  root=$(rootfs)
+  [ -d /sys/fs/cgroup/unified ] && base=/sys/fs/cgroup/unified
+  for h; do
+    ip -n $net-sw link set "p${h#h}" up
+    mkdir -p "$base/$net-$h" "$run/$h"/{upper,work,root}
     # shellcheck disable=SC2016 # the inner shells expand what they are given as arguments
     setsid bash -c '
       echo $$ >"$1/cgroup.procs"
-      exec unshare -m --propagation private bash -c '\''
-        umount -R /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup &&
-        exec env SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1 systemd-nspawn -q --register=no --keep-unit -D "$2" --volatile=overlay \
-          --bind-ro="$3:/mnt/stage" --network-namespace-path="/run/netns/$4" -M "$4" --hostname="$5" --capability=all \
+      exec unshare -m --propagation private bash -ec '\''
+        umount -R /sys/fs/cgroup
+        mount -t cgroup2 none /sys/fs/cgroup
+        mount -t overlay overlay -o "lowerdir=$2,upperdir=$3/upper,workdir=$3/work" "$3/root"
+        exec env SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1 systemd-nspawn -q --register=no --keep-unit -D "$3/root" \
+          --bind-ro="$4:/mnt/stage" --network-namespace-path="/run/netns/$5" -M "$5" --hostname="$6" --capability=all \
           --boot --console=read-only
-      '\'' bash "$@"' bash "$base/$net-$h" "$root" "$stage" "$net-$h" "$h" </dev/null >"$run/$h.log" 2>&1 9>&- &
+      '\'' bash "$@"' bash "$base/$net-$h" "$root" "$run/$h" "$stage" "$net-$h" "$h" </dev/null >"$run/$h.log" 2>&1 9>&- &
     echo $! >"$run/$h.pid"
   done
-  for i in $(seq 1 "$1"); do
-    await "h$i is up" 60 is_up "h$i"
-    [ -e "$run/h$i.leader" ] || { cat "$run/h$i.log" >&2; die "h$i did not boot"; }
+  for h; do
+    await "$h is up" 60 is_up "$h"
+    [ -e "$run/$h.leader" ] || { cat "$run/$h.log" >&2; die "$h did not boot"; }
   done
 }
 
@@ -100,6 +112,9 @@ pull_plug() {
   rm -f "$run/$1.leader"
 }
 
+# up_dir makes $run, which holds all that a run writes but the cached root, in memory.
+up_dir() { mkdir -p "$run"; mount -t tmpfs -o mode=700 meshagent-e2e "$run"; }
+
 # down ends all hosts and removes what boot made; it can be called at any time, any number of times.
 down() (
   set +e
@@ -113,6 +128,7 @@ down() (
   for d in /sys/fs/cgroup/unified/$net-h* /sys/fs/cgroup/$net-h*; do
     [ -d "$d" ] && find "$d" -depth -type d -exec rmdir {} \;
   done
+  umount -l "$run" 2>/dev/null
   rm -rf "$run"
 )
 
@@ -132,11 +148,19 @@ check() {
 }
 
 await() {
-  local text=$1 until=$((SECONDS + $2)) out rc; shift 2
+  local text=$1 out rc=0; shift
+  out=$(try "$@" 2>&1) || rc=$?
+  verdict $rc "$text" "$out"
+}
+
+# try runs a command until it succeeds, for some seconds at most, and shows what the last time showed.
+try() {
+  local until=$((SECONDS + $1)) out rc; shift
   while :; do
     rc=0; out=$("$@" 2>&1) || rc=$?
     if [ $rc = 0 ] || [ $SECONDS -ge $until ]; then break; fi
     sleep .1
   done
-  verdict $rc "$text" "$out"
+  printf '%s\n' "$out"
+  return $rc
 }
