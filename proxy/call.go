@@ -1,14 +1,17 @@
 package proxy
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"net/http"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/meshagent/meshagent/mesh"
+	"github.com/meshagent/meshagent/proxy/route"
 )
 
 // call is one request or connection on its way, and what is written of it at its end. One goroutine at a time uses it. As an
@@ -17,6 +20,7 @@ type call struct {
 	p         *Proxy
 	w         http.ResponseWriter // nil for TCP
 	r         *http.Request       // nil for TCP
+	body      *replay             // of the request; nil until it is sent on
 	start     time.Time
 	direction string
 	src, dst  mesh.Identity
@@ -52,6 +56,9 @@ func (p *Proxy) begin(direction string, svc mesh.ServiceName, w http.ResponseWri
 
 // end counts and logs the call.
 func (c *call) end() {
+	if c.r != nil {
+		c.leaveBody()
+	}
 	c.p.inflight.add(-1)
 	took := time.Since(c.start)
 	c.p.metrics.count(c, took)
@@ -67,6 +74,25 @@ func (c *call) flag(f string) {
 	}
 }
 
+// flagCause notes what ended a call before its time, if it was the proxy.
+func (c *call) flagCause(ctx context.Context) {
+	if f, ok := errors.AsType[*fault](context.Cause(ctx)); ok {
+		c.flag(f.flag)
+	}
+}
+
+// leaveBody ends with the request's body. Of one that was not read to its end, net/http takes a rest first, to reuse the
+// connection: not for longer than a moment. Whoever still waits for it on behalf of a try gives up with that.
+func (c *call) leaveBody() {
+	all := c.r.ContentLength == 0
+	if c.body != nil {
+		c.received, all = c.body.read()
+	}
+	if !all && c.r.ProtoMajor == 1 {
+		http.NewResponseController(c.w).SetReadDeadline(time.Now().Add(time.Second))
+	}
+}
+
 func (c *call) flagText() string {
 	if len(c.flags) == 0 {
 		return "-"
@@ -79,11 +105,15 @@ func (c *call) Unwrap() http.ResponseWriter { return c.w }
 
 // WriteHeader sends a status. 1xx are forwarded to callers that know them; 100 is not: it is sent when the body is first read.
 func (c *call) WriteHeader(code int) {
+	h := c.w.Header()
 	if code < 200 && code != http.StatusSwitchingProtocols {
-		if code != http.StatusContinue && c.r.ProtoAtLeast(1, 1) {
+		if route.StripReserved(h); code != http.StatusContinue && c.r.ProtoAtLeast(1, 1) {
 			c.w.WriteHeader(code)
 		}
 		return
+	}
+	if _, ok := h["Content-Type"]; !ok {
+		h["Content-Type"] = nil // or net/http would guess one
 	}
 	c.code = code
 	c.w.WriteHeader(code)
@@ -92,7 +122,7 @@ func (c *call) WriteHeader(code int) {
 func (c *call) Write(b []byte) (int, error) {
 	n, err := c.w.Write(b)
 	c.sent += int64(n)
-	if err != nil {
+	if err != nil && err != http.ErrBodyNotAllowed {
 		c.flag(errClient.flag)
 	}
 	return n, err

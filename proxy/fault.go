@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"strconv"
 	"strings"
@@ -63,16 +64,26 @@ func asFault(ctx context.Context, err error) *fault {
 	if f, ok := errors.AsType[*fault](context.Cause(ctx)); ok {
 		return f // what ended the call: the policy, a time-out
 	}
-	switch text := err.Error(); {
-	case errors.Is(err, context.DeadlineExceeded) || errors.Is(ctx.Err(), context.DeadlineExceeded):
-		return errTimeout
-	case ctx.Err() != nil:
+	if ctx.Err() != nil {
 		return errClient
-	// net/http has no type for what it cannot read.
-	case strings.Contains(text, "malformed") || strings.Contains(text, "headers exceeded") || strings.Contains(text, "switch protocol"):
+	}
+	// net/http has no type for an answer that it cannot read.
+	_, lost := errors.AsType[net.Error](err)
+	if text := err.Error(); strings.Contains(text, "headers exceeded") || strings.Contains(text, "header list larger") ||
+		strings.Contains(text, "connection broken") && !lost && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
 		return errProtocol
 	}
 	return errReset
+}
+
+// fault finds the answer for an error of a call whose body may be what failed.
+func (c *call) fault(ctx context.Context, err error) *fault {
+	if c.body != nil && context.Cause(ctx) == nil {
+		if f := c.body.fault(); f != nil {
+			return f
+		}
+	}
+	return asFault(ctx, err)
 }
 
 // faultOf returns the fault with which an agent answered; nil for an answer of an application, which cannot say one.
@@ -109,7 +120,7 @@ func (c *call) fail(f *fault) {
 	h.Set("Content-Type", "text/plain; charset=utf-8")
 	c.WriteHeader(f.code)
 	if c.r.Method != http.MethodHead {
-		io.WriteString(c, "mesh: "+f.reason+"\n")
+		io.WriteString(c, "mesh: "+f.reason+"\n") // a status that has no body, of an injected fault, drops it
 	}
 }
 

@@ -15,22 +15,16 @@ import (
 
 // request is what policy looks at, and how its path is sent on. Its error is a fault.
 func request(r *http.Request, src policy.Source, port uint16) (q *policy.Request, wire string, err error) {
-	if strings.Contains(r.RequestURI, "#") || len(r.Header["Authorization"]) > 1 || len(r.Header["Host"]) > 0 && r.Header["Host"][0] != r.Host {
-		return nil, "", errAmbiguous
-	}
 	path := r.URL.Path
 	if path == "" {
 		path = "/" // of an absolute form without a path
 	}
 	clean, wire, ok := route.Canonical(path, r.URL.EscapedPath())
-	if !ok || clean == "*" && r.Method != http.MethodOptions {
+	host, isHost := route.Authority(r.Host)
+	if !ok || !isHost || ambiguous(r) || clean == "*" && r.Method != http.MethodOptions {
 		return nil, "", errAmbiguous
 	}
-	host := strings.ToLower(r.Host)
-	if i := strings.LastIndexByte(host, ':'); i > strings.LastIndexByte(host, ']') {
-		host = host[:i]
-	}
-	return &policy.Request{Source: src, Port: port, Method: r.Method, Scheme: "http", Authority: strings.TrimSuffix(host, "."), Path: clean,
+	return &policy.Request{Source: src, Port: port, Method: r.Method, Scheme: "http", Authority: host, Path: clean,
 		Query: r.URL.RawQuery, Header: func(n string) []string {
 			if n == "host" {
 				return []string{r.Host}
@@ -39,10 +33,30 @@ func request(r *http.Request, src policy.Source, port uint16) (q *policy.Request
 		}}, wire, nil
 }
 
+// ambiguous reports whether another reader could take a request for a different one than policy looks at. Of what it finds, much
+// comes through HTTP/2 alone, where nothing ends a line.
+func ambiguous(r *http.Request) bool {
+	for _, c := range []byte(r.RequestURI) {
+		if c <= ' ' || c == 0x7f || c == '#' {
+			return true
+		}
+	}
+	for _, c := range []byte(r.Method) {
+		if !('A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '-' || c == '_') { // some servers do not tell get from GET
+			return true
+		}
+	}
+	hosts := r.Header["Host"] // beside :authority
+	return len(r.Header["Authorization"]) > 1 || len(hosts) > 1 || len(hosts) == 1 && hosts[0] != r.Host
+}
+
 // outbound serves a request of a local caller.
 func (p *Proxy) outbound(w http.ResponseWriter, r *http.Request, svc mesh.ServiceName, port uint16) {
 	c := p.begin(outbound, svc, w, r)
 	defer c.end()
+	if r.Host == "" && !r.ProtoAtLeast(1, 1) {
+		r.Host = svc.FQDN() // HTTP/1.0 need not say one
+	}
 	if err := c.serve(port); err != nil {
 		c.fail(asFault(r.Context(), err))
 	}
@@ -95,6 +109,9 @@ func (c *call) serve(port uint16) error {
 		route.Apply(c.Header(), h.ResponseRemove, h.ResponseSet, h.ResponseAdd)
 		c.WriteHeader(act.Redirect.Code)
 	case act.Direct != nil:
+		if len(act.Direct.Body) > 0 {
+			c.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		}
 		route.Apply(c.Header(), h.ResponseRemove, h.ResponseSet, h.ResponseAdd)
 		c.WriteHeader(act.Direct.Status)
 		if r.Method != http.MethodHead {
@@ -128,7 +145,7 @@ func (c *call) inject(f *policy.Fault) error {
 		select {
 		case <-t.C:
 		case <-c.r.Context().Done():
-			return errClient
+			return c.r.Context().Err()
 		}
 	}
 	if rand.Uint32N(1e6) >= f.AbortPerMillion {
@@ -145,33 +162,39 @@ func (c *call) inject(f *policy.Fault) error {
 func (c *call) forward(t *table, rt *policy.HTTPRoute, q *policy.Request, wire string) error {
 	r, act := c.r, &rt.Action
 	d := split(t.snap, act.Destinations, c.svc, q.Port)
-	path, host := q.Path, r.Host
+	sent, host := *q, r.Host // the called side decides about what it is sent
 	if w := act.Rewrite; w != nil {
-		if path = rt.RewritePath(q.Path); path == "" {
+		if sent.Path = rt.RewritePath(q.Path); sent.Path == "" {
 			return errAmbiguous
 		}
-		if path != q.Path {
+		if sent.Path != q.Path {
 			wire = ""
 		}
 		if w.Authority != "" {
 			host = w.Authority
+			sent.Authority, _ = route.Authority(host)
 		}
 	}
-	ctx, cancel := timeout(r, act.Timeout)
-	defer cancel()
+	ctx, cancel := context.WithCancelCause(r.Context())
+	defer cancel(nil)
 	dropUpgrades(r.Header)
-	tries := &attempts{call: c, t: t, split: &d, retry: &act.Retry, q: q}
+	tries := &attempts{call: c, t: t, split: &d, retry: &act.Retry, q: &sent, last: ctx}
+	var timer *time.Timer
+	if tries.deadline, tries.own = deadline(r, act.Timeout); !tries.deadline.IsZero() {
+		timer = time.AfterFunc(time.Until(tries.deadline), func() { cancel(errTimeout) })
+		defer timer.Stop()
+	}
 	rp := &httputil.ReverseProxy{FlushInterval: -1, Transport: tries, ErrorLog: c.p.quiet,
 		Rewrite: func(pr *httputil.ProxyRequest) {
 			o := pr.Out
-			target(o, d.Service.FQDN(), path, wire, r.URL.RawQuery)
+			target(o, d.Service.FQDN(), sent.Path, wire, r.URL.RawQuery)
 			o.Host = host
 			o.Header.Set("X-Forwarded-For", q.Source.IP.String())
 			o.Header.Set("X-Forwarded-Proto", "http")
 			if c.id == "" {
 				c.id = newID()
-				o.Header.Set("X-Request-Id", c.id)
 			}
+			o.Header.Set("X-Request-Id", c.id)
 			for _, h := range []*policy.HeaderOps{&act.Headers, &d.Headers} {
 				route.Apply(o.Header, h.RequestRemove, h.RequestSet, h.RequestAdd)
 			}
@@ -185,37 +208,32 @@ func (c *call) forward(t *table, rt *policy.HTTPRoute, q *policy.Request, wire s
 			}
 			if res.StatusCode == http.StatusSwitchingProtocols {
 				c.code = res.StatusCode // ReverseProxy writes it past us
-			} else if _, all := tries.body.read(); !all && r.ProtoMajor == 1 {
+				if timer != nil {
+					timer.Stop() // the request is answered; what follows lasts as long as it likes
+				}
+			} else if _, all := c.body.read(); !all && r.ProtoMajor == 1 {
 				res.Header.Set("Connection", "close") // the answer came before the request's end: nobody reads what would follow
 			}
 			return nil
 		},
-		ErrorHandler: func(_ http.ResponseWriter, _ *http.Request, err error) { c.fail(asFault(ctx, err)) }}
-	defer func() {
-		if tries.body == nil {
-			return
-		}
-		var all bool
-		if c.received, all = tries.body.read(); !all && r.ProtoMajor == 1 {
-			// Whoever still waits for the body, on behalf of a try, gives up soon: nobody needs it.
-			http.NewResponseController(c.w).SetReadDeadline(time.Now().Add(time.Second))
-		}
-	}()
+		ErrorHandler: func(_ http.ResponseWriter, _ *http.Request, err error) { c.fail(c.fault(ctx, err)) }}
 	rp.ServeHTTP(c, r.WithContext(ctx))
+	c.flagCause(tries.last)
 	return nil
 }
 
-// timeout bounds a request by the rule's time, and by what a gRPC caller waits.
-func timeout(r *http.Request, d time.Duration) (context.Context, context.CancelFunc) {
+// deadline returns when the time of a request is up, the zero time for never: that of the rule, or sooner, when a gRPC caller waits
+// less; own is true then.
+func deadline(r *http.Request, rule time.Duration) (at time.Time, own bool) {
 	if isGRPC(r) {
-		if g, ok := route.ParseGRPCTimeout(r.Header.Get(route.GRPCTimeout)); ok && (d == 0 || g < d) {
-			return context.WithTimeout(r.Context(), g)
+		if g, ok := route.ParseGRPCTimeout(r.Header.Get(route.GRPCTimeout)); ok && (rule == 0 || g < rule) {
+			return time.Now().Add(g), true
 		}
 	}
-	if d == 0 {
-		return context.WithCancel(r.Context())
+	if rule == 0 {
+		return time.Time{}, false
 	}
-	return context.WithTimeout(r.Context(), d)
+	return time.Now().Add(rule), false
 }
 
 // target points a request at a host and path. wire is the path as it is written, "" to escape it here. The query stays as it came.
@@ -247,7 +265,7 @@ func (c *call) accept() error {
 		return errNone
 	}
 	c.dst = c.in.Identity(s.TrustDomain)
-	src := policy.Source{Identity: c.src, IP: addrPort(r.RemoteAddr).Addr()}
+	src := policy.Source{Identity: c.src, IP: peerIP(r.RemoteAddr)}
 	if (r.Method == http.MethodConnect) == c.in.Protocol.L7() {
 		return errDenied // a connection would pass by the rules on requests, and a request by those on connections
 	}
@@ -266,17 +284,19 @@ func (c *call) accept() error {
 		return err
 	}
 	defer release()
-	var body *replay
 	rp := &httputil.ReverseProxy{FlushInterval: -1, ErrorLog: c.p.quiet,
-		Transport: roundTrip(func(o *http.Request) (*http.Response, error) {
+		Transport: roundTrip(func(o *http.Request) (res *http.Response, err error) {
 			if upgrade != "" {
-				res, err := c.p.switchApp(o, c.in, upgrade)
-				return c.watch(ctx, res, func() {}), err
+				res, err = c.p.switchApp(o, c.in, upgrade)
+			} else {
+				c.body = newReplay(o.Body, r)
+				c.body.attach(o)
+				res, err = c.p.toApp(o, c.in)
 			}
-			body = newReplay(o.Body, r)
-			body.attach(o)
-			res, err := c.p.toApp(o, c.in)
-			return c.watch(ctx, res, func() {}), err
+			if err != nil {
+				return nil, err
+			}
+			return c.watch(ctx, res, func() {}), nil
 		}),
 		Rewrite: func(pr *httputil.ProxyRequest) {
 			target(pr.Out, c.in.Dial().String(), q.Path, wire, r.URL.RawQuery)
@@ -288,12 +308,7 @@ func (c *call) accept() error {
 			}
 			pr.Out.Header.Set("X-Forwarded-Client-Cert", certHeader(c.src, c.dst))
 		},
-		ErrorHandler: func(_ http.ResponseWriter, _ *http.Request, err error) { c.fail(asFault(ctx, err)) }}
-	defer func() {
-		if body != nil {
-			c.received, _ = body.read()
-		}
-	}()
+		ErrorHandler: func(_ http.ResponseWriter, _ *http.Request, err error) { c.fail(c.fault(ctx, err)) }}
 	rp.ServeHTTP(c, r.WithContext(ctx))
 	return nil
 }

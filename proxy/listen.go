@@ -121,9 +121,10 @@ func (p *Proxy) listenLocked(ctx context.Context, svc mesh.ServiceName, at netip
 		return nil
 	}
 	l.http = &http.Server{ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeader, ErrorLog: p.quiet,
-		DisableGeneralOptionsHandler: true, Protocols: new(http.Protocols),
+		DisableGeneralOptionsHandler: true, Protocols: new(http.Protocols), HTTP2: h2Config(),
 		BaseContext: func(net.Listener) context.Context { return p.life }, ConnContext: p.withCaller,
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { p.outbound(w, r, svc, uint16(l.port.Load())) })}
+	l.http.HTTP2.MaxConcurrentStreams = maxCallerStreams
 	l.http.Protocols.SetHTTP1(true)
 	l.http.Protocols.SetUnencryptedHTTP2(true)
 	p.work.Go(func() { l.http.Serve(httpConns{l}) })

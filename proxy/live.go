@@ -54,8 +54,9 @@ func authorize(m *policy.Model, in *mesh.Instance, q *policy.Request) policy.Dec
 	return m.Authorize(&policy.Target{Service: in.Service, Labels: in.Labels, Port: in.CallPort()}, q)
 }
 
-// recheck cuts the calls that policy no longer allows.
-func (p *Proxy) recheck(m *policy.Model) {
+// recheck cuts the calls that policy no longer allows. An instance that has left the catalog is still the one it was.
+func (p *Proxy) recheck(s *mesh.Snapshot) {
+	m := model(s)
 	p.permits.mu.Lock()
 	all := make([]*permit, 0, len(p.permits.all))
 	for l := range p.permits.all {
@@ -63,7 +64,11 @@ func (p *Proxy) recheck(m *policy.Model) {
 	}
 	p.permits.mu.Unlock()
 	for _, l := range all {
-		if m == nil || !authorize(m, l.in, l.q).Allow {
+		in := s.LocalInstance(l.in.Service, l.in.ID)
+		if in == nil {
+			in = l.in
+		}
+		if m == nil || !authorize(m, in, l.q).Allow {
 			l.cut()
 		}
 	}

@@ -42,15 +42,17 @@ const (
 	deadAfter        = 2 * time.Second  // a tunnel on which nothing comes for so long, not even to a ping
 	stallTimeout     = 15 * time.Second // a tunnel that takes no byte
 	drainTimeout     = 10 * time.Second
-	maxHeader        = 64 << 10  // bytes of a head
-	hopHeader        = 16 << 10  // more of it between agents, for what they add and how HTTP/2 counts
-	maxFields        = 100       // of a head
-	maxReplay        = 64 << 10  // bytes of a body that is kept for another try
-	maxStreams       = 100       // of a tunnel at one time
-	streamWindow     = 256 << 10 // bytes that a stream of a tunnel may be ahead of its reader
-	maxConns         = 4096      // of callers to one port of a service
-	maxConnects      = 3         // tries to open a connection of TCP, and on connections that are ending
-	maxTunnels       = 32        // connections of one caller to one service on another node
+	lastTimeout      = time.Second // for what is cut to end, and for the last lines of the log
+	maxHeader        = 64 << 10    // bytes of a head
+	hopHeader        = 16 << 10    // more of it between agents, for what they add and how HTTP/2 counts
+	maxFields        = 100         // of a head
+	maxReplay        = 64 << 10    // bytes of a body that is kept for another try
+	maxStreams       = 100         // of a tunnel at one time
+	maxCallerStreams = 250         // of a caller's connection of HTTP/2 at one time
+	streamWindow     = 256 << 10   // bytes that a stream of a tunnel may be ahead of its reader
+	maxConns         = 4096        // of callers to one port of a service
+	maxConnects      = 3           // tries to open a connection of TCP, and on connections that are ending
+	maxTunnels       = 32          // connections of one caller to one service on another node
 )
 
 // Snapshots gives the current picture of the mesh. Watch blocks until there is a version after the given one.
@@ -107,7 +109,6 @@ type Proxy struct {
 	end      context.CancelCauseFunc
 	work     sync.WaitGroup // of accept loops and connections
 	inflight counter        // calls
-	draining atomic.Bool
 }
 
 // New returns a Proxy. It reads VIPFile and opens nothing else.
@@ -138,11 +139,16 @@ func New(c Config) (*Proxy, error) {
 
 // Run follows the snapshots until ctx ends; then it drains for at most 10 s and closes everything.
 func (p *Proxy) Run(ctx context.Context) error {
-	var logging sync.WaitGroup
-	defer logging.Wait()
 	lctx, stopLog := context.WithCancel(context.WithoutCancel(ctx))
-	defer stopLog() // what the calls say at their end is still written
-	logging.Go(func() { p.log.run(lctx) })
+	logged := make(chan struct{})
+	go func() { defer close(logged); p.log.run(lctx) }()
+	defer func() {
+		stopLog() // what the calls said at their end is still written
+		select {
+		case <-logged:
+		case <-time.After(lastTimeout): // nobody takes the lines
+		}
+	}()
 	var after uint64
 	var failed error
 	for ctx.Err() == nil {
@@ -166,7 +172,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	}
 	dctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
 	defer cancel()
-	if err := p.Drain(dctx); err != nil {
+	if err := p.drain(dctx); err != nil {
 		p.c.Log.Warn("calls are cut at the end of the drain time", "after", drainTimeout)
 	}
 	p.close()
@@ -175,9 +181,9 @@ func (p *Proxy) Run(ctx context.Context) error {
 
 // follow does what a new snapshot asks for: it cuts calls that policy no longer allows, opens new ports, and forgets what is gone.
 func (p *Proxy) follow(s *mesh.Snapshot) {
-	p.recheck(model(s))
+	p.recheck(s)
 	for _, name := range p.vips.names() {
-		if svc := s.Services[name]; svc != nil && !p.draining.Load() {
+		if svc := s.Services[name]; svc != nil {
 			if a, err := p.vips.of(name); err == nil {
 				p.bind(p.life, svc, a) // says itself what it cannot do
 			}
@@ -187,13 +193,9 @@ func (p *Proxy) follow(s *mesh.Snapshot) {
 	p.forget(s)
 }
 
-// Draining reports whether Drain was called.
-func (p *Proxy) Draining() bool { return p.draining.Load() }
-
-// Drain stops accepting calls of this host, waits until nothing is in flight, and then asks other agents to leave their tunnels,
+// drain stops accepting calls of this host, waits until nothing is in flight, and then asks other agents to leave their tunnels,
 // which are served until then. Its error is that of ctx.
-func (p *Proxy) Drain(ctx context.Context) error {
-	p.draining.Store(true)
+func (p *Proxy) drain(ctx context.Context) error {
 	p.listeners.mu.Lock()
 	p.listeners.closed = true
 	all := make([]*listener, 0, len(p.listeners.all))
@@ -202,19 +204,16 @@ func (p *Proxy) Drain(ctx context.Context) error {
 		l.Close()
 	}
 	p.listeners.mu.Unlock()
-	var errs []error
-	for _, l := range all {
+	var wg sync.WaitGroup
+	for _, l := range all { // all at once: none goes on serving while another is waited for
 		if l.http != nil {
-			errs = append(errs, l.http.Shutdown(ctx)) // tells callers of HTTP/2, and closes idle connections
+			wg.Go(func() { l.http.Shutdown(ctx) }) // tells callers of HTTP/2, and closes idle connections
 		}
 	}
-	errs = append(errs, p.inflight.wait(ctx), p.base.Shutdown(ctx))
-	for i, err := range errs {
-		if errors.Is(err, net.ErrClosed) { // we closed the listener ourselves
-			errs[i] = nil
-		}
-	}
-	return errors.Join(errs...)
+	wg.Wait()
+	p.inflight.wait(ctx)
+	p.base.Shutdown(ctx)
+	return ctx.Err()
 }
 
 // close cuts what is left.
@@ -225,6 +224,9 @@ func (p *Proxy) close() {
 	}
 	p.base.Close()
 	p.work.Wait()
+	ctx, cancel := context.WithTimeout(context.Background(), lastTimeout)
+	defer cancel()
+	p.inflight.wait(ctx)
 	p.tunnels.close()
 	p.apps.close()
 }

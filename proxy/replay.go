@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"maps"
+	"net"
 	"net/http"
 	"sync"
 
@@ -52,6 +53,20 @@ func (b *replay) read() (n int64, all bool) {
 	return b.n, b.err == io.EOF || b.n == b.length
 }
 
+// fault says that the caller did not send its body to the end, or not as it should; nil when that is not so.
+func (b *replay) fault() *fault {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	_, lost := errors.AsType[net.Error](b.err)
+	switch {
+	case b.err == nil || b.err == io.EOF:
+		return nil
+	case b.in.ProtoMajor > 1 || lost || errors.Is(b.err, io.ErrUnexpectedEOF):
+		return errClient
+	}
+	return errAmbiguous // chunks that cannot be read
+}
+
 // attach gives a request the body, from its first byte, and the trailers that follow it.
 func (b *replay) attach(out *http.Request) {
 	if b.body == nil {
@@ -72,10 +87,12 @@ func (b *replay) attach(out *http.Request) {
 	}
 }
 
+// replayBody is the body for one try. Its fields are guarded by replay.mu.
 type replayBody struct {
 	b       *replay
 	at      int64
 	trailer http.Header
+	closed  bool
 }
 
 func (r *replayBody) Read(p []byte) (int, error) {
@@ -86,14 +103,14 @@ func (r *replayBody) Read(p []byte) (int, error) {
 		b.turn.Wait()
 	}
 	switch {
-	case r.at < b.n && b.lost:
+	case r.closed, r.at < b.n && b.lost:
 		return 0, errNotKept
 	case r.at < b.n:
 		n := copy(p, b.data[r.at:])
 		r.at += int64(n)
 		return n, nil
 	case b.err == nil:
-		b.readLocked(p)
+		b.readLocked(p, r)
 		if n := int(b.n - r.at); n > 0 {
 			r.at = b.n
 			return n, nil // an error comes with the next call
@@ -106,8 +123,9 @@ func (r *replayBody) Read(p []byte) (int, error) {
 	return 0, b.err
 }
 
-// readLocked reads from the caller, without the lock while it waits.
-func (b *replay) readLocked(p []byte) {
+// readLocked reads from the caller, without the lock while it waits. What a try has read that was given up meanwhile is for the
+// next one, and kept.
+func (b *replay) readLocked(p []byte, r *replayBody) {
 	b.reading = true
 	b.mu.Unlock()
 	n, err := b.body.Read(p)
@@ -116,7 +134,7 @@ func (b *replay) readLocked(p []byte) {
 	b.turn.Broadcast()
 	b.n += int64(n)
 	b.err = err
-	if b.lost = b.lost || b.n > maxReplay; b.lost {
+	if b.lost = b.lost || b.n > maxReplay && !r.closed; b.lost {
 		b.data = nil
 	} else {
 		b.data = append(b.data, p[:n]...)
@@ -124,4 +142,9 @@ func (b *replay) readLocked(p []byte) {
 }
 
 // Close leaves the caller's body alone: another try may need it, and its server ends it.
-func (r *replayBody) Close() error { return nil }
+func (r *replayBody) Close() error {
+	r.b.mu.Lock()
+	defer r.b.mu.Unlock()
+	r.closed = true
+	return nil
+}

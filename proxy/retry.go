@@ -2,11 +2,11 @@ package proxy
 
 import (
 	"context"
-	"errors"
 	"io"
 	"math/rand/v2"
 	"net/http"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/meshagent/meshagent/mesh"
@@ -17,18 +17,20 @@ import (
 
 // attempts sends one request to instance after instance, as the retry policy allows. It is a RoundTripper for one request.
 type attempts struct {
-	call  *call
-	t     *table
-	split *policy.Split
-	retry *policy.Retry
-	q     *policy.Request
-	body  *replay
+	call     *call
+	t        *table
+	split    *policy.Split
+	retry    *policy.Retry
+	q        *policy.Request // as it is sent
+	deadline time.Time       // zero: none
+	own      bool            // the deadline is the caller's, and says nothing of the instance
+	last     context.Context // of the last try
 }
 
 // RoundTrip tries until there is an answer that is not to be tried again, attempts or budget are used up, or the context ends.
 func (a *attempts) RoundTrip(r *http.Request) (*http.Response, error) {
 	c := a.call
-	a.body = newReplay(r.Body, c.r)
+	c.body = newReplay(r.Body, c.r)
 	d, err := c.p.destination(a.t, a.split, true)
 	if err != nil {
 		return nil, err
@@ -41,10 +43,9 @@ func (a *attempts) RoundTrip(r *http.Request) (*http.Response, error) {
 		tried = append(tried, e)
 		c.in, c.dst = in, in.Identity(a.t.snap.TrustDomain)
 		c.attempts++
-		res, err := a.try(r, in, d.connect)
-		c.p.ended(a.split.Service, in, e, outcome(r.Context(), res, err))
+		res, err := a.try(r, in, e, d.connect)
 		give()
-		if r.Context().Err() != nil || !a.wanted(r, res, err) || !a.body.again() {
+		if r.Context().Err() != nil || !a.wanted(r, res, err) || !c.body.again() {
 			return res, err
 		}
 		if c.attempts > a.retry.Attempts {
@@ -69,44 +70,55 @@ func (a *attempts) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 }
 
-// outcome is what the answer says of the instance. An error status below 502 is the application's own business.
-func outcome(ctx context.Context, res *http.Response, err error) lb.Outcome {
-	switch {
-	case ctx.Err() != nil:
-		return lb.Unknown
-	case errors.Is(err, errConnect):
-		return lb.Unreachable
-	case errors.Is(err, errReset), errors.Is(err, errTimeout), errors.Is(err, errProtocol):
-		return lb.Failed
-	case err != nil:
-		return lb.Unknown
-	case faultOf(res) == errConnect, faultOf(res) == errNone:
-		return lb.Unreachable // so the agent there says
-	case res.StatusCode >= http.StatusBadGateway && res.StatusCode <= http.StatusGatewayTimeout:
-		return lb.Failed
+// verdict is why there is no answer of an application: err, or the fault with which the agent of the instance's node answered. A
+// status would not say what happened.
+func verdict(res *http.Response, err error) error {
+	if err == nil {
+		if f := faultOf(res); f != nil {
+			return f
+		}
 	}
-	return lb.OK
+	return err
 }
 
-// try sends the request to one instance. The time of one try ends with the head of the answer. Its error is a fault.
-func (a *attempts) try(r *http.Request, in *mesh.Instance, connect time.Duration) (*http.Response, error) {
+// outcome is what the answer says of the instance. An error status below 502 is the application's own business.
+func (a *attempts) outcome(ctx context.Context, res *http.Response, err error) lb.Outcome {
+	if ctx.Err() != nil && (context.Cause(ctx) != errTimeout || a.own) {
+		return lb.Unknown
+	}
+	switch err := verdict(res, err); err {
+	case nil:
+		if res.StatusCode >= http.StatusBadGateway && res.StatusCode <= http.StatusGatewayTimeout {
+			return lb.Failed
+		}
+		return lb.OK
+	case errConnect, errNone:
+		return lb.Unreachable
+	case errReset, errTimeout, errProtocol, errNotReady:
+		return lb.Failed
+	}
+	return lb.Unknown
+}
+
+// try sends the request to one instance. The time of one try ends with the head of the answer, the load that it is with the
+// answer's end. Its error is a fault.
+func (a *attempts) try(r *http.Request, in *mesh.Instance, e *lb.Endpoint, connect time.Duration) (*http.Response, error) {
 	c := a.call
 	ctx, cancel := context.WithCancelCause(r.Context())
-	done := func() { cancel(nil) }
+	a.last = ctx
 	if a.retry.PerTry > 0 {
 		defer time.AfterFunc(a.retry.PerTry, func() { cancel(errTimeout) }).Stop()
 	}
 	out := r.Clone(context.WithValue(ctx, connectKey{}, connect))
-	a.body.attach(out)
-	if d, ok := ctx.Deadline(); ok && out.Header.Get(route.GRPCTimeout) != "" {
-		out.Header.Set(route.GRPCTimeout, route.FormatGRPCTimeout(time.Until(d)))
+	c.body.attach(out)
+	if !a.deadline.IsZero() && out.Header.Get(route.GRPCTimeout) != "" {
+		out.Header.Set(route.GRPCTimeout, route.FormatGRPCTimeout(time.Until(a.deadline)))
 	}
 	var res *http.Response
 	var err error
+	release := func() {}
 	if in.Node == a.t.snap.Self {
-		var release func()
 		if release, err = c.p.permit(c, in, a.q, func() { cancel(errDenied) }); err == nil {
-			done = func() { cancel(nil); release() }
 			out.Header.Set("X-Forwarded-Client-Cert", certHeader(c.src, c.dst))
 			res, err = c.p.toApp(out, in)
 		}
@@ -114,24 +126,29 @@ func (a *attempts) try(r *http.Request, in *mesh.Instance, connect time.Duration
 		res, err = c.p.toNode(out, a.t.snap, c.src, in)
 	}
 	if err != nil {
-		err = asFault(ctx, err)
+		err = c.fault(ctx, err)
+	}
+	o := a.outcome(r.Context(), res, err)
+	done := func() {
+		cancel(nil)
+		release()
+		c.p.ended(a.split.Service, in, e, o)
+	}
+	if err != nil {
 		done()
 		return nil, err
 	}
 	return c.watch(ctx, res, done), nil
 }
 
-// watch returns the answer, nil for nil, so that how it ends is noted; done is called then.
+// watch returns the answer, so that how it ends is noted; done is called then, once.
 func (c *call) watch(ctx context.Context, res *http.Response, done func()) *http.Response {
-	if res == nil {
-		return nil
-	}
 	if conn, ok := res.Body.(io.ReadWriteCloser); ok && res.StatusCode == http.StatusSwitchingProtocols {
-		res.Body = &switched{conn, done}
+		res.Body = switchedUntil(ctx, conn, done)
 		return res
 	}
 	c.grpc = res.Header.Get("Grpc-Status") // there already when the answer is trailers-only
-	res.Body = &answer{res.Body, c, ctx, res, done}
+	res.Body = &answer{res.Body, c, ctx, res, sync.OnceFunc(done)}
 	return res
 }
 
@@ -153,28 +170,12 @@ func (b *answer) Read(p []byte) (int, error) {
 			b.call.grpc = s
 		}
 	case err != nil:
-		b.call.flag(asFault(b.ctx, err).flag)
+		b.call.flag(b.call.fault(b.ctx, err).flag)
 	}
 	return n, err
 }
 
 func (b *answer) Close() error { defer b.done(); return b.ReadCloser.Close() }
-
-// switched is a connection that speaks another protocol after 101.
-type switched struct {
-	io.ReadWriteCloser
-	done func()
-}
-
-func (s *switched) Close() error { defer s.done(); return s.ReadWriteCloser.Close() }
-
-// CloseWrite ends one way, or both where the connection cannot end one.
-func (s *switched) CloseWrite() error {
-	if c, ok := s.ReadWriteCloser.(interface{ CloseWrite() error }); ok {
-		return c.CloseWrite()
-	}
-	return s.Close()
-}
 
 // pause waits between tries: a random part of base, doubled with each (Envoy's, base 25 ms).
 func (a *attempts) pause(ctx context.Context) error {
@@ -195,16 +196,16 @@ func (a *attempts) pause(ctx context.Context) error {
 // wanted reports whether the policy wants another try after this outcome.
 func (a *attempts) wanted(r *http.Request, res *http.Response, err error) bool {
 	on := a.retry.On
-	switch {
-	case err == nil:
+	switch err := verdict(res, err); err {
+	case nil:
 		return wantedStatus(a.retry, res)
-	case errors.Is(err, errConnect): // nothing was sent
+	case errConnect, errNone, errNotReady: // nothing was sent to an application
 		return on&(policy.OnConnectFailure|policy.On5xx|policy.OnGatewayError|policy.OnReset|policy.OnResetBeforeRequest) != 0
-	case errors.Is(err, errRefused): // nothing was looked at
+	case errRefused: // nothing was looked at
 		return on&(policy.OnRefusedStream|policy.On5xx|policy.OnGatewayError|policy.OnReset) != 0
-	case errors.Is(err, errTimeout):
+	case errTimeout:
 		return on&(policy.On5xx|policy.OnGatewayError|policy.OnReset) != 0
-	case errors.Is(err, errReset), errors.Is(err, errProtocol):
+	case errReset, errProtocol:
 		// To ask again is safe where the method is (RFC 9110, section 9.2.1), if anything is to be retried at all.
 		return on&(policy.On5xx|policy.OnGatewayError|policy.OnReset) != 0 || on != 0 && safe(r.Method)
 	}

@@ -20,6 +20,9 @@ var errStreamClosed = errors.New("proxy: stream closed")
 
 func addrPort(s string) netip.AddrPort { a, _ := netip.ParseAddrPort(s); return a }
 
+// peerIP is the address of a peer in its one form, in which policy compares it (CVE-2024-24790).
+func peerIP(s string) netip.Addr { return addrPort(s).Addr().Unmap().WithZone("") }
+
 // outboundTCP carries a connection of a local caller. A refusal is a close: TCP has no way to say why; the access log has.
 func (p *Proxy) outboundTCP(conn net.Conn, svc mesh.ServiceName, port uint16) {
 	c := p.begin(outbound, svc, nil, nil)
@@ -99,7 +102,7 @@ func (c *call) carry(ctx context.Context, cancel context.CancelCauseFunc, conn n
 
 // sourceOf says who calls, as policy sees it.
 func sourceOf(id mesh.Identity, from *mesh.Instance, conn net.Conn) policy.Source {
-	s := policy.Source{Identity: id, IP: addrPort(conn.RemoteAddr().String()).Addr().Unmap()}
+	s := policy.Source{Identity: id, IP: peerIP(conn.RemoteAddr().String())}
 	if from != nil {
 		s.Labels = from.Labels
 	}
@@ -186,13 +189,10 @@ func (c *call) acceptTCP(q *policy.Request) error {
 		switch {
 		case err == nil:
 			continue
-		case context.Cause(ctx) == errDenied:
-			c.flag(errDenied.flag)
-		case err != io.EOF:
-			c.flag(errReset.flag)
-		default:
+		case err == io.EOF:
 			return nil
 		}
+		c.flag(asFault(ctx, err).flag)
 		panic(http.ErrAbortHandler) // resets the stream
 	}
 }

@@ -24,6 +24,13 @@ type tunnels struct {
 	all map[tunnelKey]*tunnel
 }
 
+// h2Config bounds what a connection of HTTP/2 may hold. A stream that nobody reads holds back no other: the window of the connection
+// is that of all streams together.
+func h2Config() *http.HTTP2Config {
+	return &http.HTTP2Config{MaxConcurrentStreams: maxStreams, MaxReceiveBufferPerStream: streamWindow,
+		MaxReceiveBufferPerConnection: maxStreams * streamWindow, WriteByteTimeout: stallTimeout}
+}
+
 // tunnelKey keeps tunnels apart: one is never shared by two source identities.
 type tunnelKey struct {
 	src, dst mesh.Identity
@@ -64,8 +71,8 @@ func (p *Proxy) tunnel(s *mesh.Snapshot, src mesh.Identity, in *mesh.Instance) *
 		t = &tunnel{addr: k.addr, used: time.Now(), transport: &http.Transport{
 			DialTLSContext:     func(ctx context.Context, _, _ string) (net.Conn, error) { return p.dialTunnel(ctx, k) },
 			DisableCompression: true, IdleConnTimeout: idleTimeout, MaxResponseHeaderBytes: maxHeader + hopHeader, Protocols: new(http.Protocols),
-			HTTP2: &http.HTTP2Config{SendPingTimeout: deadAfter / 2, PingTimeout: deadAfter / 2, WriteByteTimeout: stallTimeout,
-				MaxReceiveBufferPerStream: streamWindow, MaxReceiveBufferPerConnection: maxStreams * streamWindow}}}
+			HTTP2: h2Config()}}
+		t.transport.HTTP2.SendPingTimeout, t.transport.HTTP2.PingTimeout = deadAfter/2, deadAfter/2
 		t.transport.Protocols.SetHTTP2(true)
 		p.tunnels.all[k] = t
 	}
@@ -116,8 +123,10 @@ func (t *tunnel) dial(ctx context.Context, d *dialing) {
 	defer t.mu.Unlock()
 	t.dialing = nil
 	switch {
+	case errors.Is(err, errNoCert):
+		d.err = errNoCert
 	case err != nil:
-		d.err = asFault(ctx, err)
+		d.err = errConnect
 	case t.closed:
 		c.Close()
 		d.err = errConnect
@@ -155,11 +164,12 @@ func (t *tunnel) RoundTrip(r *http.Request) (*http.Response, error) {
 	return nil, errRefused
 }
 
-// isUnseen reports whether the other agent says that it did not look at the request. The first two are of net/http, which does not
-// export them; a test holds them to what it sends.
+// isUnseen reports whether the other agent did not look at the request, because it says so, or because nothing was sent. The texts
+// are of net/http, which does not export these errors; a test holds them to what it sends.
 func isUnseen(err error) bool {
 	switch text := err.Error(); text {
-	case "http2: Transport received Server's graceful shutdown GOAWAY", "http2: client conn not usable":
+	case "http2: Transport received Server's graceful shutdown GOAWAY", "http2: client conn not usable",
+		"http2: client conn could not be established": // it ended before the first request
 		return true
 	}
 	const refusedStream = 7 // RFC 9113, section 7
@@ -176,15 +186,20 @@ type streamError struct {
 
 func (e streamError) Error() string { return "stream " + strconv.Itoa(int(e.StreamID)) + " was reset" }
 
-// close makes that nothing new begins. Requests in flight end as they would: their connection closes idleTimeout later.
+// close makes that nothing new begins. Requests in flight end as they would, and each connection with its last one.
 func (t *tunnel) close() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.closed = true
 	for _, c := range t.conns {
-		if c.InFlight() == 0 {
-			c.Close()
-		}
+		c.SetStateHook(closeUnused)
+		closeUnused(c)
+	}
+}
+
+func closeUnused(c *http.ClientConn) {
+	if c.InFlight() == 0 {
+		c.Close()
 	}
 }
 
@@ -279,7 +294,11 @@ func (p *Proxy) toNode(r *http.Request, s *mesh.Snapshot, src mesh.Identity, in 
 	if r.Header.Get("Upgrade") != "" {
 		return switchNode(t, r, in)
 	}
-	return t.RoundTrip(r)
+	res, err := t.RoundTrip(r)
+	if err == nil {
+		res.Header.Del(upgradeHeader)
+	}
+	return res, err
 }
 
 // ServeTunnel serves a connection of another agent, whose handshake is done with ALPN h2, until it ends. While the proxy drains it
@@ -339,10 +358,7 @@ type peerKey struct{}
 // tunnelServer serves the requests in tunnels.
 func (p *Proxy) tunnelServer() *http.Server {
 	s := &http.Server{ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeader + hopHeader, ErrorLog: p.quiet,
-		Protocols: new(http.Protocols), DisableGeneralOptionsHandler: true,
-		// A stream that nobody reads holds back no other: the window of the connection is that of all streams together.
-		HTTP2: &http.HTTP2Config{MaxConcurrentStreams: maxStreams, MaxReceiveBufferPerStream: streamWindow,
-			MaxReceiveBufferPerConnection: maxStreams * streamWindow, WriteByteTimeout: stallTimeout},
+		Protocols: new(http.Protocols), DisableGeneralOptionsHandler: true, HTTP2: h2Config(),
 		BaseContext: func(net.Listener) context.Context { return p.life },
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			l, _ := p.peers.Load(c)
@@ -386,10 +402,14 @@ func (p *Proxy) toApp(r *http.Request, in *mesh.Instance) (*http.Response, error
 	k := keyOf(in)
 	r.URL.Host = k.addr.String()
 	res, err := p.apps.get(p, k).RoundTrip(r)
-	if err == nil {
-		route.StripReserved(res.Header)
+	if err != nil {
+		return nil, err
 	}
-	return res, err
+	if err := checkSwitch(r, res); err != nil {
+		return nil, err
+	}
+	route.StripReserved(res.Header)
+	return res, nil
 }
 
 func (a *apps) get(p *Proxy, k appKey) *http.Transport {
@@ -399,7 +419,7 @@ func (a *apps) get(p *Proxy, k appKey) *http.Transport {
 	if t == nil {
 		t = &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return p.dial(ctx, k.addr) },
 			DisableCompression: true, MaxResponseHeaderBytes: maxHeader, Protocols: new(http.Protocols), ExpectContinueTimeout: time.Second,
-			MaxIdleConns: 256, MaxIdleConnsPerHost: 256, IdleConnTimeout: appIdleTimeout}
+			MaxIdleConns: 256, MaxIdleConnsPerHost: 256, IdleConnTimeout: appIdleTimeout, HTTP2: h2Config()}
 		t.Protocols.SetHTTP1(k.h1)
 		t.Protocols.SetUnencryptedHTTP2(!k.h1)
 		a.all[k] = t

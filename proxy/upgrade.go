@@ -1,9 +1,14 @@
 package proxy
 
 import (
+	"context"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
+	"sync"
+
+	"golang.org/x/net/http/httpguts"
 
 	"github.com/meshagent/meshagent/mesh"
 )
@@ -14,19 +19,59 @@ import (
 // RFC 8441 has a method for this that net/http serves only behind a setting of the environment (GODEBUG=http2xconnect=1).
 const upgradeHeader = "Mesh-Upgrade"
 
-// dropUpgrades takes out an upgrade to another version of HTTP or to TLS: its requests would pass by policy. The request is
-// served as it is, which RFC 9110 allows.
+// dropUpgrades takes out an upgrade that is not carried. The request is served as it is, which RFC 9110 allows.
 func dropUpgrades(h http.Header) {
-	for _, v := range h["Upgrade"] {
-		for name := range strings.SplitSeq(strings.ToLower(v), ",") {
-			name, _, _ = strings.Cut(strings.TrimSpace(name), "/")
-			if name == "h2c" || name == "h2" || name == "http" || name == "tls" {
-				h.Del("Upgrade")
-				h.Del("Http2-Settings")
-				return
-			}
+	if !slices.ContainsFunc(h["Upgrade"], func(v string) bool { return !mayUpgrade(v) }) {
+		return
+	}
+	h.Del("Upgrade")
+	h.Del("Http2-Settings")
+}
+
+// mayUpgrade reports whether callers may switch to the protocols of an Upgrade header: to another version of HTTP or to TLS they
+// may not, since its requests would pass by policy.
+func mayUpgrade(v string) bool {
+	for name := range strings.SplitSeq(strings.ToLower(v), ",") {
+		name, version, _ := strings.Cut(strings.TrimSpace(name), "/")
+		if !httpguts.ValidHeaderFieldName(name) || version != "" && !httpguts.ValidHeaderFieldName(version) || // both are tokens
+			name == "h2c" || name == "h2" || name == "http" || name == "tls" {
+			return false
 		}
 	}
+	return true
+}
+
+// checkSwitch closes a connection that an application switched to a protocol which it was not asked for.
+func checkSwitch(r *http.Request, res *http.Response) error {
+	want := r.Header.Get("Upgrade")
+	if res.StatusCode != http.StatusSwitchingProtocols || want != "" && strings.EqualFold(want, res.Header.Get("Upgrade")) &&
+		httpguts.HeaderValuesContainsToken(res.Header["Connection"], "upgrade") {
+		return nil
+	}
+	res.Body.Close()
+	return errProtocol
+}
+
+// switched is a connection that speaks another protocol after 101.
+type switched struct {
+	io.ReadWriteCloser
+	done func()
+}
+
+// switchedUntil closes the connection when ctx ends; net/http does not. done is called once, with the first Close.
+func switchedUntil(ctx context.Context, conn io.ReadWriteCloser, done func()) *switched {
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	return &switched{conn, sync.OnceFunc(func() { stop(); done() })}
+}
+
+func (s *switched) Close() error { defer s.done(); return s.ReadWriteCloser.Close() }
+
+// CloseWrite ends one way, or both where the connection cannot end one.
+func (s *switched) CloseWrite() error {
+	if c, ok := s.ReadWriteCloser.(interface{ CloseWrite() error }); ok {
+		return c.CloseWrite()
+	}
+	return s.Close()
 }
 
 // switchNode asks for an upgrade through a tunnel.
@@ -60,8 +105,8 @@ func switchNode(t http.RoundTripper, r *http.Request, in *mesh.Instance) (*http.
 // switchApp asks an application for an upgrade that came through a tunnel.
 func (p *Proxy) switchApp(r *http.Request, in *mesh.Instance, name string) (*http.Response, error) {
 	body := r.Body
-	if body == nil {
-		return nil, errAmbiguous
+	if body == nil || !mayUpgrade(name) {
+		return nil, errUpgrade
 	}
 	r.Body, r.ContentLength = http.NoBody, 0
 	r.Header.Set("Connection", "Upgrade")
@@ -71,10 +116,10 @@ func (p *Proxy) switchApp(r *http.Request, in *mesh.Instance, name string) (*htt
 		return res, err
 	}
 	conn, ok := res.Body.(io.ReadWriteCloser)
-	if !ok || !strings.EqualFold(res.Header.Get("Upgrade"), name) {
-		res.Body.Close()
-		return nil, errProtocol
+	if !ok {
+		return nil, errProtocol // net/http: never
 	}
+	res.Body = switchedUntil(r.Context(), conn, func() {})
 	go func() { // ends with the stream, whose end closes both
 		_, err := io.Copy(conn, body)
 		if half, ok := conn.(interface{ CloseWrite() error }); ok && err == nil {

@@ -3,6 +3,7 @@ package lb
 import (
 	"fmt"
 	"math"
+	"strings"
 	"testing"
 	"time"
 )
@@ -164,14 +165,14 @@ func TestLastResort(t *testing.T) {
 			for turn := range uint64(300) {
 				got[Pick(a, cs, tried, t0, turn)] = true
 			}
-			s := ""
+			var s strings.Builder
 			for i, g := range got {
 				if g {
-					s += string(rune('a' + i))
+					s.WriteString(string(rune('a' + i)))
 				}
 			}
-			if s != c.want {
-				t.Errorf("%s, %s: picked %q, want %q", c.name, name, s, c.want)
+			if s.String() != c.want {
+				t.Errorf("%s, %s: picked %q, want %q", c.name, name, s.String(), c.want)
 			}
 		}
 	}

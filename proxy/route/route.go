@@ -1,9 +1,10 @@
-// Package route is what the proxy does to a request that needs no network: its canonical path, the draw among destinations,
-// changes of headers, what callers may not say, gRPC time-outs. Pure functions. It is imported by proxy.
+// Package route is what the proxy does to a request that needs no network: its canonical path and host, the draw among
+// destinations, changes of headers, what callers may not say, gRPC time-outs. Pure functions. It is imported by proxy.
 package route
 
 import (
 	"net/http"
+	"net/netip"
 	"path"
 	"strconv"
 	"strings"
@@ -92,6 +93,29 @@ func unescapeUnreserved(s string) (out string, ok bool) {
 		i += 2
 	}
 	return b.String(), true
+}
+
+// Authority returns a request's host in the one form in which it is compared: lower case, without its port and one trailing dot. ok
+// is false for what is no host, or not ASCII: a name of another script has a form in ASCII (RFC 5891).
+func Authority(host string) (name string, ok bool) {
+	name = strings.ToLower(host)
+	if i := strings.LastIndexByte(name, ':'); i > strings.LastIndexByte(name, ']') {
+		if strings.Trim(name[i+1:], "0123456789") != "" {
+			return "", false
+		}
+		name = name[:i]
+	}
+	if v6, ok := strings.CutPrefix(name, "["); ok {
+		a, err := netip.ParseAddr(strings.TrimSuffix(v6, "]"))
+		return name, err == nil && a.Is6() && a.Zone() == "" && strings.HasSuffix(v6, "]")
+	}
+	name = strings.TrimSuffix(name, ".")
+	for label := range strings.SplitSeq(name, ".") {
+		if label == "" || strings.Trim(label, "abcdefghijklmnopqrstuvwxyz0123456789-_") != "" {
+			return "", false
+		}
+	}
+	return name, true
 }
 
 // Apply removes, then sets, then adds headers.

@@ -121,6 +121,25 @@ func TestStripForged(t *testing.T) {
 	}
 }
 
+// TestAuthority: spellings of one host get one verdict (SECURITY 30).
+func TestAuthority(t *testing.T) {
+	for in, want := range map[string]string{
+		"secret.com": "secret.com", "Secret.Com": "secret.com", "secret.com.": "secret.com", "secret.com:80": "secret.com", "secret.com.:80": "secret.com",
+		"secret.com:": "secret.com", "web": "web", "127.0.0.1:8080": "127.0.0.1", "[::1]": "[::1]", "[::1]:80": "[::1]", "[FE80::1]:1": "[fe80::1]",
+		"xn--bcher-kva.example": "xn--bcher-kva.example", "a_b.c": "a_b.c",
+	} {
+		if got, ok := Authority(in); !ok || got != want {
+			t.Errorf("%q is %q, %v: want %q", in, got, ok, want)
+		}
+	}
+	for _, in := range []string{"", ".", ":80", "a..b", "a.b..", ".a", "a b", "a/b", "a@b", "a:b", "a:80:80", "a:8x", "::1", "[::1", "[::1]x", "[a]", "[]", "[1.2.3.4]",
+		"[fe80::1%eth0]", "b\u00fccher.example", "secret\uff0ecom", "a%2eb", "a?b", "a#b", "a\x00", "a\n", "a,b", "*"} {
+		if got, ok := Authority(in); ok {
+			t.Errorf("%q passes, as %q", in, got)
+		}
+	}
+}
+
 func TestChoose(t *testing.T) {
 	s := []policy.Split{{Service: mesh.MustServiceName("a"), Weight: 90}, {Weight: 0}, {Service: mesh.MustServiceName("b"), Weight: 10}}
 	if n := Total(s); n != 100 {
