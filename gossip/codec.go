@@ -75,7 +75,10 @@ func decompress(b []byte) (*ecdsa.PublicKey, mesh.NodeID, error) {
 	if x == nil {
 		return nil, mesh.NodeID{}, fmt.Errorf("%w: no public key", errBad)
 	}
-	pub := &ecdsa.PublicKey{Curve: elliptic.P256(), X: x, Y: y}
+	pub, err := ecdsa.ParseUncompressedPublicKey(elliptic.P256(), append(append([]byte{4}, x.FillBytes(make([]byte, 32))...), y.FillBytes(make([]byte, 32))...))
+	if err != nil {
+		return nil, mesh.NodeID{}, fmt.Errorf("%w: %w", errBad, err)
+	}
 	id, err := mesh.NodeIDOf(pub)
 	return pub, id, err
 }

@@ -21,7 +21,7 @@ func (r *HTTPRoute) RewritePath(p string) string {
 	if w == nil || w.Path == "" || p == "*" {
 		return p
 	}
-	n := len(p)
+	var n int
 	if w.Prefix != "" {
 		if !strings.HasPrefix(p, w.Prefix) {
 			return p
