@@ -16,6 +16,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -31,12 +32,20 @@ var (
 )
 
 type memStore struct {
+	mu    sync.Mutex // guards what follows
 	v     []byte
 	index uint64
 }
 
-func (m *memStore) Load(context.Context) ([]byte, uint64, error) { return m.v, m.index, nil }
+func (m *memStore) Load(context.Context) ([]byte, uint64, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.v, m.index, nil
+}
+
 func (m *memStore) Save(_ context.Context, v []byte, index uint64) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	if index != m.index {
 		return ca.ErrConflict
 	}
