@@ -119,6 +119,7 @@ func TestClient(t *testing.T) {
 			want: "go away 1 NO_ERROR; " + connError(0, errGoAway)}, get},
 		{row{law: "§6.6", name: "push", in: func(p *peer) { p.settings().frame(typePush, flagEndHeaders, 1, u32(2)) }, want: connError(0, errPush)}, get},
 		{row{law: "§6.6", name: "push enabled by a server", in: func(p *peer) { p.settings(setPush, 1) }, want: connError(0, errSetPush)}, get},
+		{row{law: "S6", name: "frame size 0", in: func(p *peer) { p.settings(setFrame, 0).response(1, true) }, want: connError(0, errSetFrame)}, get},
 		{row{law: "§5.1.1", name: "stream of the server", in: func(p *peer) { p.settings().response(2, true) }, want: connError(0, errID)}, get},
 		{row{law: "§5.1", name: "head on an idle stream", in: func(p *peer) { p.settings().response(3, true) }, want: connError(0, errIdle)}, get},
 		{row{law: "§5.1", name: "data on an idle stream", in: func(p *peer) { p.settings().data(3, "abc", true) }, want: connError(0, errIdle)}, get},

@@ -79,26 +79,30 @@ func (e *engine) run() error {
 
 // reply is an answer that is on its way: of an echo server.
 type reply struct {
-	body bytes.Buffer
-	end  bool
-	took int
+	body     bytes.Buffer
+	end      bool
+	took     int
+	trailers []Field
 }
 
-// echo answers with the body of the request, or with a greeting if there is none.
+func fieldsOf(h *Head) (fields []Field) {
+	for i := range h.Len() {
+		fields = append(fields, h.Field(i))
+	}
+	return fields
+}
+
+// echo answers with the fields, the body and the trailers of the request, or with a greeting if there is no body.
 func echo(e *engine, ev Event) {
 	s := ev.Stream
 	switch ev.Kind {
 	case EventRequest:
 		r := &reply{end: ev.End}
 		s.Owner = r
-		var fields []Field
-		for i := range ev.Head.Len() {
-			fields = append(fields, ev.Head.Field(i))
-		}
 		if ev.End {
 			r.body.WriteString("hello, world")
 		}
-		if err := e.Respond(s, 200, -1, fields, ev.End && string(ev.Head.Method) == "HEAD"); err != nil {
+		if err := e.Respond(s, 200, -1, fieldsOf(ev.Head), ev.End && string(ev.Head.Method) == "HEAD"); err != nil {
 			panic(err)
 		}
 		e.answer(s)
@@ -112,7 +116,10 @@ func echo(e *engine, ev Event) {
 		r.end = ev.End
 		e.answer(s)
 	case EventTrailers:
-		s.Owner.(*reply).end = true
+		r := s.Owner.(*reply)
+		var h Head
+		h.Copy(ev.Head)
+		r.end, r.trailers = true, fieldsOf(&h)
 		e.answer(s)
 	case EventReset:
 		e.Close(s, Cancel)
@@ -130,11 +137,16 @@ func echo(e *engine, ev Event) {
 func (e *engine) answer(s *Stream) {
 	r := s.Owner.(*reply)
 	if !s.sendEnd {
-		n, err := e.Data(s, r.body.Bytes(), r.end)
+		n, err := e.Data(s, r.body.Bytes(), r.end && r.trailers == nil)
 		if err != nil {
 			panic(err)
 		}
 		r.body.Next(n)
+		if r.end && r.trailers != nil && r.body.Len() == 0 {
+			if err := e.Trailers(s, r.trailers); err != nil {
+				panic(err)
+			}
+		}
 	}
 	if t := min(r.took, r.took-r.body.Len()); t > 0 {
 		e.Take(s, t)
