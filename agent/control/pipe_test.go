@@ -38,25 +38,26 @@ func (h *half) set(change func()) {
 }
 
 // tryRead returns what to wait for when there is nothing to read.
-func (h *half) tryRead(b []byte) (n int, err error, change chan struct{}, until time.Time) {
+func (h *half) tryRead(b []byte) (n int, change chan struct{}, until time.Time, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	switch {
 	case !h.until.IsZero() && !time.Now().Before(h.until):
-		return 0, os.ErrDeadlineExceeded, nil, h.until
+		err = os.ErrDeadlineExceeded
 	case len(h.data) > 0:
 		n = copy(b, h.data)
 		h.data = h.data[n:]
-		return n, nil, nil, h.until
 	case h.closed:
-		return 0, io.EOF, nil, h.until
+		err = io.EOF
+	default:
+		change = h.change
 	}
-	return 0, nil, h.change, h.until
+	return n, change, h.until, err
 }
 
 func (e *end) Read(b []byte) (int, error) {
 	for {
-		n, err, change, until := e.in.tryRead(b)
+		n, change, until, err := e.in.tryRead(b)
 		if change == nil {
 			return n, err
 		}

@@ -92,13 +92,14 @@ func New(cfg Config) *Port {
 		perIP:   telemetry.OncePer(time.Minute)}
 }
 
-// Run accepts until ctx ends, then closes the listener, ends the contexts of all connections and waits for them. When the
-// listener fails for good it returns its error.
+// Run accepts until ctx ends, then closes the listener, ends the contexts of all connections and waits for them. It does the
+// same when the listener fails for good, and returns its error.
 func (p *Port) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var conns sync.WaitGroup
 	defer conns.Wait()
 	defer cancel()
+	defer p.cfg.Listener.Close()
 	stop := context.AfterFunc(ctx, func() { p.cfg.Listener.Close() })
 	defer stop()
 	open := make(chan struct{}, p.cfg.MaxConns)

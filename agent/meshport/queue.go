@@ -48,11 +48,6 @@ func (q *Queue) Serve(ctx context.Context, c *tls.Conn) {
 // Accept waits for the next connection; after Close its error is net.ErrClosed.
 func (q *Queue) Accept() (net.Conn, error) {
 	select {
-	case <-q.done:
-		return nil, net.ErrClosed
-	default:
-	}
-	select {
 	case c := <-q.conns:
 		return c, nil
 	case <-q.done:
