@@ -22,7 +22,8 @@ type permits struct {
 }
 
 // permit asks policy whether a call may reach an instance of this host, and, with every change of policy until release is
-// called, whether it still may; cut is called when it may not. The error is errDenied or errNotReady.
+// called, whether it still may; cut is called when it may not. The error is errDenied or errNotReady. release is never nil, and may
+// be called again.
 func (p *Proxy) permit(c *call, in *mesh.Instance, q *policy.Request, cut func()) (release func(), err error) {
 	l := &permit{in, q, cut}
 	p.permits.mu.Lock()
@@ -36,12 +37,12 @@ func (p *Proxy) permit(c *call, in *mesh.Instance, q *policy.Request, cut func()
 	m := model(p.c.Snapshots.Load())
 	if m == nil {
 		release()
-		return nil, errNotReady
+		return release, errNotReady
 	}
 	if d := authorize(m, in, q); !d.Allow {
 		c.policy = d.Policy.String()
 		release()
-		return nil, errDenied
+		return release, errDenied
 	}
 	return release, nil
 }

@@ -10,6 +10,7 @@
 package proxy
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -129,10 +130,11 @@ func New(c Config) (*Proxy, error) {
 		return nil, err
 	}
 	p := &Proxy{c: c, metrics: newMetrics(c.Metrics), log: newAccessLog(c.AccessLog, c.Metrics), said: telemetry.OncePer(time.Minute),
-		quiet: log.New(io.Discard, "", 0), vips: v,
+		vips:      v,
 		listeners: listeners{all: map[netip.AddrPort]*listener{}, bound: map[mesh.ServiceName]*mesh.Service{}},
 		tunnels:   tunnels{all: map[tunnelKey]*tunnel{}}, apps: apps{all: map[appKey]*http.Transport{}}, permits: permits{all: map[*permit]struct{}{}}}
 	p.life, p.end = context.WithCancelCause(context.Background())
+	p.quiet = log.New(panics{p}, "", 0)
 	p.base = p.tunnelServer()
 	return p, nil
 }
@@ -229,6 +231,16 @@ func (p *Proxy) close() {
 	p.inflight.wait(ctx)
 	p.tunnels.close()
 	p.apps.close()
+}
+
+// panics says what net/http says of mistakes in the program; the rest of its lines is about peers.
+type panics struct{ *Proxy }
+
+func (p panics) Write(line []byte) (int, error) {
+	if bytes.Contains(line, []byte("panic serving")) && p.said.Allow("panic") {
+		p.c.Log.Error("a call ended by a mistake in the program: please report it", "panic", string(line))
+	}
+	return len(line), nil
 }
 
 // warn says something once a minute.
