@@ -38,6 +38,7 @@ type Conn struct {
 	nextID  uint32 // of a stream that we open
 
 	patience int
+	owed     int   // WINDOW_UPDATE frames that our DATA is worth
 	forgave  int64 // when time last gave patience back
 
 	// Where we are in what comes in.
@@ -75,7 +76,8 @@ func NewClient(o Options, x *Scratch) *Conn { return newConn(o, x, true) }
 func newConn(o Options, x *Scratch, client bool) *Conn {
 	o = o.orDefaults()
 	c := &Conn{opts: o, scratch: x, client: client, unacked: 1, peerWindow: defaultWindow, peerStreams: 100, sendWindow: defaultWindow,
-		recvWindow: int64(o.ConnWindow), dec: decoder{table{most: tableSize}}, enc: newEncoder(), nextID: 1, patience: patience, forgave: x.Now}
+		recvWindow: int64(o.ConnWindow), dec: decoder{table{most: tableSize}}, enc: newEncoder(), nextID: 1, forgave: x.Now}
+	c.patience = c.mostPatience()
 	if client {
 		c.Out = append(c.Out, Preface...)
 		c.preface = len(Preface)
@@ -197,22 +199,25 @@ const (
 	costSettings = 4 // windows of all streams change
 	costReset    = 4 // a request was begun for nothing: 250 of them in a row
 
-	earnFrame  = 1 // DATA of the peer
-	earnData   = 2 // our DATA is answered by WINDOW_UPDATE, of stream and connection
+	earnData   = 1 // a frame, either way
 	earnStream = 10
 
-	fairData = 1 << 10 // bytes of DATA that are work, whatever else is wrong
+	fairData  = 1 << 10 // bytes of DATA that are work in any case
+	perWindow = 2 << 10 // bytes of our DATA that are worth a WINDOW_UPDATE: Go sends two after 4 KiB, of stream and connection
 
 	perPatience = 100 // milliseconds that give back one
 	hasty       = 50  // milliseconds; who waited longer before the reset had a reason
 )
 
-func (c *Conn) earn(n int) { c.patience = min(c.patience+n, patience) }
+// mostPatience is enough for all streams to be cancelled at once.
+func (c *Conn) mostPatience() int { return max(patience, 2*costReset*c.opts.Streams) }
+
+func (c *Conn) earn(n int) { c.patience = min(c.patience+n, c.mostPatience()) }
 
 func (c *Conn) spend(n int) *Error {
 	if d := (c.scratch.Now - c.forgave) / perPatience; d > 0 {
 		c.forgave = c.scratch.Now
-		c.earn(int(min(d, patience)))
+		c.earn(int(min(d, 1<<20)))
 	}
 	if c.patience -= n; c.patience < 0 {
 		return errFlood

@@ -40,8 +40,9 @@ func (e *encoder) begin(dst []byte) []byte {
 	if e.told {
 		return dst
 	}
-	if e.low < e.table.most {
-		dst = appendInt(dst, 0x20, 5, e.low)
+	if e.low < e.table.most { // it was smaller meanwhile; 0 because Go's decoder takes a second size only for an empty table
+		e.table.shrink(0)
+		dst = appendInt(dst, 0x20, 5, 0)
 	}
 	e.low, e.told = e.table.most, true
 	return appendInt(dst, 0x20, 5, e.table.most)
@@ -50,16 +51,16 @@ func (e *encoder) begin(dst []byte) []byte {
 // field appends a field whose name is in lower case.
 func (e *encoder) field(dst, name, value []byte, id uint8, secret bool) []byte {
 	index := int(names[id].index)
-	for i := index; i > 0 && i <= 14 && static[i].name == names[id].text; i++ { // only these have values
-		if static[i].value == string(value) {
-			return append(dst, 0x80|byte(i))
-		}
-	}
-	if secret {
+	if secret { // the mark must reach the next hop, whatever the value
 		if index == 0 {
 			index = e.findName(name, uint32(maphash.Bytes(e.seed, name)))
 		}
 		return appendLiteral(dst, 0x10, 4, index, name, value)
+	}
+	for i := index; i > 0 && i <= 14 && static[i].name == names[id].text; i++ { // only these have values
+		if static[i].value == string(value) {
+			return append(dst, 0x80|byte(i))
+		}
 	}
 	nameHash := uint32(maphash.Bytes(e.seed, name))
 	hash := nameHash*31 + uint32(maphash.Bytes(e.seed, value))

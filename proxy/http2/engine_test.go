@@ -2,7 +2,9 @@ package http2
 
 import (
 	"bytes"
+	"errors"
 	"net"
+	"sync"
 	"testing"
 )
 
@@ -157,23 +159,26 @@ func (e *engine) answer(s *Stream) {
 	}
 }
 
-// listen serves connections with a Conn each, and returns the address.
-func listen(t testing.TB, o Options, each func(*engine, Event)) string {
+// listen serves connections with a Conn each, and returns the address. failed is told what peers do wrong.
+func listen(t testing.TB, o Options, each func(*engine, Event), failed func(error)) string {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
+	var wg sync.WaitGroup
+	wg.Go(func() {
 		for {
 			n, err := l.Accept()
 			if err != nil {
 				return
 			}
-			go newEngine(n, false, o, each).run()
+			wg.Go(func() {
+				if e, ok := errors.AsType[*Error](newEngine(n, false, o, each).run()); ok {
+					failed(e)
+				}
+			})
 		}
-	}()
-	t.Cleanup(func() { l.Close(); <-done })
+	})
+	t.Cleanup(func() { l.Close(); wg.Wait() }) // clients have closed their connections
 	return l.Addr().String()
 }

@@ -39,7 +39,7 @@ func httpClient(t testing.TB) *http.Client {
 
 // The client of net/http and our server understand each other.
 func TestServerOfItsClient(t *testing.T) {
-	url := "http://" + listen(t, Options{}, echo)
+	url := "http://" + listen(t, Options{}, echo, func(err error) { t.Error(err) })
 	c := httpClient(t)
 
 	t.Run("GET", func(t *testing.T) {
@@ -105,7 +105,7 @@ func TestServerOfItsClient(t *testing.T) {
 				reset <- ev.Code
 			}
 			echo(e, ev)
-		})
+		}, func(err error) { t.Error(err) })
 		in, out := io.Pipe()
 		r, err := httpClient(t).Post(url, "x", in)
 		if err != nil {

@@ -131,7 +131,7 @@ func (c *Conn) startData(in []byte, length int, flags byte, id uint32, ev *Event
 		switch {
 		case !late:
 			return used, c.breach(s, id, wrong, ev)
-		case payload < fairData:
+		case payload == 0:
 			return used, c.spend(costFrame)
 		}
 		return used, nil
@@ -143,7 +143,7 @@ func (c *Conn) startData(in []byte, length int, flags byte, id uint32, ev *Event
 	c.credit(s, pad)
 	c.payload, c.padding, c.reading, c.end = payload, max(pad-1, 0), s, end
 	if payload >= fairData {
-		c.earn(earnFrame)
+		c.earn(earnData)
 	}
 	if payload == 0 {
 		if !end {
@@ -257,7 +257,7 @@ func (c *Conn) readWindow(id uint32, b []byte, ev *Event) *Error {
 		if c.sendWindow += n; c.sendWindow > maxWindow {
 			return errConnCredit
 		}
-		return c.spend(costFrame)
+		return c.spendWindow()
 	}
 	if c.idle(id) {
 		return errIdle
@@ -274,6 +274,15 @@ func (c *Conn) readWindow(id uint32, b []byte, ev *Event) *Error {
 			*ev = Event{Kind: EventWritable, Stream: s, ID: id}
 		}
 		s.sendWindow += n
+	}
+	return c.spendWindow()
+}
+
+// spendWindow counts a WINDOW_UPDATE. What was sent long ago is answered at any time, and in bursts.
+func (c *Conn) spendWindow() *Error {
+	if c.owed > 0 {
+		c.owed--
+		return nil
 	}
 	return c.spend(costFrame)
 }

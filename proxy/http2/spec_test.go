@@ -13,7 +13,7 @@ func TestSpec(t *testing.T) {
 	if err != nil {
 		t.Skip("h2spec is not installed: go install github.com/summerwind/h2spec/cmd/h2spec@latest")
 	}
-	host, port, err := net.SplitHostPort(listen(t, Options{}, echo))
+	host, port, err := net.SplitHostPort(listen(t, Options{}, echo, func(error) {}))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -77,7 +77,7 @@ func (c *Conn) whole() bool { return c.recvWindow+c.taken == int64(c.opts.ConnWi
 func TestB5StalledReader(t *testing.T) {
 	for _, stalled := range []int{1, 50, 99} {
 		w := newWire(t, Options{}, Options{})
-		const size = 4 << 20
+		const size = 1 << 20
 		got := map[uint32]int{}
 		w.server.each = func(ev Event) {
 			if ev.Kind == EventData {

@@ -188,6 +188,7 @@ func (c *Conn) sent(s *Stream, n int, end bool) {
 		s.sendLeft -= int64(n)
 	}
 	if n >= fairData || n > 0 && c.Room(s) > 0 { // else a few bytes of window made us send a few bytes
+		c.owed += 2 + n/perWindow
 		c.earn(earnData)
 	}
 	if end {

@@ -490,6 +490,34 @@ func TestB7TimeForgives(t *testing.T) {
 	}
 }
 
+// A peer that has got much answers in bursts: so many WINDOW_UPDATEs as the data was worth are no flood, and more are. BEHAVIOURS 7.
+func TestB7WindowsForData(t *testing.T) {
+	c, s := served(t, "")
+	p := newPeer().window(0, 1<<30).window(1, 1<<30)
+	if _, _, err := c.Next(p.Bytes()); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Respond(s, 200, -1, nil, false); err != nil {
+		t.Fatal(err)
+	}
+	for range 400 {
+		if n, err := c.Data(s, make([]byte, maxFrame), false); n != maxFrame || err != nil {
+			t.Fatal(n, err)
+		}
+	}
+	p.Buffer.Reset()
+	p.window(1, 4<<10).window(0, 4<<10)
+	windows := 0
+	for ; windows < 10_000; windows += 2 {
+		if _, _, err := c.Next(p.Bytes()); err != nil {
+			break
+		}
+	}
+	if worth := 400 * maxFrame / (4 << 10) * 2; windows < worth || windows > 2*worth+patience {
+		t.Errorf("%d windows were taken, the data was worth %d", windows, worth)
+	}
+}
+
 // Who waited before the reset had a reason: that is no rapid reset. SECURITY 1.
 func TestS1SlowResets(t *testing.T) {
 	x := new(Scratch)
