@@ -4,6 +4,7 @@
 # about a minute, and half a minute more the first time.
 # Prints ok or FAIL for each check and fails when one did. KEEP=1 leaves the hosts up when it is done, for looking around.
 set -euo pipefail
+umask 022
 cd "$(dirname "$0")/../.."
 # shellcheck source=test/e2e/lib.sh
 . test/e2e/lib.sh
@@ -23,9 +24,9 @@ finish() {
   if [ "${KEEP:-}" = 1 ]; then echo "Left as it is. A shell in h3: nsenter -t $(cat "$run/h3.leader") -a bash"; else down; fi
   exit $rc
 }
-down
 trap finish EXIT
 trap 'exit 130' INT TERM
+down
 up_dir
 
 stage=$run/stage
@@ -171,6 +172,11 @@ sum_up() {
     END {for (k in n) print n[k] " x " k; print "slowest " slowest " s"; if (to) printf "failed for %.1f s\n", to - from}' /run/calls.out
 }
 all_ok() { sum_up; ! on h3 grep -qv '^200 ' /run/calls.out; }
+# out_for SECONDS: where calls failed, nobody was there to answer, and it was for no longer than that.
+out_for() {
+  sum_up
+  on h3 awk -v most="$1" '$1 == 200 {next} {if (!from) from = $2; if ($1 != "000" || $2 - from > most) bad = 1} END {exit bad}' /run/calls.out
+}
 last_source() { on "$1" tail -n 1 /var/lib/meshagent/access.log; }
 logged() { # HOST DIRECTION SOURCE: the last line of the access log
   local l; l=$(last_source "$1"); echo "$l"
@@ -253,15 +259,16 @@ for h in h1 h2 h3; do await "$h sees three members" 20 alive $h 3; done
 await "h3: web has three instances to call" 20 usable h3 web 3
 check "h2: systemctl restart meshagent" under_load $web on h2 systemctl restart meshagent
 check "no call from another host failed" all_ok
-sum_up
+sum_up | sed "s/^/      /"
 check "h3: systemctl restart meshagent" under_load $web on h3 systemctl restart meshagent
-sum_up
+check "calls of this host wait or fail for 3 s at most, as its agent is away" out_for 3
+sum_up | sed "s/^/      /"
 await "h3: web has three instances to call" 20 usable h3 web 3
 
 echo "== h1, the only server, loses power, with an instance of web"
 check "the plug is pulled" under_load $web pull_plug h1
 check "no call failed" all_ok
-sum_up
+sum_up | sed "s/^/      /"
 check "names resolve" on h3 sh -c 'resolvectl flush-caches; getent ahostsv4 my-service.service.mesh'
 check "jason is served" get 100 200 '"version":"v2"' frontend $url jason
 check "all others too" get 100 200 '"version":"v1"' frontend $url
@@ -275,7 +282,7 @@ await "others, as soon as h3 is in touch" 15 get 5 200 '"version":"v1"' frontend
 for h in h2 h3; do await "$h sees the other of the two" 5 alive $h 2; done
 check "h2 powers off" under_load $web poweroff h2
 check "no call failed" all_ok
-sum_up
+sum_up | sed "s/^/      /"
 check "web is served by h3 alone" get 50 200 '"version":"h3"' frontend $web
 check "v1 of my-service is gone: refused with its reason, not left hanging" get 3 503 . frontend $url
 check "jason has v2, still" get 20 200 '"version":"v2"' frontend $url jason

@@ -1,5 +1,7 @@
+# shellcheck shell=bash disable=SC2016,SC2154 # inner shells expand what they are given; stage is of who sources this
 # Sourced by hosts.sh: test hosts with real systemd as PID 1, without a container engine, and checks that say what they found.
 # Everything is in namespaces of its own: h1..hN are 10.77.0.1..N on a bridge that nothing else is on. Functions:
+#   up_dir, down           make $run, before all else, and end everything
 #   rootfs                 prints the path of a minimal Debian root, made when it is not in the cache yet (half a minute)
 #   boot N                 boots h1..hN; /mnt/stage is the directory $stage, read-only
 #   on hI CMD...           runs a command in a host
@@ -49,13 +51,13 @@ boot() {
   ip -n $net-sw link set br0 up
   for i in $(seq 1 "$1"); do
     h=h$i
-    ip netns add $net-$h
-    ip -n $net-$h link add host0 type veth peer name "p$i" netns $net-sw
+    ip netns add "$net-$h"
+    ip -n "$net-$h" link add host0 type veth peer name "p$i" netns $net-sw
     ip -n $net-sw link set "p$i" master br0 up
-    ip -n $net-$h link set lo up
-    ip -n $net-$h addr add "10.77.0.$i/24" dev host0
-    ip -n $net-$h link set host0 up
-    ip -n $net-$h route add default via 10.77.0.254 # nobody: the bridge leads nowhere
+    ip -n "$net-$h" link set lo up
+    ip -n "$net-$h" addr add "10.77.0.$i/24" dev host0
+    ip -n "$net-$h" link set host0 up
+    ip -n "$net-$h" route add default via 10.77.0.254 # nobody: the bridge leads nowhere
   done
   # shellcheck disable=SC2046 # words are meant
   power_on $(seq -f h%g 1 "$1")
@@ -69,7 +71,6 @@ power_on() { # HOST...
   for h; do
     ip -n $net-sw link set "p${h#h}" up
     mkdir -p "$base/$net-$h" "$run/$h"/{upper,work,root}
-    # shellcheck disable=SC2016 # the inner shells expand what they are given as arguments
     setsid bash -c '
       echo $$ >"$1/cgroup.procs"
       exec unshare -m --propagation private bash -ec '\''
@@ -81,6 +82,7 @@ power_on() { # HOST...
           --boot --console=read-only
       '\'' bash "$@"' bash "$base/$net-$h" "$root" "$run/$h" "$stage" "$net-$h" "$h" </dev/null >"$run/$h.log" 2>&1 9>&- &
     echo $! >"$run/$h.pid"
+    disown # the shell says nothing of its end
   done
   for h; do
     await "$h is up" 60 is_up "$h"
@@ -118,16 +120,14 @@ up_dir() { mkdir -p "$run"; mount -t tmpfs -o mode=700 meshagent-e2e "$run"; }
 # down ends all hosts and removes what boot made; it can be called at any time, any number of times.
 down() (
   set +e
-  for f in "$run"/h*.leader; do [ -e "$f" ] && kill -9 "$(cat "$f")" 2>/dev/null; done
-  for f in "$run"/h*.pid; do
-    [ -e "$f" ] || continue
-    for _ in $(seq 100); do kill -0 "$(cat "$f")" 2>/dev/null || break; sleep .05; done
-    kill -9 -- "-$(cat "$f")" 2>/dev/null # one that never came up
-  done
+  for d in /sys/fs/cgroup/unified/"$net"-h* /sys/fs/cgroup/"$net"-h*; do
+    for _ in $(seq 100); do # the dead take a moment to be gone
+      [ -d "$d" ] || break
+      find "$d" -name cgroup.procs -exec cat {} + | xargs -r kill -9
+      find "$d" -depth -type d -exec rmdir {} + || sleep .05
+    done
+  done 2>/dev/null
   for n in $(ip netns list 2>/dev/null | awk -v p="^$net-" '$1 ~ p {print $1}'); do ip netns del "$n"; done
-  for d in /sys/fs/cgroup/unified/$net-h* /sys/fs/cgroup/$net-h*; do
-    [ -d "$d" ] && find "$d" -depth -type d -exec rmdir {} \;
-  done
   umount -l "$run" 2>/dev/null
   rm -rf "$run"
 )
