@@ -158,6 +158,8 @@ func TestJoinRefused(t *testing.T) {
 				`invalid: address "0.0.0.0:1": ADDRESS:PORT that other hosts can reach is needed`},
 			"request": {func(r *JoinRequest) { r.CSR = []byte("x") },
 				"invalid: certificate request: asn1: syntax error: truncated tag or length"},
+			"signature of another": {func(r *JoinRequest) { r.CSR[len(r.CSR)-1] ^= 1 },
+				"invalid: certificate request: x509: ECDSA verification failure"},
 			"large request": {func(r *JoinRequest) { r.CSR = make([]byte, 20000) },
 				"invalid: certificate request of 20000 bytes: at most 16384 are possible"},
 			"request that asks for names": {func(r *JoinRequest) {
@@ -185,6 +187,7 @@ func TestTokenRace(t *testing.T) {
 		t.Run(fmt.Sprint(uses), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newWorld(t)
+				w.think = 50 * time.Millisecond
 				w.servers3()
 				tok, _ := ParseJoinToken(w.token(TokenSpec{Uses: uses}))
 				var joined atomic.Int64
@@ -245,6 +248,18 @@ func TestJoinAnswerLost(t *testing.T) {
 		}
 		if m, err := h.joinWith(text); err != nil || m.SealKey == nil {
 			t.Errorf("repeated after the token's end: %v", err)
+		}
+		// The key alone is not enough: what a server gets when it joins is for who has the secret.
+		other := tok
+		other.Secret = randomText(16)
+		_, err = h.joinWith(other.Reveal())
+		says(t, "repeated with another secret", err, ErrTokenUnknown, ErrTokenUnknown.Error())
+		// A new token makes it what that says.
+		if m, err := h.joinWith(w.token(TokenSpec{Services: "web"})); err != nil || m.SealKey != nil || m.Server != nil {
+			t.Errorf("joined anew: %+v, %v", m, err)
+		}
+		if n, err := f.service.node(t.Context(), h.id); err != nil || n.entry.Server || !slices.Equal(n.entry.Services, Patterns{"default/web"}) {
+			t.Errorf("joined anew: %+v, %v", n, err)
 		}
 		_, err = w.newHost(11).joinWith(text)
 		says(t, "a third host", err, ErrTokenUnknown, ErrTokenUnknown.Error())
@@ -444,6 +459,10 @@ func TestBackAfterAWeek(t *testing.T) {
 		notMember := fmt.Sprintf("not allowed: host %s is not a member any more: join it again with a new token", h.id)
 		_, err = renewByKey(t.Context(), h.dial(h.addr.Addr()), h.servers(), before, h.csr())
 		says(t, "renewal after leaving", err, ErrForbidden, notMember)
+		forged := f.csr()
+		forged[len(forged)-1] ^= 1
+		_, err = renewByKey(t.Context(), h.dial(h.addr.Addr()), h.servers(), before, forged)
+		says(t, "renewal with the key of another", err, ErrInvalid, "invalid: certificate request: x509: ECDSA verification failure")
 		stranger := w.newHost(10)
 		_, err = renewByKey(t.Context(), h.dial(h.addr.Addr()), h.servers(), before, stranger.csr())
 		says(t, "renewal of a stranger", err, ErrForbidden, fmt.Sprintf("not allowed: host %s is not a member any more: join it again with a new token", stranger.id))

@@ -24,6 +24,7 @@ import (
 	"github.com/meshagent/meshagent/internal/run"
 	"github.com/meshagent/meshagent/mesh"
 	"github.com/meshagent/meshagent/raftstore"
+	"github.com/meshagent/meshagent/raftstore/state"
 )
 
 var (
@@ -36,6 +37,7 @@ type world struct {
 	t       testing.TB
 	params  ca.Params
 	slow    time.Duration // heartbeat of the store; 0 is its default
+	think   time.Duration // between reading a token and using it
 	mu      sync.Mutex    // guards what follows
 	ports   map[string]*listener
 	dead    map[string]bool // hosts that do not answer
@@ -297,9 +299,23 @@ func (h *host) openStore(first bool) {
 	}
 	h.store = st
 	h.ca = ca.New(ca.Config{TrustDomain: td, Store: CAStore(st), Sealer: ca.NewKeySealer(h.seal), Params: h.params, Log: discard})
-	h.service = NewService(Config{TrustDomain: td, Store: st, Raft: st, CA: h.ca, SealKey: h.seal, Servers: h.servers, Log: discard})
+	h.service = NewService(Config{TrustDomain: td, Store: thinking{st, h.think}, Raft: st, CA: h.ca, SealKey: h.seal, Servers: h.servers, Log: discard})
 	h.start("store", st.Run)
 	h.running = append(h.running, func() { h.raft.Close() })
+}
+
+// thinking is a store whose readers of tokens take their time, so that of those who race many have read before one writes.
+type thinking struct {
+	raftstore.API
+	time time.Duration
+}
+
+func (s thinking) Get(ctx context.Context, table, key string, c raftstore.Consistency) (*state.Entry, error) {
+	e, err := s.API.Get(ctx, table, key, c)
+	if table == tableToken {
+		time.Sleep(s.time)
+	}
+	return e, err
 }
 
 // start runs a part of a host until it is stopped.
