@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/http/httputil"
+	"strconv"
 	"strings"
 	"time"
 
@@ -46,8 +47,11 @@ func ambiguous(r *http.Request) bool {
 			return true
 		}
 	}
-	hosts := r.Header["Host"] // beside :authority
-	return len(r.Header["Authorization"]) > 1 || len(hosts) > 1 || len(hosts) == 1 && hosts[0] != r.Host
+	beside := func(name, want string) bool { // a header that says again what is said elsewhere
+		v := r.Header[name]
+		return len(v) > 1 || len(v) == 1 && v[0] != want
+	}
+	return len(r.Header["Authorization"]) > 1 || beside("Host", r.Host) || r.ProtoMajor > 1 && beside("Content-Length", strconv.FormatInt(r.ContentLength, 10))
 }
 
 // outbound serves a request of a local caller.

@@ -462,7 +462,7 @@ func (h *host) serve(svc string, handler http.Handler, change ...func(*mesh.Inst
 	if handler == nil {
 		handler = echo(a.id)
 	}
-	a.srv = &http.Server{Handler: handler, Protocols: new(http.Protocols)}
+	a.srv = &http.Server{Handler: handler, Protocols: new(http.Protocols), DisableGeneralOptionsHandler: true}
 	a.srv.Protocols.SetHTTP1(true)
 	a.srv.Protocols.SetUnencryptedHTTP2(true)
 	var wg sync.WaitGroup
