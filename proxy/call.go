@@ -81,15 +81,20 @@ func (c *call) flagCause(ctx context.Context) {
 	}
 }
 
-// leaveBody ends with the request's body. Of one that was not read to its end, net/http takes a rest first, to reuse the
-// connection: not for longer than a moment. Whoever still waits for it on behalf of a try gives up with that.
-func (c *call) leaveBody() {
+// restOfBody reports whether a caller of HTTP/1 has more to send of its body than was read so far.
+func (c *call) restOfBody() bool {
 	all := c.r.ContentLength == 0
 	if c.body != nil {
 		c.received, all = c.body.read()
 	}
-	if !all && c.r.ProtoMajor == 1 {
-		http.NewResponseController(c.w).SetReadDeadline(time.Now().Add(time.Second))
+	return !all && c.r.ProtoMajor == 1
+}
+
+// leaveBody ends with the request's body. Of one that was not read to its end, net/http takes a rest first, to reuse the
+// connection: not for longer than a moment. Whoever still waits for it on behalf of a try gives up with that.
+func (c *call) leaveBody() {
+	if c.restOfBody() {
+		http.NewResponseController(c.w).SetReadDeadline(time.Now().Add(lastTimeout))
 	}
 }
 
@@ -114,6 +119,12 @@ func (c *call) WriteHeader(code int) {
 	}
 	if _, ok := h["Content-Type"]; !ok {
 		h["Content-Type"] = nil // or net/http would guess one
+	}
+	switch {
+	case c.body == nil:
+		c.leaveBody() // net/http takes it before the head goes out
+	case c.restOfBody():
+		h.Set("Connection", "close") // the answer came before the request's end: nobody reads what would follow
 	}
 	c.code = code
 	c.w.WriteHeader(code)

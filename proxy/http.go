@@ -68,7 +68,6 @@ func (p *Proxy) outbound(w http.ResponseWriter, r *http.Request, svc mesh.Servic
 
 func (c *call) serve(port uint16) error {
 	r := c.r
-	http.NewResponseController(c.w).EnableFullDuplex() // an answer may come before the request's end; HTTP/2 always is
 	src, err := c.p.source(r.Context())
 	if err != nil {
 		return err
@@ -215,12 +214,11 @@ func (c *call) forward(t *table, rt *policy.HTTPRoute, q *policy.Request, wire s
 				if timer != nil {
 					timer.Stop() // the request is answered; what follows lasts as long as it likes
 				}
-			} else if _, all := c.body.read(); !all && r.ProtoMajor == 1 {
-				res.Header.Set("Connection", "close") // the answer came before the request's end: nobody reads what would follow
 			}
 			return nil
 		},
 		ErrorHandler: func(_ http.ResponseWriter, _ *http.Request, err error) { c.fail(c.fault(ctx, err)) }}
+	http.NewResponseController(c.w).EnableFullDuplex() // an answer may come before the request's end; in HTTP/2 it always may
 	rp.ServeHTTP(c, r.WithContext(ctx))
 	c.flagCause(tries.last)
 	return nil

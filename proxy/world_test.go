@@ -132,23 +132,23 @@ func (m *memStore) Save(_ context.Context, v []byte, _ uint64) error {
 	return nil
 }
 
-type issuer struct{}
+type issuer struct{ *ca.CA }
 
-func (issuer) Issue(ctx context.Context, id mesh.Identity, csr []byte) ([][]byte, error) {
-	c, err := theCA().Issue(ctx, ca.Request{CSR: csr, Identity: id})
+func (i issuer) Issue(ctx context.Context, id mesh.Identity, csr []byte) ([][]byte, error) {
+	c, err := i.CA.Issue(ctx, ca.Request{CSR: csr, Identity: id})
 	if err != nil {
 		return nil, err
 	}
 	return c.Chain, nil
 }
 
-// newLeaves returns certificates of a CA of the mesh, and keeps them until the test ends.
-func newLeaves(t testing.TB) *leaf.Manager {
+// newLeaves returns certificates of a CA, for one who believes the mesh's, until the test ends.
+func newLeaves(t testing.TB, from *ca.CA) *leaf.Manager {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	m, err := leaf.New(leaf.Config{TrustDomain: td, Issuer: issuer{}, NodeKey: key, Log: slog.New(slog.DiscardHandler)})
+	m, err := leaf.New(leaf.Config{TrustDomain: td, Issuer: issuer{from}, NodeKey: key, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -173,7 +173,7 @@ func vipRange() netip.Prefix {
 // host adds a host.
 func (w *world) host(name string, change ...func(*proxy.Config)) *host {
 	w.t.Helper()
-	h := &host{w: w, snaps: newSnapshots(), metrics: telemetry.NewMetrics(), lines: make(chan line, 1<<16), ended: make(chan struct{}), leaves: newLeaves(w.t)}
+	h := &host{w: w, snaps: newSnapshots(), metrics: telemetry.NewMetrics(), lines: make(chan line, 1<<16), ended: make(chan struct{}), leaves: newLeaves(w.t, theCA())}
 	h.id = mesh.NodeIDFromBytes([16]byte{byte(len(w.hosts) + 1)})
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -216,6 +216,23 @@ type mistakes struct{ t testing.TB }
 func (m mistakes) Write(b []byte) (int, error) {
 	m.t.Errorf("%s", b)
 	return len(b), nil
+}
+
+// dialWith lets f see, change or refuse the connections that a proxy opens to other hosts and to applications.
+func dialWith(f func(net.Conn, netip.AddrPort) (net.Conn, error)) func(*proxy.Config) {
+	return func(c *proxy.Config) {
+		c.Dial = func(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
+			conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", to.String())
+			if err != nil {
+				return nil, err
+			}
+			return f(conn, to)
+		}
+	}
+}
+
+func countDials(n *atomic.Int32) func(*proxy.Config) {
+	return dialWith(func(c net.Conn, _ netip.AddrPort) (net.Conn, error) { n.Add(1); return c, nil })
 }
 
 // stop ends the host as an agent ends.
