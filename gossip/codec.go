@@ -138,8 +138,20 @@ func flags(n *mesh.Node) (f byte) {
 	return f
 }
 
-// decode reads a record and checks signature and every field. Its errors wrap errBad.
-func decode(b []byte) (*mesh.Record, error) {
+// peek reads whose record it is, as a compressed key, and its stamp, without a look at the signature: what it says is only good
+// for leaving aside what would change nothing.
+func peek(b []byte) (key [keyLen]byte, at stamp, ok bool) {
+	if len(b) < 1+keyLen+sigLen || b[0] != recordV1 {
+		return key, at, false
+	}
+	r := reader{b: b[1+keyLen : len(b)-sigLen]}
+	at = stamp{r.uint(), r.uint()}
+	return [keyLen]byte(b[1:]), at, !r.bad
+}
+
+// decode reads a record and checks signature and every field. Its errors wrap errBad. What records have in common is taken
+// from p, which may be nil.
+func decode(b []byte, p *pool) (*mesh.Record, error) {
 	if len(b) < 1+keyLen+sigLen || b[0] != recordV1 {
 		return nil, fmt.Errorf("%w: no record of a version this agent knows", errBad)
 	}
@@ -151,6 +163,12 @@ func decode(b []byte) (*mesh.Record, error) {
 	if !verify(pub, "meshagent record", body, sig) {
 		return nil, fmt.Errorf("%w: record of %s: its signature is wrong", errBad, id)
 	}
+	if p == nil {
+		p = new(pool)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.bound()
 	r := reader{b: body[1+keyLen:]}
 	rec := &mesh.Record{Node: mesh.Node{ID: id}}
 	n := &rec.Node
@@ -158,13 +176,13 @@ func decode(b []byte) (*mesh.Record, error) {
 	if n.Locality, err = mesh.ParseLocality(r.str()); err != nil {
 		return nil, fmt.Errorf("%w: %w", errBad, err)
 	}
-	n.Labels = r.labels()
+	n.Labels = p.labelsLocked(&r)
 	f := r.byte()
 	n.Server = f&flagServer != 0
 	if f&flagLeft != 0 {
 		n.Status = mesh.Left
 	}
-	n.Agent, n.PolicyIndex = r.str(), r.uint()
+	n.Agent, n.PolicyIndex = p.textLocked(&r), r.uint()
 	count := r.uint()
 	if count > maxInstances {
 		return nil, fmt.Errorf("%w: record of %s: %d instances", errBad, id, count)
@@ -174,11 +192,11 @@ func decode(b []byte) (*mesh.Record, error) {
 			break
 		}
 		in := mesh.Instance{Node: id, ID: r.str()}
-		if in.Service, err = mesh.ParseServiceName(r.str()); err != nil {
+		if in.Service, err = p.serviceLocked(&r); err != nil {
 			return nil, fmt.Errorf("%w: %w", errBad, err)
 		}
-		in.Account, in.Addr, in.Port, in.ServicePort = r.str(), r.addr(), r.port(), r.port()
-		in.Protocol, in.Health, in.Weight, in.Labels = mesh.Protocol(r.byte()), mesh.Health(r.byte()), r.port(), r.labels()
+		in.Account, in.Addr, in.Port, in.ServicePort = p.textLocked(&r), r.addr(), r.port(), r.port()
+		in.Protocol, in.Health, in.Weight, in.Labels = mesh.Protocol(r.byte()), mesh.Health(r.byte()), r.port(), p.labelsLocked(&r)
 		if err := in.Check(); !r.bad && err != nil {
 			return nil, fmt.Errorf("%w: record of %s: %w", errBad, id, err)
 		}

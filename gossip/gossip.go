@@ -21,6 +21,7 @@ import (
 	"fmt"
 	"log"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -66,12 +67,14 @@ type Gossip struct {
 	dirty   chan struct{} // holds one token when own has changed
 	// members counts those alive. It is not under mu: the queue asks for it under its own lock, and is called under mu.
 	members atomic.Int64
+	pool    pool
 
 	mu      sync.Mutex // guards what follows
 	list    *memberlist.Memberlist
 	self    *mesh.Record
 	nodes   map[mesh.NodeID]*known
-	proofs  map[string]string // meta that was verified, by name and address
+	keys    map[[keyLen]byte]mesh.NodeID // of nodes, by the key that their records begin with
+	proofs  map[string]string            // meta that was verified, by name and address
 	version uint64
 	view    []*mesh.Record // as Load returns it; nil when it must be built anew
 	changed chan struct{}
@@ -115,7 +118,7 @@ func New(cfg Config) (*Gossip, error) {
 		return nil, fmt.Errorf("gossip: %w", err)
 	}
 	g := &Gossip{cfg: cfg, fetches: make(chan fetch, 64), once: telemetry.OncePer(time.Minute), dirty: make(chan struct{}, 1),
-		nodes: map[mesh.NodeID]*known{}, proofs: map[string]string{}, changed: make(chan struct{}),
+		nodes: map[mesh.NodeID]*known{}, keys: map[[keyLen]byte]mesh.NodeID{}, proofs: map[string]string{}, changed: make(chan struct{}),
 		bad: cfg.Metrics.Counter("meshagent_gossip_bad_total", "Received gossip that was dropped.", "reason")}
 	g.members.Store(1)
 	g.queue = &memberlist.TransmitLimitedQueue{RetransmitMult: 4, NumNodes: g.NumMembers}
@@ -220,7 +223,10 @@ func (g *Gossip) SetPolicyIndex(i uint64) {
 
 // apply takes a record in if it verifies and is newer. It returns whether it was.
 func (g *Gossip) apply(enc []byte, source string) bool {
-	rec, err := decode(enc)
+	if g.stale(enc) {
+		return false
+	}
+	rec, err := decode(enc, &g.pool)
 	if err != nil {
 		g.drop("record", source, err)
 		return false
@@ -238,6 +244,7 @@ func (g *Gossip) apply(enc []byte, source string) bool {
 	if k.rec != nil && !stampOf(&rec.Node).newer(stampOf(&k.rec.Node)) {
 		return false
 	}
+	g.keys[[keyLen]byte(enc[1:])] = rec.Node.ID
 	k.rec, k.enc, k.restored = rec, slices.Clone(enc), time.Time{}
 	if rec.Node.Status == mesh.Left && k.status != mesh.Left {
 		k.status, k.since = mesh.Left, time.Now()
@@ -245,6 +252,19 @@ func (g *Gossip) apply(enc []byte, source string) bool {
 	g.touchLocked()
 	g.spread(rec.Node.ID, k.enc, stampOf(&rec.Node))
 	return true
+}
+
+// stale reports whether a record would change nothing, signed or not: each change comes to a host a dozen times, and to look
+// at the signature costs more than all else of it.
+func (g *Gossip) stale(enc []byte) bool {
+	key, at, ok := peek(enc)
+	if !ok {
+		return false
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	k := g.nodes[g.keys[key]]
+	return k != nil && k.rec != nil && !at.newer(stampOf(&k.rec.Node))
 }
 
 func (g *Gossip) drop(reason, source string, err error) {
@@ -322,7 +342,7 @@ func (g *Gossip) Restore(encs [][]byte) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for _, e := range encs {
-		rec, err := decode(e)
+		rec, err := decode(e, &g.pool)
 		if err != nil {
 			g.drop("cache", "", err)
 			continue
@@ -416,6 +436,7 @@ func (g *Gossip) settings() *memberlist.Config {
 	c.GossipInterval = gossipInterval
 	c.GossipVerifyIncoming, c.GossipVerifyOutgoing = true, true
 	c.UDPBufferSize = 1400
+	c.EnableCompression = false // signed records do not shrink, and to try cost a tenth of all
 	if len(g.cfg.Keyring) > 0 {
 		ring, err := memberlist.NewKeyring(g.cfg.Keyring, g.cfg.Keyring[0])
 		if err == nil {
@@ -481,6 +502,7 @@ func (g *Gossip) reap() {
 		case id == g.cfg.Self.ID:
 		case k.status >= mesh.Failed && now.Sub(k.since) >= g.cfg.ReapAfter:
 			delete(g.nodes, id)
+			maps.DeleteFunc(g.keys, func(_ [keyLen]byte, of mesh.NodeID) bool { return of == id })
 			g.touchLocked()
 		case !k.member && k.status == mesh.Suspect && now.Sub(k.since) >= g.cfg.RestoreFor:
 			k.status, k.since = mesh.Failed, now

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"runtime"
 	"sync"
@@ -185,6 +186,70 @@ func TestChangesWhilePacketsAreFilled(t *testing.T) {
 		h.SetPolicyIndex(i + 1)
 	}
 	filler.Wait()
+}
+
+// TestRecordsShareWhatTheyHaveInCommon: 10,000 instances of one service do not hold 10,000 equal sets of labels.
+func TestRecordsShareWhatTheyHaveInCommon(t *testing.T) {
+	key := newKey(t)
+	id, _ := mesh.NodeIDOf(key.Public())
+	rec := &mesh.Record{Node: mesh.Node{ID: id, Name: "h", Addr: netip.MustParseAddr("10.0.0.1"), MeshPort: 1, Incarnation: 1, Version: 1}, Instances: instances(100)}
+	enc, err := encode(rec, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var p pool
+	for range 3 {
+		got, err := decode(enc, &p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range got.Instances {
+			if !maps.Equal(got.Instances[i].Labels, rec.Instances[i].Labels) || got.Instances[i].Service != rec.Instances[i].Service {
+				t.Fatalf("instance %d came back as %+v", i, got.Instances[i])
+			}
+		}
+	}
+	if len(p.labels) != 1 || len(p.services) != 1 || len(p.texts) != 1 {
+		t.Errorf("%d sets of labels, %d services and %d texts are kept: one of each is in the records", len(p.labels), len(p.services), len(p.texts))
+	}
+	for i := range 3 * maxPooled { // whoever has a node's key may say what he likes; memory stays bounded
+		p.bound()
+		w := writer{}
+		w.str(fmt.Sprint(i))
+		p.textLocked(&reader{b: w.b})
+	}
+	if len(p.texts) > maxPooled {
+		t.Errorf("%d texts are kept", len(p.texts))
+	}
+}
+
+// TestStaleRecordsAreNotVerified: what would change nothing is left aside before its signature is looked at, and only that.
+func TestStaleRecordsAreNotVerified(t *testing.T) {
+	h := newLab(t).start(1, nil)
+	defer h.stop()
+	key := newKey(t)
+	id, _ := mesh.NodeIDOf(key.Public())
+	record := func(version uint64, by *ecdsa.PrivateKey) []byte {
+		enc, err := encode(&mesh.Record{Node: mesh.Node{ID: id, Name: "other", Addr: netip.MustParseAddr("10.0.0.9"), MeshPort: 1, Incarnation: 7, Version: version}}, by)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return enc
+	}
+	if !h.apply(record(2, key), "test") {
+		t.Fatal("a new record is not taken")
+	}
+	for version, stale := range map[uint64]bool{1: true, 2: true, 3: false} {
+		if enc := record(version, key); h.stale(enc) != stale {
+			t.Errorf("version %d after 2: stale is not %v", version, stale)
+		}
+	}
+	if h.stale(record(1, newKey(t))) {
+		t.Error("a record of a key that nobody knows is stale")
+	}
+	if h.stale(nil) || h.stale([]byte{recordV1}) {
+		t.Error("what is no record is stale")
+	}
 }
 
 func TestUpdatesSpread(t *testing.T) {
@@ -427,7 +492,7 @@ func FuzzDecode(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	if got, err := decode(enc); err != nil || fmt.Sprint(got) != fmt.Sprint(rec) {
+	if got, err := decode(enc, nil); err != nil || fmt.Sprint(got) != fmt.Sprint(rec) {
 		f.Fatalf("%v came back as %v, %v", rec, got, err)
 	}
 	f.Add(enc[:len(enc)-sigLen])
@@ -443,7 +508,7 @@ func FuzzDecode(f *testing.F) {
 		b[0] = recordV1
 		copy(b[1:], pub)
 		sig, _ := sign(key, "meshagent record", b)
-		rec, err := decode(append(b, sig...))
+		rec, err := decode(append(b, sig...), nil)
 		if err != nil {
 			if !errors.Is(err, errBad) {
 				t.Errorf("%v is not a reason to drop", err)
@@ -454,7 +519,7 @@ func FuzzDecode(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if r2, err := decode(again); err != nil || fmt.Sprint(r2) != fmt.Sprint(rec) {
+		if r2, err := decode(again, nil); err != nil || fmt.Sprint(r2) != fmt.Sprint(rec) {
 			t.Errorf("%+v came back as %+v, %v", rec, r2, err)
 		}
 	})
