@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -69,6 +70,8 @@ func (a *Agent) lose(err error) {
 	since := time.Now()
 	if old := a.lost.Load(); old != nil {
 		since = old.since
+	} else if errors.Is(err, control.ErrForbidden) {
+		a.log.Warn("the servers do not know this host any more: it has left or was removed; a new token joins it again", "err", err)
 	} else {
 		a.log.Warn("no server answers: names and calls go on, changes of policy and new certificates wait", "err", err)
 	}
