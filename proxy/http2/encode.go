@@ -10,14 +10,15 @@ type link struct {
 	older, olderOfName uint32 // numbers of the entries before in their chains
 }
 
-// encoder is our end of the table that the peer decodes with. A field enters the table when it comes for the second time, or when only
-// its name does and has no place there yet: so what is new in every head, as ids, dates and paths, drives out nothing that repeats.
+// encoder is our end of the table that the peer decodes with. A field enters the table when it comes again, or when only its name does
+// and has no place there yet: so what is new in every head, as ids, dates and paths, drives out nothing that repeats.
 type encoder struct {
 	table table
 	links []link // beside table.ring
 	chain [hashes]uint32
 	named [hashes]uint32
 	seen  [hashes]uint32
+	dice  uint32
 	seed  maphash.Seed
 	low   int  // the smallest size since the last head
 	told  bool // the peer knows the size
@@ -82,12 +83,16 @@ func (e *encoder) field(dst, name, value []byte, id uint8, secret bool) []byte {
 	return dst
 }
 
-// again tells if a hash was seen before, and remembers it.
+// again tells if a hash was seen before, and may remember it: where two want one place each wins at times, and is in the table from then on.
 func (e *encoder) again(hash uint32) bool {
 	p := &e.seen[hash%hashes]
-	was := *p == hash
-	*p = hash
-	return was
+	if *p == hash {
+		return true
+	}
+	if e.dice = e.dice*1664525 + 1013904223; e.dice>>31 == 0 {
+		*p = hash
+	}
+	return false
 }
 
 func (e *encoder) add(name, value []byte, id uint8, hash, nameHash uint32) {

@@ -211,12 +211,16 @@ func (h *Head) show() string {
 	if h.Length >= 0 {
 		fmt.Fprintf(&b, " length=%d", h.Length)
 	}
-	b.WriteString(mark(h.Trailers, " te"))
-	for i := range h.Len() {
-		f := h.Field(i)
+	b.WriteString(mark(h.Trailers, " te") + showFields(fieldsOf(h)))
+	return strings.TrimPrefix(b.String(), " ")
+}
+
+func showFields(fields []Field) string {
+	var b strings.Builder
+	for _, f := range fields {
 		fmt.Fprintf(&b, " %s=%s%s", f.Name, short(f.Value), mark(f.Secret, "(secret)"))
 	}
-	return strings.TrimPrefix(b.String(), " ")
+	return b.String()
 }
 
 // event notes an event. Pieces of data that follow each other are one.

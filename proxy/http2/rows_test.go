@@ -1,6 +1,7 @@
 package http2
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"strings"
@@ -96,6 +97,9 @@ var rows = []row{
 	{law: "§7541 7.1.3", name: "fields that are secret stay so", in: func(p *peer) {
 		p.settings().frame(typeHeaders, flagEnd|flagEndHeaders, 1, p.fields(getFields()...)+"\x10\x01x\x01y")
 	}, want: "request 1 GET http a / x=y(secret) end"},
+	{law: "§7541 7.1.3", name: "a cookie with a secret piece is secret", in: func(p *peer) {
+		p.settings().frame(typeHeaders, flagEnd|flagEndHeaders, 1, p.fields(getFields("cookie", "a")...)+"\x1f\x11\x01b")
+	}, want: "request 1 GET http a / cookie=a; b(secret) end"},
 
 	// The connection's beginning.
 	{law: "§3.4", name: "another first frame", in: func(p *peer) { p.get(1) }, want: connError(0, errFirst)},
@@ -207,6 +211,12 @@ var rows = []row{
 	{law: "B3 §5.1", name: "what was on its way when we reset", in: func(p *peer) {
 		p.settings().post(1).data(1, "abc", false).window(1, 5).head(1, true, "x", "y").get(3, "x", "y")
 	}, do: refuse, want: "request 1 POST http a /; > HEADERS 1 :status=413 end; > RST 1 NO_ERROR; request 3 GET http a / x=y end"},
+	{law: "B18 §5.1", name: "what was on its way when we refused", in: func(p *peer) {
+		p.settings().post(1, "connection", "x").data(1, "abc", false).head(1, true, "x", "y").get(3, "x", "y")
+	}, want: "> RST 1 PROTOCOL_ERROR; refused 1 PROTOCOL_ERROR " + faultHop.Text + "; request 3 GET http a / x=y end"},
+	{law: "B18 §5.1", name: "what was on its way when we reset, before Close", in: func(p *peer) {
+		p.settings().post(1, "content-length", "1").data(1, "abc", false).data(1, "def", false).head(1, true, "x", "y").get(3, "x", "y")
+	}, want: "request 1 POST http a / length=1; " + streamError(1, errBodyLong) + "; request 3 GET http a / x=y end"},
 	{law: "B6 §5.1.2", name: "too many streams", o: Options{Streams: 2}, in: func(p *peer) { p.settings().get(1).get(3).get(5, "x", "y").get(7, "x", "y") },
 		want: "request 1 GET http a / end; request 3 GET http a / end; > RST 5 REFUSED_STREAM; refused 5 REFUSED_STREAM " + errTooMany.Text +
 			"; > RST 7 REFUSED_STREAM; refused 7 REFUSED_STREAM " + errTooMany.Text},
@@ -292,6 +302,12 @@ var rows = []row{
 	{law: "S4 B7", name: "a large field copied by two bytes", in: func(p *peer) {
 		p.settings().get(1, strings.Repeat("x", 4000), "").frame(typeHeaders, flagEnd|flagEndHeaders, 3, p.fields(getFields()...)+strings.Repeat("\x7e\x00", maxLost+30))
 	}, want: "request 1 GET http a / " + strings.Repeat("x", 4000) + "= end; " + connError(3, errHPACK)},
+	{law: "§7541 4.4", name: "a field larger than the table empties it", in: func(p *peer) { tooLargeForTable(p, 4070) },
+		want: "request 1 GET http a / x=y end; request 3 GET http a / x=y end; request 5 GET http a / x=4070 bytes end; " + connError(7, errHPACK)},
+	{law: "§7541 4.4", name: "a field larger than the table and the limits empties it", o: Options{HeadBytes: 1024}, in: func(p *peer) { tooLargeForTable(p, 5000) },
+		want: "request 1 GET http a / x=y end; request 3 GET http a / x=y end; too large 5 end; " + connError(7, errHPACK)},
+	{law: "S23", name: "a good value for a name that came with a bad one", in: func(p *peer) { p.settings().get(1, "x", "a\nb").get(3, "x", "y") },
+		want: "> RST 1 PROTOCOL_ERROR; refused 1 PROTOCOL_ERROR " + faultValue.Text + "; request 3 GET http a / x=y end"},
 	{law: "B19", name: "a size of the table that we do not allow", in: func(p *peer) {
 		p.settings().frame(typeHeaders, flagEnd|flagEndHeaders, 1, string(appendInt(nil, 0x20, 5, tableSize+1))+p.fields(getFields()...))
 	}, want: connError(1, errHPACK)},
@@ -446,6 +462,18 @@ func flood(p *peer, f func()) {
 	for range 10_000 {
 		f()
 	}
+}
+
+// tooLargeForTable enters a field into the table, uses it, enters one of that size, and uses what was there before.
+func tooLargeForTable(p *peer, size int) {
+	head := func(id uint32, b string) {
+		p.frame(typeHeaders, flagEnd|flagEndHeaders, id, literal(getFields()...)+b)
+	}
+	p.settings()
+	head(1, "\x40\x01x\x01y")
+	head(3, "\xbe")
+	head(5, string(appendLiteral(nil, 0x40, 6, 0, []byte("x"), bytes.Repeat([]byte("v"), size))))
+	head(7, "\xbe")
 }
 
 // large writes a request whose head is more bytes over 64 KiB.

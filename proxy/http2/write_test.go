@@ -56,6 +56,8 @@ func TestWindowsOfThePeer(t *testing.T) {
 				"> SETTINGS ack; settings; > DATA 1 bc; > DATA 3 bc; > SETTINGS ack; settings; > DATA 1 d end; > DATA 3 d end"},
 		{law: "§6.9.2", name: "smaller than what was sent", in: func(p *peer) { p.settings(setWindow, 3).get(1).settings(setWindow, 0).window(1, 3).window(1, 1) },
 			do: sends("abcd"), want: "request 1 GET http a / end; > HEADERS 1 :status=200; > DATA 1 abc; > SETTINGS ack; settings; writable 1; > DATA 1 d end"},
+		{law: "§6.5.3", name: "settings without it", in: func(p *peer) { p.settings(setWindow, 1).get(1).settings(setPush, 0) }, do: sends("abc"),
+			want: "request 1 GET http a / end; > HEADERS 1 :status=200; > DATA 1 a; > SETTINGS ack; settings"},
 		{law: "§6.9", name: "of the connection", in: func(p *peer) { p.settings(setWindow, 1<<20).get(1).get(3).window(0, 1).window(0, 10_000) }, do: sends(many),
 			want: "request 1 GET http a / end; > HEADERS 1 :status=200; 3 times > DATA 1 16384 bytes; > DATA 1 16383 bytes; request 3 GET http a / end; > HEADERS 3 :status=200; " +
 				"writable 0; > DATA 1 x; writable 0; > DATA 1 4464 bytes end; > DATA 3 5536 bytes"},
