@@ -108,11 +108,12 @@ func (c *call) flagText() string {
 func (c *call) Header() http.Header         { return c.w.Header() }
 func (c *call) Unwrap() http.ResponseWriter { return c.w }
 
-// WriteHeader sends a status. 1xx are forwarded to callers that know them; 100 is not: it is sent when the body is first read.
+// WriteHeader sends a status. 1xx are forwarded to callers that know them; 100 is not: it is sent when the body is first read, and
+// since that may be at the same time, which net/http cannot bear, a caller that waits for it gets no other.
 func (c *call) WriteHeader(code int) {
 	h := c.w.Header()
 	if code < 200 && code != http.StatusSwitchingProtocols {
-		if route.StripReserved(h); code != http.StatusContinue && c.r.ProtoAtLeast(1, 1) {
+		if route.StripReserved(h); code != http.StatusContinue && c.r.ProtoAtLeast(1, 1) && c.r.Header.Get("Expect") == "" {
 			c.w.WriteHeader(code)
 		}
 		return

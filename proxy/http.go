@@ -209,6 +209,9 @@ func (c *call) forward(t *table, rt *policy.HTTPRoute, q *policy.Request, wire s
 			for _, h := range []*policy.HeaderOps{&act.Headers, &d.Headers} {
 				route.Apply(res.Header, h.ResponseRemove, h.ResponseSet, h.ResponseAdd)
 			}
+			if len(res.Trailer) > 0 && r.ProtoMajor == 1 && r.Method != http.MethodHead {
+				res.Header.Del("Content-Length") // HTTP/1 has trailers behind chunks alone
+			}
 			if res.StatusCode == http.StatusSwitchingProtocols {
 				c.code = res.StatusCode // ReverseProxy writes it past us
 				if timer != nil {
@@ -257,7 +260,7 @@ func (p *Proxy) inbound(w http.ResponseWriter, r *http.Request, src mesh.Identit
 
 func (c *call) accept() error {
 	r := c.r
-	id, upgrade := r.Header.Get("Mesh-Instance"), r.Header.Get("Mesh-Upgrade")
+	id, upgrade, expect := r.Header.Get("Mesh-Instance"), r.Header.Get(upgradeHeader), r.Header.Get(expectHeader)
 	route.StripReserved(r.Header)
 	s := c.p.c.Snapshots.Load()
 	if model(s) == nil {
@@ -307,6 +310,9 @@ func (c *call) accept() error {
 				if strings.HasPrefix(k, "X-Forwarded-") {
 					pr.Out.Header[k] = v
 				}
+			}
+			if expect != "" {
+				pr.Out.Header.Set("Expect", "100-continue")
 			}
 			pr.Out.Header.Set("X-Forwarded-Client-Cert", certHeader(c.src, c.dst))
 		},

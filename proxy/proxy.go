@@ -35,8 +35,9 @@ var ErrNoService = errors.New("no such service")
 // Limits of the proxy; docs/proxy.md lists them.
 const (
 	dialTimeout      = time.Second      // to connect, where policy says nothing; then another instance is tried
-	handshakeTimeout = time.Second      // of a tunnel
+	handshakeTimeout = 2 * time.Second  // of a tunnel
 	certTimeout      = 5 * time.Second  // for the caller's first certificate
+	continueTimeout  = time.Second      // for a 100 before a body that its caller holds back
 	headerTimeout    = 10 * time.Second // for the head of a request
 	idleTimeout      = 5 * time.Minute  // of callers' connections and tunnels
 	appIdleTimeout   = 4 * time.Second  // of connections to applications: below the 5 s after which some servers close theirs

@@ -71,7 +71,7 @@ func (p *Proxy) tunnel(s *mesh.Snapshot, src mesh.Identity, in *mesh.Instance) *
 		t = &tunnel{addr: k.addr, used: time.Now(), transport: &http.Transport{
 			DialTLSContext:     func(ctx context.Context, _, _ string) (net.Conn, error) { return p.dialTunnel(ctx, k) },
 			DisableCompression: true, IdleConnTimeout: idleTimeout, MaxResponseHeaderBytes: maxHeader + hopHeader, Protocols: new(http.Protocols),
-			HTTP2: h2Config()}}
+			HTTP2: h2Config(), ExpectContinueTimeout: continueTimeout}}
 		t.transport.HTTP2.SendPingTimeout, t.transport.HTTP2.PingTimeout = deadAfter/2, deadAfter/2
 		t.transport.Protocols.SetHTTP2(true)
 		p.tunnels.all[k] = t
@@ -283,6 +283,10 @@ func (p *Proxy) dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
 	return c, nil
 }
 
+// expectHeader says between agents that the caller waits for 100 before it sends its body: net/http's server of HTTP/2 keeps Expect
+// to itself.
+const expectHeader = "Mesh-Expect"
+
 // toNode sends a request to the agent of an instance's node.
 func (p *Proxy) toNode(r *http.Request, s *mesh.Snapshot, src mesh.Identity, in *mesh.Instance) (*http.Response, error) {
 	t := p.tunnel(s, src, in)
@@ -291,6 +295,9 @@ func (p *Proxy) toNode(r *http.Request, s *mesh.Snapshot, src mesh.Identity, in 
 	}
 	r.URL.Scheme = "https"
 	r.Header.Set("Mesh-Instance", in.ID)
+	if r.Header.Get("Expect") != "" {
+		r.Header.Set(expectHeader, "1")
+	}
 	if r.Header.Get("Upgrade") != "" {
 		return switchNode(t, r, in)
 	}
@@ -418,7 +425,7 @@ func (a *apps) get(p *Proxy, k appKey) *http.Transport {
 	t := a.all[k]
 	if t == nil {
 		t = &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return p.dial(ctx, k.addr) },
-			DisableCompression: true, MaxResponseHeaderBytes: maxHeader, Protocols: new(http.Protocols), ExpectContinueTimeout: time.Second,
+			DisableCompression: true, MaxResponseHeaderBytes: maxHeader, Protocols: new(http.Protocols), ExpectContinueTimeout: continueTimeout,
 			MaxIdleConns: 256, MaxIdleConnsPerHost: 256, IdleConnTimeout: appIdleTimeout, HTTP2: h2Config()}
 		t.Protocols.SetHTTP1(k.h1)
 		t.Protocols.SetUnencryptedHTTP2(!k.h1)

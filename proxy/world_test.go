@@ -622,7 +622,7 @@ func (c *caller) send(r *http.Request) *answer {
 	defer res.Body.Close()
 	b, err := io.ReadAll(res.Body)
 	a := &answer{Response: res, body: string(b), err: err}
-	if res.Header.Get("Content-Type") == "application/json" {
+	if res.Header.Get("Content-Type") == "application/json" && len(b) > 0 {
 		if err := json.Unmarshal(b, &a.seen); err != nil {
 			c.h.w.t.Error(err)
 		}
@@ -633,6 +633,13 @@ func (c *caller) send(r *http.Request) *answer {
 func (c *caller) get(svc, uri string, headers ...string) *answer {
 	c.h.w.t.Helper()
 	return c.send(c.request("GET", svc, uri, nil, headers...))
+}
+
+// warm makes a call, so that the tunnel is there when a test looks at times.
+func (c *caller) warm(svc string) {
+	c.h.w.t.Helper()
+	c.send(c.request("HEAD", svc, "/", nil))
+	c.h.line("outbound")
 }
 
 // expect holds an answer of the proxy's own to status and mesh-error.
@@ -659,7 +666,7 @@ func (c *caller) raw(svc, text string) *answer {
 	}
 	b, err := io.ReadAll(res.Body)
 	a := &answer{Response: res, body: string(b), err: err}
-	if res.Header.Get("Content-Type") == "application/json" {
+	if res.Header.Get("Content-Type") == "application/json" && len(b) > 0 {
 		if err := json.Unmarshal(b, &a.seen); err != nil {
 			c.h.w.t.Error(err)
 		}
