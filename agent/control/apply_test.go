@@ -46,6 +46,15 @@ func whats(out []Outcome) string {
 	return strings.Join(s, ", ")
 }
 
+// manyProblems is what n empty writes are refused with.
+func manyProblems(n int) string {
+	var s strings.Builder
+	for i := range maxProblems {
+		fmt.Fprintf(&s, "resource %d: holds no resource\n", i+1)
+	}
+	return fmt.Sprintf("invalid: %sand %d more", &s, n-maxProblems)
+}
+
 func TestApply(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -109,6 +118,7 @@ networking.istio.io/DestinationRule/default/x: twice in one call
 resource 5:1: not YAML: did not find expected node content
 resource 6: one document is needed in each write, found 2
 resource 7: holds no resource`},
+			"very many problems": {make([]Write, 150), ErrInvalid, manyProblems(150)},
 			"put and delete": {[]Write{{Source: rule("b", "v3").Source, Delete: remove("b").Delete}}, ErrInvalid,
 				"invalid: " + key + ": a write either puts or deletes"},
 			"slash": {[]Write{{Delete: &mesh.PolicyKey{Group: "g", Kind: "k", Namespace: "n", Name: "a/b"}}}, ErrInvalid,
@@ -300,6 +310,30 @@ func TestApplyIsDoneOnce(t *testing.T) {
 	})
 }
 
+// TestRequestKey is SECURITY 44: an id counts for the same operator, the same writes and the same id, whatever their borders.
+func TestRequestKey(t *testing.T) {
+	writes := []Write{rule("a", "v1")}
+	seen := map[string]int{}
+	for i, c := range []struct {
+		o  Operator
+		id string
+		w  []Write
+	}{
+		{Operator{Token: "ab"}, "c", writes}, {Operator{Token: "a"}, "bc", writes}, {Operator{Token: "abc"}, "d", writes}, {Operator{Token: "ab"}, "cd", writes},
+		{Operator{Local: true}, "c", writes}, {Operator{}, "c", writes}, {Operator{Token: "ab"}, "c", []Write{rule("a", "v2")}},
+		{Operator{Token: "ab"}, "c", []Write{remove("a")}}, {Operator{}, "", writes}, {Operator{}, "", writes}, // without an id each is its own
+	} {
+		key := requestKey(c.o, c.id, c.w)
+		if old, ok := seen[key]; ok || len(key) > 60 {
+			t.Errorf("call %d has the key of call %d, of %d bytes", i, old, len(key))
+		}
+		seen[key] = i
+	}
+	if requestKey(Operator{Token: "ab"}, "c", writes) != requestKey(Operator{Token: "ab"}, "c", []Write{rule("a", "v1")}) {
+		t.Error("a repeat has another key")
+	}
+}
+
 // TestManyWriters has operators change one resource at the same time, through all servers: each write is done once.
 func TestManyWriters(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -413,7 +447,13 @@ func TestWatch(t *testing.T) {
 			t.Errorf("%+v", a)
 		}
 		// What is not for agents wakes nobody, and is not asked for again.
-		b := watch(a.c.Index, func() { w.token(TokenSpec{}); time.Sleep(time.Second); w.token(TokenSpec{}) })
+		b := watch(a.c.Index, func() {
+			tok, _ := ParseJoinToken(w.token(TokenSpec{}))
+			time.Sleep(time.Second)
+			if err := f.service.DeleteToken(t.Context(), f.admin(), tok.ID); err != nil {
+				t.Error(err)
+			}
+		})
 		if b.err != nil || b.after != raftstore.MaxWatch || len(b.c.Policies)+len(b.c.Deleted) > 0 || b.c.Index != f.store.State().Index() {
 			t.Errorf("%+v", b)
 		}
@@ -510,12 +550,26 @@ func TestClientAsksTheNext(t *testing.T) {
 		if h.client.order()[0] != last || len(h.client.order()) != 3 {
 			t.Errorf("the last good server is %v, asked are %v", last, h.client.order())
 		}
+		// A stranger too, when the first one is busy.
+		joining, tok := w.newHost(10), w.token(TokenSpec{Uses: 2})
+		for hs[0].service.strangers.Allow(joining.addr.Addr()) {
+		}
+		if _, err := joining.joinWith(tok); err != nil {
+			t.Errorf("joining while a server is busy: %v", err)
+		}
+		for _, s := range hs {
+			for s.service.strangers.Allow(joining.addr.Addr()) {
+			}
+		}
+		_, err := joining.joinWith(tok)
+		says(t, "joining while all are busy", err, ErrNoServer, ErrNoServer.Error()+strings.Repeat("\n"+ErrBusy.Error(), 3))
+
 		none := NewClient(h.mp, func() []netip.AddrPort { return nil })
 		says(t, "no server known", none.Authorize(t.Context(), Operator{}), ErrNoServer, "no server of the mesh can be reached")
 		for _, s := range hs {
 			s.stop()
 		}
-		_, _, err := h.client.Apply(t.Context(), w.founder.admin(), []Write{rule("a", "v1")}, false, "")
+		_, _, err = h.client.Apply(t.Context(), w.founder.admin(), []Write{rule("a", "v1")}, false, "")
 		if !errors.Is(err, ErrNoServer) || errors.Is(err, raftstore.ErrUnknownOutcome) || strings.Count(err.Error(), "connection refused") != 3 {
 			t.Errorf("all servers are away: %v", err)
 		}

@@ -61,6 +61,22 @@ func TestFounding(t *testing.T) {
 		if m.TrustDomain != td || len(m.GossipKeys) != 1 || len(m.GossipKeys[0]) != 32 || len(m.SealKey) != 0 || !slices.Equal(m.Servers, []netip.AddrPort{f.addr}) {
 			t.Errorf("%+v", m)
 		}
+		for name, spoil := range map[string]func(m *Membership){
+			"nothing":                func(*Membership) {},
+			"of another mesh":        func(m *Membership) { m.TrustDomain, _ = mesh.ParseTrustDomain("other.mesh") },
+			"without a certificate":  func(m *Membership) { m.Node = nil },
+			"without the gossip key": func(m *Membership) { m.GossipKeys = nil },
+		} {
+			m := m
+			spoil(&m)
+			b, err := json.Marshal(m)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := readMembership(b); (err == nil) != (name == "nothing") || err != nil && err.Error() != "it lacks something that a member needs" {
+				t.Errorf("a membership, spoilt: %s: %v", name, err)
+			}
+		}
 		if err := f.service.Authorize(t.Context(), Operator{Token: f.founded.AdminToken}); err != nil {
 			t.Errorf("the admin token: %v", err)
 		}

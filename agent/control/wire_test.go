@@ -201,6 +201,14 @@ func TestRecords(t *testing.T) {
 		if want := fmt.Sprint([]mesh.NodeID{f.id, h.id}); err != nil || len(got) != 1 || string(got[0]) != want {
 			t.Errorf("%q, %v; want %s", got, err, want)
 		}
+		if _, err := NewRecords(f.serverPort()).FetchRecords(t.Context(), h.addr, nil); err != nil {
+			t.Errorf("a server: %v", err)
+		}
+		rec := httptest.NewRecorder()
+		RecordsHandler(nil)(withDeadline{rec}, httptest.NewRequest(http.MethodPost, "/v1/records", strings.NewReader("{}")))
+		if err := readError(rec.Code, rec.Body.Bytes()); !errors.Is(err, ErrForbidden) || err.Error() != `not allowed: "" is not a host` {
+			t.Errorf("nobody: %v", err)
+		}
 		_, err = post(t.Context(), f.mp.HTTP(mesh.NodeAgent), h.addr, "records", "", []byte(`{"want":["x"]}`))
 		says(t, "bad id", err, ErrInvalid, `invalid: request: invalid name: node id "x": 26 characters of a-z and 2-7 are needed`)
 		w.kill(h, true)
@@ -210,6 +218,11 @@ func TestRecords(t *testing.T) {
 		}
 	})
 }
+
+// withDeadline is a recorder that takes deadlines, as a connection does.
+type withDeadline struct{ http.ResponseWriter }
+
+func (withDeadline) SetReadDeadline(time.Time) error { return nil }
 
 // TestStoreIsForServers is SECURITY 53: whoever may call the store of a server can write anything, so only servers may.
 func TestStoreIsForServers(t *testing.T) {
