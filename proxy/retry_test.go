@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -32,9 +33,7 @@ func (f *failing) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	if f.status == 0 {
 		panic(http.ErrAbortHandler)
 	}
-	for k, v := range f.header {
-		rw.Header()[k] = v
-	}
+	maps.Copy(rw.Header(), f.header)
 	rw.WriteHeader(int(f.status))
 	io.WriteString(rw, "failed")
 }

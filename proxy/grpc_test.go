@@ -1,0 +1,200 @@
+package proxy_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	health "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/meshagent/meshagent/mesh"
+)
+
+// chat is a gRPC service: Check answers as it is asked, Talk echoes a stream.
+type chat struct {
+	health.UnimplementedHealthServer
+	gone chan struct{} // gets a token when a caller has left
+}
+
+func (c *chat) Check(ctx context.Context, r *health.HealthCheckRequest) (*health.HealthCheckResponse, error) {
+	in, _ := metadata.FromIncomingContext(ctx)
+	switch r.Service {
+	case "fail":
+		grpc.SetTrailer(ctx, metadata.Pairs("x-trailer", "t"))
+		return nil, status.Error(codes.FailedPrecondition, "as you wish: 100%")
+	case "wait":
+		<-ctx.Done()
+		c.gone <- struct{}{}
+		return nil, ctx.Err()
+	case "deadline":
+		d, ok := ctx.Deadline()
+		return nil, status.Errorf(codes.Aborted, "%v %v", ok, time.Until(d).Round(time.Second))
+	}
+	grpc.SetHeader(ctx, metadata.Pairs("x-header", strings.Join(in.Get("x-asked"), ",")))
+	grpc.SetTrailer(ctx, metadata.Pairs("x-trailer", "t", "x-bin-bin", "\x00\xff"))
+	return &health.HealthCheckResponse{Status: health.HealthCheckResponse_SERVING}, nil
+}
+
+func (c *chat) talk(_ any, s grpc.ServerStream) error {
+	for {
+		var r health.HealthCheckRequest
+		if err := s.RecvMsg(&r); errors.Is(err, io.EOF) {
+			s.SetTrailer(metadata.Pairs("x-trailer", "t"))
+			return nil
+		} else if err != nil {
+			c.gone <- struct{}{}
+			return err
+		}
+		if err := s.SendMsg(&r); err != nil {
+			return err
+		}
+	}
+}
+
+// serveGRPC adds an instance of chat, by the real gRPC library.
+func (h *host) serveGRPC(svc string) *chat {
+	h.w.t.Helper()
+	ln := h.listen()
+	c := &chat{gone: make(chan struct{}, 10)}
+	s := grpc.NewServer()
+	health.RegisterHealthServer(s, c)
+	s.RegisterService(&grpc.ServiceDesc{ServiceName: "Chat", HandlerType: (*any)(nil),
+		Streams: []grpc.StreamDesc{{StreamName: "Talk", Handler: c.talk, ServerStreams: true, ClientStreams: true}}}, c)
+	var wg sync.WaitGroup
+	wg.Go(func() { s.Serve(ln) })
+	h.w.t.Cleanup(func() { s.Stop(); wg.Wait() })
+	h.register(svc, mesh.GRPC, ln)
+	return c
+}
+
+// grpc connects to a service.
+func (c *caller) grpc(svc string) *grpc.ClientConn {
+	c.h.w.t.Helper()
+	conn, err := grpc.NewClient("passthrough:///"+c.h.vip(svc), grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithAuthority(svc+".service.mesh"),
+		grpc.WithDisableRetry(), grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
+			return c.dialer().DialContext(ctx, "tcp", addr)
+		}))
+	if err != nil {
+		c.h.w.t.Fatal(err)
+	}
+	c.h.w.mu.Lock()
+	defer c.h.w.mu.Unlock()
+	c.h.w.atEnd = append(c.h.w.atEnd, func() { conn.Close() })
+	return conn
+}
+
+// TestGRPC: the real library on both sides sees its own headers, trailers, statuses, deadlines and streams.
+func TestGRPC(t *testing.T) {
+	t.Parallel()
+	both(t, func(t *testing.T, w *world, c *caller, on *host) {
+		app := on.serveGRPC("chat")
+		conn := c.grpc("chat")
+		client := health.NewHealthClient(conn)
+		check := func(what string, opts ...grpc.CallOption) error {
+			ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(t.Context(), "x-asked", "1"), patience)
+			defer cancel()
+			_, err := client.Check(ctx, &health.HealthCheckRequest{Service: what}, opts...)
+			return err
+		}
+		var head, trail metadata.MD
+		if err := check("", grpc.Header(&head), grpc.Trailer(&trail)); err != nil || fmt.Sprint(head.Get("x-header"), trail.Get("x-trailer")) != "[1] [t]" || trail.Get("x-bin-bin")[0] != "\x00\xff" {
+			t.Errorf("%v %v %v", err, head, trail)
+		}
+		if l := c.h.line("outbound"); l.Path != "/grpc.health.v1.Health/Check" || l.GRPCStatus != "0" || l.Status != 200 || l.Flags != "-" {
+			t.Errorf("%+v", l)
+		}
+		if err := check("fail", grpc.Trailer(&trail)); status.Code(err) != codes.FailedPrecondition || status.Convert(err).Message() != "as you wish: 100%" || fmt.Sprint(trail.Get("x-trailer")) != "[t]" {
+			t.Errorf("%v %v", err, trail)
+		}
+		if l := c.h.line("outbound"); l.GRPCStatus != "9" || l.Flags != "-" {
+			t.Errorf("%+v", l)
+		}
+		if err := check("deadline"); status.Convert(err).Message() != "true 10s" {
+			t.Errorf("the deadline that reaches the service: %v", err)
+		}
+		c.h.line("outbound")
+
+		// Both ways at once, each message as soon as it is there.
+		s, err := conn.NewStream(t.Context(), &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, "/Chat/Talk")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for n := range 5 {
+			if err := s.SendMsg(&health.HealthCheckRequest{Service: fmt.Sprint(n)}); err != nil {
+				t.Fatal(err)
+			}
+			var got health.HealthCheckRequest
+			if err := s.RecvMsg(&got); err != nil || got.Service != fmt.Sprint(n) {
+				t.Fatalf("%v %v", &got, err)
+			}
+		}
+		s.CloseSend()
+		if err := s.RecvMsg(new(health.HealthCheckRequest)); !errors.Is(err, io.EOF) || fmt.Sprint(s.Trailer().Get("x-trailer")) != "[t]" {
+			t.Errorf("%v %v", err, s.Trailer())
+		}
+		c.h.line("outbound")
+
+		// A caller that waits no longer is told by whoever notices first, and the work ends.
+		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		defer cancel()
+		if _, err := client.Check(ctx, &health.HealthCheckRequest{Service: "wait"}); status.Code(err) != codes.DeadlineExceeded {
+			t.Errorf("%v", err)
+		}
+		<-app.gone
+		if l := c.h.line("outbound"); l.Flags != "DC" && l.Flags != "UT" {
+			t.Errorf("%+v", l)
+		}
+		ctx, cancel = context.WithCancel(t.Context())
+		if s, err = conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, "/Chat/Talk"); err != nil {
+			t.Fatal(err)
+		}
+		s.SendMsg(&health.HealthCheckRequest{})
+		s.RecvMsg(new(health.HealthCheckRequest))
+		cancel()
+		<-app.gone
+		if l := c.h.line("outbound"); l.Flags != "DC" {
+			t.Errorf("%+v", l)
+		}
+	})
+}
+
+// TestGRPCOwnErrors: what the proxy answers itself is a status of gRPC, in an answer of trailers alone, with its reason.
+func TestGRPCOwnErrors(t *testing.T) {
+	t.Parallel()
+	both(t, func(t *testing.T, w *world, c *caller, on *host) {
+		on.serveGRPC("chat")
+		client := health.NewHealthClient(c.grpc("chat"))
+		expect := func(code codes.Code, reason, flags string) {
+			t.Helper()
+			var head, trail metadata.MD
+			_, err := client.Check(t.Context(), &health.HealthCheckRequest{}, grpc.Header(&head), grpc.Trailer(&trail))
+			if s := status.Convert(err); s.Code() != code || s.Message() != reason || !strings.HasSuffix(strings.Join(trail.Get("mesh-error"), ""), reason) || len(head) > 0 {
+				t.Errorf("%v, %v, header %v, trailer %v: want %v %s", s.Code(), s.Message(), head, trail, code, reason)
+			}
+			if l := c.h.line("outbound"); l.Flags != flags || l.Status != 200 || l.GRPCStatus != fmt.Sprint(int(code)) {
+				t.Errorf("%+v", l)
+			}
+		}
+		w.apply(authorization("DENY", "chat", `[{}]`))
+		expect(codes.PermissionDenied, "access denied", "RBAC")
+		w.apply(strings.ReplaceAll(virtualService("  - {match: [{uri: {exact: /no}}], route: [{destination: {host: web}}]}\n"), "web", "chat"))
+		expect(codes.Unimplemented, "no route", "NR")
+		w.apply(strings.ReplaceAll(virtualService("  - {fault: {abort: {grpcStatus: DATA_LOSS}}, route: [{destination: {host: web}}]}\n"), "web", "chat"))
+		expect(codes.DataLoss, "fault injected", "FI")
+		w.apply(strings.ReplaceAll(virtualService("  - {fault: {abort: {httpStatus: 503}}, route: [{destination: {host: web}}]}\n"), "web", "chat"))
+		expect(codes.Unavailable, "fault injected", "FI")
+		w.apply(strings.ReplaceAll(virtualService("  - {route: [{destination: {host: nowhere}}]}\n"), "web", "chat"))
+		expect(codes.Unavailable, "no healthy instance", "UH")
+	})
+}
