@@ -56,10 +56,10 @@ func (p *Proxy) begin(direction string, svc mesh.ServiceName, w http.ResponseWri
 
 // end counts and logs the call.
 func (c *call) end() {
+	defer c.p.inflight.add(-1)
 	if c.r != nil {
 		c.leaveBody()
 	}
-	c.p.inflight.add(-1)
 	took := time.Since(c.start)
 	c.p.metrics.count(c, took)
 	if c.p.log.w != nil {

@@ -423,7 +423,11 @@ func (h *host) metric(name string, labels ...string) (sum float64) {
 	rec := httptest.NewRecorder()
 	h.metrics.Handler().ServeHTTP(rec, httptest.NewRequest("GET", "/metrics", nil))
 	for l := range strings.Lines(rec.Body.String()) {
-		series, value, _ := strings.Cut(strings.TrimSpace(l), "} ")
+		series, value, ok := strings.Cut(strings.TrimSpace(l), "} ")
+		if !ok {
+			series, value, _ = strings.Cut(strings.TrimSpace(l), " ") // has no labels
+			series += "{"
+		}
 		if series, ok := strings.CutPrefix(series, name+"{"); ok && !slices.ContainsFunc(labels, func(l string) bool { return !strings.Contains(series, l) }) {
 			v, err := strconv.ParseFloat(value, 64)
 			if err != nil {
