@@ -52,9 +52,13 @@ func (e *encoder) begin(dst []byte) []byte {
 // field appends a field whose name is in lower case.
 func (e *encoder) field(dst, name, value []byte, id uint8, secret bool) []byte {
 	index := int(names[id].index)
+	nameHash := uint32(id) * 0x9e3779b1
+	if id == 0 {
+		nameHash = uint32(maphash.Bytes(e.seed, name))
+	}
 	if secret { // the mark must reach the next hop, whatever the value
 		if index == 0 {
-			index = e.findName(name, uint32(maphash.Bytes(e.seed, name)))
+			index = e.findName(name, nameHash)
 		}
 		return appendLiteral(dst, 0x10, 4, index, name, value)
 	}
@@ -63,7 +67,6 @@ func (e *encoder) field(dst, name, value []byte, id uint8, secret bool) []byte {
 			return append(dst, 0x80|byte(i))
 		}
 	}
-	nameHash := uint32(maphash.Bytes(e.seed, name))
 	hash := nameHash*31 + uint32(maphash.Bytes(e.seed, value))
 	if k := e.find(name, value, hash); k > 0 {
 		return appendInt(dst, 0x80, 7, k)

@@ -3,17 +3,17 @@
 // Conn.Out, so that the frames of many streams share one write and one TLS record. It knows nothing of the mesh.
 //
 // Imported by proxy. Guarantees:
-//   - The events depend on the bytes and never on how they were cut into reads.
+//   - The events depend on the bytes and never on how they were cut into reads, but for the pieces that DATA comes in.
 //   - Nothing is allocated per stream, head or piece of data once a connection is warm.
 //   - What RFC 9113 calls malformed never becomes a request or a response: the stream is reset. Nor can such a thing be sent.
 //   - Memory is bounded by Options. Out grows by less than twice what was read, plus what the caller sends.
 //   - A peer that makes work without doing any (resets, pings, settings, empty frames) is sent away: see the comment at patience.
 //
-// HPACK: the tables are of golang.org/x/net/http2/hpack, its code is not. The Decoder there makes strings (11 allocations for ten fields
-// not seen before), its Encoder wants strings (two allocations a field when they come as bytes), and its HuffmanDecode takes 30 times as
-// long as the loop here (BenchmarkHuffman). So the static table and the Huffman code are read out of the library when the program starts;
-// the dynamic table is a ring over one piece of memory. Both sides are fuzzed against the library. Huffman is read but not written: on the
-// way between hosts of a site the bytes it saves cost more than they are worth.
+// HPACK: the tables are of golang.org/x/net/http2/hpack, its code is not. The Decoder there makes strings (13 allocations for a browser's
+// head), its Encoder wants strings, and what it decodes by Huffman has no bound but the input, and takes longer (see
+// docs/performance/http2.md). So the static table and the Huffman code are read out of the library when the program starts; the dynamic
+// table is a ring over one piece of memory. Both sides are fuzzed against the library. Huffman is read but not written: on the way between
+// hosts of a site the bytes it saves cost more than they are worth.
 //
 // Priorities are ignored, as RFC 9113 allows, and we say so in our settings. There is no push.
 //
@@ -67,6 +67,7 @@ type Scratch struct {
 	free  []*Stream
 	spare []byte // for a head in several frames
 	low   []byte // for names in lower case
+	ids   []uint8
 }
 
 const maxFree = 4096 // streams kept for the next ones

@@ -205,9 +205,10 @@ func (c *Conn) Ping(v uint64) {
 	}
 }
 
-// checkFields tells if all fields may be sent, and puts their names in lower case into Scratch.low, one behind the other.
+// checkFields tells if all fields may be sent, and puts their names in lower case into Scratch.low, one behind the other, and their
+// numbers into Scratch.ids.
 func (c *Conn) checkFields(fields []Field, trailers bool) bool {
-	low := c.scratch.low[:0]
+	low, ids := c.scratch.low[:0], c.scratch.ids[:0]
 	for i := range fields {
 		f := &fields[i]
 		at := len(low)
@@ -219,8 +220,9 @@ func (c *Conn) checkFields(fields []Field, trailers bool) bool {
 		if bad&(badName|disguise) != 0 || r.pseudo() || r >= rHost && r <= rHop || trailers && r != plain || !validValue(trim(f.Value)) {
 			return false
 		}
+		ids = append(ids, id)
 	}
-	c.scratch.low = low
+	c.scratch.low, c.scratch.ids = low, ids
 	return true
 }
 
@@ -265,7 +267,7 @@ func (c *Conn) endHead(at int, s *Stream, fields []Field, end bool) {
 		f := &fields[i]
 		name := low[:len(f.Name)]
 		low = low[len(name):]
-		value, id := trim(f.Value), lookup(name)
+		value, id := trim(f.Value), c.scratch.ids[i]
 		r := names[id].role
 		secret := f.Secret || r == rLogin || r == rSecret || r == rCookie && len(value) < 20
 		c.Out = c.enc.field(c.Out, name, value, id, secret)
