@@ -1,0 +1,146 @@
+package engine
+
+import (
+	"time"
+
+	"github.com/meshagent/meshagent/proxy/http1"
+)
+
+// Flag says why a call went wrong, in Envoy's words. Handlers have their own beside these.
+type Flag string
+
+// The engine's flags.
+const (
+	UpstreamUnreachable Flag = "UF"  // no connection could be opened: 503
+	UpstreamClosed      Flag = "UC"  // it ended before its answer did: 503
+	UpstreamTimeout     Flag = "UT"  // 504
+	UpstreamMalformed   Flag = "UPE" // 502
+	ClientGone          Flag = "DC"
+	ClientMalformed     Flag = "DPE" // 400 and others
+	ClientSlow          Flag = "SI"  // 408
+)
+
+// Decision is what becomes of a request. It is empty when Decide is called; what its slices can hold is kept from call to call.
+type Decision struct {
+	Upstream *Upstream // where it goes; nil: it gets the Answer
+	Answer   Answer
+
+	Request, Response http1.Edit // of the heads, and Drop also of trailers
+
+	Timeout         time.Duration // of the whole call, if not 0; not of a tunnel
+	ResponseTimeout time.Duration // from the end of the request to the head of the answer, if not 0
+	IdleTimeout     time.Duration // without a byte of the answer, or either way in a tunnel, if not 0
+	ReplayUnsafe    bool          // the request may be sent again though it is not idempotent
+	Connect         bool          // CONNECT may pass; it gets 405 otherwise
+}
+
+// Answer is one that no upstream gives.
+type Answer struct {
+	Status int
+	Flag   Flag
+	Fields []http1.Pair
+	Body   []byte
+	Close  bool
+}
+
+func (d *Decision) reset() {
+	request, response, fields := d.Request, d.Response, d.Answer.Fields
+	*d = Decision{}
+	d.Request.Set, d.Request.Add = emptied(request.Set), emptied(request.Add)
+	d.Response.Set, d.Response.Add = emptied(response.Set), emptied(response.Add)
+	d.Answer.Fields = emptied(fields)
+}
+
+func emptied(p []http1.Pair) []http1.Pair {
+	clear(p)
+	return p[:0]
+}
+
+// Result is how a call went.
+type Result struct {
+	Status   int // that the client got; 0 if it got none
+	Flag     Flag
+	Received int64 // bytes of the request's body, or from the client in a tunnel
+	Sent     int64 // bytes of the answer's body, or to the client in a tunnel
+	Start    time.Time
+	Duration time.Duration // from the request's head to the end of the answer
+	Attempts int           // upstream connections that it was tried on
+}
+
+// Call is one request and its answer.
+type Call struct {
+	Conn     *Conn
+	Request  http1.Request // empty if it was malformed
+	Decision Decision
+	Result   Result
+	Scratch  []byte // for the Handler; what it can hold is kept from call to call
+	Data     any    // for the Handler; nil when Decide is called
+
+	l      *loop
+	client *conn
+	up     *conn
+	pool   *pool // where it waits for a connection
+	timer  timer
+	start  int64
+
+	// The request.
+	head     []byte // the buffer that Request is in
+	size     int    // of the head
+	asked    http1.Asked
+	body     http1.Body
+	writer   http1.Writer
+	trailer  http1.Trailer
+	headed   bool
+	unclear  bool   // nobody knows where it ends
+	wanting  bool   // is to have a connection when what was read is dealt with
+	whole    bool   // nothing of the request is to come
+	kept     bool   // req holds all of it that came
+	wrote    bool   // a byte of it may have reached an upstream
+	replayed bool   // on a fresh connection because an old one had ended
+	req      []byte // what goes to the upstream
+	headLen  int    // of it
+	window   int64  // when the time for the next bytes of the body began
+	before   int64  // bytes of the body until then
+
+	// The answer.
+	res      http1.Response
+	reply    http1.Reply
+	resBody  http1.Body
+	resW     http1.Writer
+	resTrail http1.Trailer
+	heard    bool // a byte of it came
+	interim  bool // a 1xx was passed on
+	begun    bool // its final head went to the client
+	tunnel   bool
+	reuse    bool  // the upstream connection can be used again
+	active   int64 // when the request had ended, then when bytes came last
+}
+
+// reset makes a call ready for the next request.
+func (x *Call) reset() {
+	x.Request.Reset()
+	x.res.Reset()
+	x.Decision.reset()
+	x.Result = Result{}
+	x.Scratch, x.Data, x.Conn = x.Scratch[:0], nil, nil
+	x.client, x.up, x.pool, x.start = nil, nil, nil, 0
+	x.head, x.size, x.req, x.headLen, x.window, x.before, x.active = nil, 0, nil, 0, 0, 0, 0
+	x.unclear, x.interim = false, false
+	x.headed, x.wanting, x.whole, x.kept, x.wrote, x.replayed = false, false, false, false, false, false
+	x.heard, x.begun, x.tunnel, x.reuse = false, false, false, false
+}
+
+// idempotent tells if sending the request twice has the effect of sending it once (RFC 9110, section 9.2.2).
+func (x *Call) idempotent() bool {
+	if x.Decision.ReplayUnsafe {
+		return true
+	}
+	switch string(x.Request.Method) {
+	case "GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE":
+		return true
+	}
+	return false
+}
+
+// again tells if the request may be sent once more.
+func (x *Call) again() bool { return x.kept && !x.heard && (!x.wrote || x.idempotent()) }

@@ -1,0 +1,416 @@
+package engine
+
+import (
+	"errors"
+	"io"
+	"net/netip"
+)
+
+// socket is what a loop reads from and writes to. Nothing in it waits. TLS in a loop will be another one: crypto/tls over a descriptor
+// works if reads report errAgain as a temporary net.Error, and if writes keep what the descriptor does not take, for its errors stay.
+type socket interface {
+	// read returns errAgain when there is nothing; the connection is stepped when there is something again.
+	read(p []byte) (int, error)
+	// write takes a part of p, maybe nothing; the connection is flushed when there is room again.
+	write(p []byte) (int, error)
+	flushed() bool    // all that write took has left us
+	alive() bool      // nothing came, neither bytes nor an end
+	closeWrite()      // what was written is followed by an end
+	close(reset bool) // what was written still goes out, except with reset
+}
+
+var errAgain = errors.New("engine: nothing to read yet")
+
+// conn is a connection in a loop.
+type conn struct {
+	l    *loop
+	s    socket
+	pub  *Conn // of a client
+	pool *pool // of an upstream connection
+	x    *Call // that it carries
+
+	in     []byte // what was read and cannot be used yet is in[at:]
+	at     int
+	shared bool // in belongs to the call's head
+	short  bool // what is there makes no sense without more
+
+	out     []byte // out[sent:] is to be written
+	sent    int
+	blocked bool // the socket does not take it all; who fills out must wait
+
+	admitted bool
+	queued   bool // in loop.todo or loop.later
+	dirty    bool // in loop.dirty
+	dead     bool
+	broken   bool // a write failed
+	ended    bool // the peer's side ended; in a tunnel
+	fin      bool // our side is to end when all is written; in a tunnel
+	closing  bool // is closed when all is written
+	linger   bool // ... and when the peer has read it
+	ending   bool // we wait for that
+	used     bool // carried a call before
+
+	timer    timer
+	since    int64 // when it became what it is: new, idle, reading a head, ending
+	progress int64 // when bytes were last taken
+	drained  int   // bytes of a client that were thrown away
+}
+
+func newConn(l *loop) *conn {
+	c := &conn{l: l}
+	c.timer.due = c.timeout
+	return c
+}
+
+func newClient(l *loop, remote, local netip.AddrPort) *conn {
+	c := newConn(l)
+	c.pub = &Conn{Remote: remote, Local: local, c: c}
+	return c
+}
+
+// turns is how often a connection may read before others have their turn.
+const turns = 16
+
+func (c *conn) step() {
+	switch {
+	case c.dead:
+	case c.x != nil && c.x.tunnel:
+		c.stepTunnel()
+	case c.pub != nil:
+		c.stepClient()
+	default:
+		c.stepUpstream()
+	}
+}
+
+// yield lets others go first.
+func (c *conn) yield() {
+	if !c.queued && !c.dead {
+		c.queued = true
+		c.l.later = append(c.l.later, c)
+	}
+}
+
+// rest is what was read and not used.
+func (c *conn) rest() []byte { return c.in[c.at:] }
+
+// drop gives the input buffer back, unless a head is in it.
+func (c *conn) drop() {
+	if !c.shared {
+		c.l.buffers.put(c.in)
+	}
+	c.in, c.at, c.shared = nil, 0, false
+}
+
+// fill reads more behind what was not used.
+func (c *conn) fill() error {
+	if c.in != nil && (c.shared || c.at > 0) {
+		rest := c.rest()
+		if c.shared {
+			c.in = append(c.l.buffers.get(len(rest)+1), rest...)
+		} else {
+			c.in = c.in[:copy(c.in, rest)]
+		}
+		c.at, c.shared = 0, false
+	}
+	c.in = c.l.buffers.grow(c.in, 1)
+	n, err := c.s.read(c.in[len(c.in):cap(c.in)])
+	c.in = c.in[:len(c.in)+n]
+	if len(c.in) == 0 {
+		c.drop()
+	}
+	return err
+}
+
+// pull returns what is to be used next: what is left, with more behind it if it was of no use alone, or what it reads into the
+// loop's buffer. use must follow.
+func (c *conn) pull() ([]byte, error) {
+	if c.in == nil {
+		n, err := c.s.read(c.l.rbuf)
+		return c.l.rbuf[:n], err
+	}
+	if c.short {
+		if err := c.fill(); err != nil {
+			return nil, err
+		}
+	}
+	return c.rest(), nil
+}
+
+// use tells that n bytes of what pull returned were used.
+func (c *conn) use(buf []byte, n int) {
+	c.short = n == 0
+	switch {
+	case c.in == nil:
+		if n < len(buf) {
+			c.in = append(c.l.buffers.get(len(buf)-n), buf[n:]...)
+		}
+	case c.at+n == len(c.in):
+		c.drop()
+	default:
+		c.at += n
+	}
+}
+
+const (
+	flushAt = 32 << 10 // bytes that are written at once rather than with what follows
+	direct  = 16 << 10 // bytes of a body that are not copied if that can be avoided
+)
+
+// room makes room for n bytes in out and has it flushed soon.
+func (c *conn) room(n int) {
+	c.out = c.l.buffers.grow(c.out, n)
+	c.markDirty()
+}
+
+func (c *conn) markDirty() {
+	if !c.dirty && !c.dead {
+		c.dirty = true
+		c.l.dirty = append(c.l.dirty, c)
+	}
+}
+
+// push has b written.
+func (c *conn) push(b []byte) {
+	if c.dead || c.broken {
+		return
+	}
+	if len(b) >= direct && !c.blocked {
+		if k := cap(c.out) - len(c.out); len(c.out) > 0 && k > 0 { // fill up what is there; it becomes one write
+			c.out = append(c.out, b[:min(k, len(b))]...)
+			b = b[min(k, len(b)):]
+		}
+		c.flush()
+		if !c.blocked && !c.broken && !c.dead {
+			n, err := c.s.write(b)
+			if err != nil {
+				c.fail()
+				return
+			}
+			b = b[n:]
+		}
+	}
+	if len(b) > 0 {
+		c.room(len(b))
+		c.out = append(c.out, b...)
+	} else if !c.s.flushed() {
+		c.markDirty()
+	}
+	if len(c.out) >= flushAt {
+		c.flush()
+	}
+}
+
+func (c *conn) fail() {
+	c.broken = true
+	c.l.queue(c)
+}
+
+// flush writes what there is, and goes on with what waited for that.
+func (c *conn) flush() {
+	if c.dead || c.broken {
+		return
+	}
+	for c.sent < len(c.out) {
+		n, err := c.s.write(c.out[c.sent:])
+		if err != nil {
+			c.fail()
+			return
+		}
+		if n == 0 {
+			break
+		}
+		c.sent += n
+		c.progress = c.l.now
+	}
+	if c.sent == len(c.out) {
+		if c.out != nil {
+			c.l.buffers.put(c.out)
+			c.out, c.sent = nil, 0
+		}
+		if c.s.flushed() {
+			c.flushed()
+			return
+		}
+	}
+	if !c.blocked {
+		c.blocked = true
+		c.progress = c.l.now
+		c.arm()
+	}
+}
+
+// flushed is called when nothing is left to be written.
+func (c *conn) flushed() {
+	if c.blocked {
+		c.blocked = false
+		c.arm()
+		c.l.queue(c)
+		if x := c.x; x != nil {
+			if c == x.client && x.up != nil {
+				x.active = c.l.now // it was the client that we waited for
+				x.arm()
+				c.l.queue(x.up)
+			} else if c == x.up {
+				x.window, x.before = c.l.now, x.Result.Received
+				c.l.queue(x.client)
+			}
+		}
+	}
+	if c.fin {
+		c.fin = false
+		c.s.closeWrite()
+	}
+	if c.closing && !c.ending {
+		if !c.linger {
+			c.close(false)
+			return
+		}
+		c.ending = true
+		c.since = c.l.now
+		c.s.closeWrite()
+		c.arm()
+		c.l.queue(c)
+	}
+}
+
+// close ends a connection that carries no call any more.
+func (c *conn) close(reset bool) {
+	if c.dead {
+		return
+	}
+	c.dead = true
+	c.l.wheel.remove(&c.timer)
+	c.drop()
+	c.l.buffers.put(c.out)
+	c.out = nil
+	delete(c.l.conns, c)
+	c.s.close(reset)
+	if c.pub != nil {
+		if !c.admitted {
+			c.l.owed--
+		}
+		c.l.e.left()
+	}
+}
+
+// cut ends a connection and its call at once.
+func (c *conn) cut() {
+	switch {
+	case c.dead:
+	case c.x == nil && c.pub == nil:
+		c.pool.remove(c)
+		c.close(true)
+	case c.x == nil:
+		c.close(true)
+	case c.pub == nil:
+		c.x.cutOff(UpstreamClosed)
+	default:
+		c.x.cutOff(ClientGone)
+	}
+}
+
+// deadline is when the connection has had its time.
+func (c *conn) deadline() int64 {
+	m, x := &c.l.e.Limits, c.x
+	switch {
+	case x != nil && x.tunnel:
+		return 0
+	case c.ending:
+		return c.since + int64(m.Linger)
+	case c.blocked:
+		return c.progress + int64(m.WriteStall)
+	case c.pub == nil && x == nil:
+		return c.since + int64(m.UpstreamIdle)
+	case c.pub == nil || c.closing:
+		return 0
+	case x == nil && c.used:
+		return c.since + int64(m.Idle)
+	case x == nil || !x.headed:
+		return c.since + int64(m.Head)
+	case !x.whole && x.up != nil && !x.up.blocked && !x.awaits100():
+		return x.window + int64(m.BodyIdle)
+	}
+	return 0
+}
+
+func (c *conn) arm() {
+	if !c.dead {
+		c.l.wheel.set(&c.timer, c.deadline())
+	}
+}
+
+// timeout is called when the timer ends, which may be before the deadline.
+func (c *conn) timeout(now int64) {
+	d := c.deadline()
+	if d == 0 || d > now {
+		c.l.wheel.set(&c.timer, d)
+		return
+	}
+	x, l := c.x, c.l
+	switch {
+	case c.pub == nil && x == nil:
+		c.pool.remove(c)
+		c.close(false)
+	case c.pub == nil: // it does not take the request
+		x.failed(UpstreamTimeout)
+	case c.ending || x == nil && !c.blocked:
+		c.close(false)
+	case x == nil:
+		c.close(true)
+	case c.blocked:
+		x.cutOff(ClientSlow)
+	case !x.headed:
+		x.refuse(408, "the head of the request took too long", ClientSlow)
+	case x.Result.Received-x.before < max(1, int64(l.e.Limits.BodyRate)*int64(l.e.Limits.BodyIdle)/1e9):
+		x.slow()
+	default:
+		x.window, x.before = now, x.Result.Received
+		c.arm()
+	}
+}
+
+// stepTunnel passes on what comes.
+func (c *conn) stepTunnel() {
+	x, l := c.x, c.l
+	to := x.up
+	if c == x.up {
+		to = x.client
+	}
+	if c.broken {
+		x.breakTunnel(c)
+		return
+	}
+	for range turns {
+		if to.blocked || c.ended {
+			return
+		}
+		buf, err := c.pull()
+		if err == errAgain {
+			return
+		}
+		x.active = l.now
+		if err == io.EOF {
+			c.ended = true
+			if to.ended {
+				x.endTunnel()
+				return
+			}
+			to.fin = true
+			to.markDirty()
+			return
+		}
+		if err != nil {
+			x.breakTunnel(c)
+			return
+		}
+		if c.pub != nil {
+			x.Result.Received += int64(len(buf))
+		} else {
+			x.Result.Sent += int64(len(buf))
+		}
+		to.push(buf)
+		c.use(buf, len(buf))
+	}
+	c.yield()
+}

@@ -1,0 +1,276 @@
+// Package engine carries HTTP/1 requests from connections that it accepts to connections that it opens. It knows nothing of the mesh:
+// who calls, where a request goes and how it is changed is decided by a Handler.
+//
+// Imported by proxy. There is one state machine (loop.go, client.go, upstream.go) and two ways to drive it: event loops over epoll on
+// Linux, one for each CPU, without a goroutine for any connection (epoll_linux.go); and goroutines over net.Conn everywhere
+// (netsocket.go). Both hold the same suite of tests. Guarantees:
+//   - Nothing is allocated for a request once its connections are open and as many requests were under way before.
+//   - Memory is bounded: a connection holds at most about 64 KiB of head, 64 KiB of request for a replay, and 128 KiB that the other side
+//     has not taken; whoever is faster than its peer is not read. A connection without a request holds no buffer.
+//   - Every wait has an end: see Limits and Decision.
+//   - A request is sent twice only when nothing of it was sent, or it is idempotent and no byte of an answer came, or the Handler says so.
+//   - A message that was cut off never ends cleanly on the other side.
+//   - Where a request ends is never in doubt: after an error of framing, an answer before the end of its request, or an upgrade that
+//     was not granted, the connection is closed.
+package engine
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/meshagent/meshagent/proxy/http1"
+)
+
+// Handler decides. All but Accept are called in a loop that also serves other connections: they must not block. A Call is only good
+// until Done returns.
+type Handler interface {
+	// Accept is told of a connection. Conn.Admit or Conn.Close must follow, now or later and from any goroutine; until then nothing is read.
+	// It must not block either: what it has to wait for belongs into a goroutine.
+	Accept(c *Conn)
+	// Decide fills in c.Decision for c.Request.
+	Decide(c *Call)
+	// Retry is asked when a try failed in a way that allows another one. It may change c.Decision, which is then followed anew.
+	Retry(c *Call, why Flag) bool
+	// Done is told how a call went, also of one that was malformed, for which Decide was not called and whose Request is empty.
+	Done(c *Call)
+}
+
+// Config is what an Engine is made of.
+type Config struct {
+	Handler Handler
+	Limits  Limits
+	// Loops is how many loops share the work; GOMAXPROCS if it is 0.
+	Loops int
+	// Hold is how long an event loop waits for events without giving its P back to the scheduler, which saves most of the cost of waking
+	// up; 20 ms if it is 0, never if it is negative. It is never done when all Ps have a loop, for nobody else would run meanwhile: so
+	// GOMAXPROCS should be larger than Loops.
+	Hold time.Duration
+	// Portable drives connections by goroutines where event loops could.
+	Portable bool
+	// ReasonField is a response field that says why the engine itself answered; none if it is empty.
+	ReasonField string
+	Log         *slog.Logger // nil for none
+}
+
+// Limits bound what peers may cost. Zeros become the defaults that the comments name.
+type Limits struct {
+	Request, Response http1.Options // of heads
+
+	Connections int // accepted ones at a time; more are closed at once. 100,000
+	Replay      int // bytes of a request that are kept to send it again, and read before it has an upstream connection. 64 KiB
+
+	Head         time.Duration // from the first byte of a request, or from the beginning of a connection, to the end of the head. 10 s
+	Idle         time.Duration // between two requests. 75 s
+	BodyIdle     time.Duration // in which a request's body must have grown by BodyIdle * BodyRate. 10 s
+	BodyRate     int           // bytes per second. 64
+	WriteStall   time.Duration // without a byte being taken, though there are some. 30 s
+	Linger       time.Duration // in which a peer may read an answer that ends a connection. 1 s
+	UpstreamIdle time.Duration // of a connection in a pool: must be below that of the servers. 4 s
+	Dial         time.Duration // to open a connection. 1 s
+}
+
+func (l Limits) orDefaults() Limits {
+	number := func(v *int, def int) {
+		if *v <= 0 {
+			*v = def
+		}
+	}
+	duration := func(v *time.Duration, def time.Duration) {
+		if *v <= 0 {
+			*v = def
+		}
+	}
+	number(&l.Connections, 100_000)
+	number(&l.Replay, 64<<10)
+	number(&l.BodyRate, 64)
+	duration(&l.Head, 10*time.Second)
+	duration(&l.Idle, 75*time.Second)
+	duration(&l.BodyIdle, 10*time.Second)
+	duration(&l.WriteStall, 30*time.Second)
+	duration(&l.Linger, time.Second)
+	duration(&l.UpstreamIdle, 4*time.Second)
+	duration(&l.Dial, time.Second)
+	return l
+}
+
+// Engine serves connections. Its methods are safe for concurrent use.
+type Engine struct {
+	Config
+	base     time.Time // when the loops' time began
+	loops    []*loop
+	turn     atomic.Uint32 // whose the next connection is
+	clients  atomic.Int64  // accepted connections
+	draining atomic.Bool
+	empty    chan struct{}   // has room for one: there may be no client any more
+	ctx      context.Context // of all that the engine began
+	stop     context.CancelCauseFunc
+	open     context.Context // of what accepts
+	shut     context.CancelFunc
+	wg       sync.WaitGroup // all goroutines but those that call Run
+}
+
+var errStopped = errors.New("engine: stopped")
+
+// New makes an engine. It opens nothing but, on Linux, its event queues; Run releases them.
+func New(c Config) (*Engine, error) {
+	if c.Handler == nil {
+		return nil, errors.New("engine: Config.Handler is missing")
+	}
+	c.Limits = c.Limits.orDefaults()
+	procs := runtime.GOMAXPROCS(0)
+	if c.Loops <= 0 {
+		c.Loops = procs
+	}
+	if c.Hold == 0 {
+		c.Hold = 20 * time.Millisecond
+	}
+	if c.Loops >= procs {
+		c.Hold = -1
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	e := &Engine{Config: c, base: time.Now(), empty: make(chan struct{}, 1)}
+	e.ctx, e.stop = context.WithCancelCause(context.Background())
+	e.open, e.shut = context.WithCancel(e.ctx)
+	for range c.Loops {
+		e.loops = append(e.loops, newLoop(e))
+	}
+	if !c.Portable {
+		if err := e.openPollers(); err != nil {
+			return nil, err
+		}
+	}
+	return e, nil
+}
+
+// Run drives the loops until ctx ends; all connections are cut off then. Call it once.
+func (e *Engine) Run(ctx context.Context) error {
+	for _, l := range e.loops {
+		if l.poll != nil {
+			e.wg.Go(l.runPoller)
+		}
+	}
+	select {
+	case <-ctx.Done():
+		e.stop(errStopped)
+	case <-e.ctx.Done(): // a loop failed
+	}
+	for _, l := range e.loops {
+		stopped := make(chan struct{})
+		l.do(task{what: doStop, arg: stopped})
+		<-stopped
+	}
+	e.wg.Wait()
+	if err := context.Cause(e.ctx); err != errStopped {
+		return err
+	}
+	return nil
+}
+
+// Serve accepts connections until ctx ends or Drain is called; the listener is closed then. It returns early only with an error.
+func (e *Engine) Serve(ctx context.Context, ln net.Listener) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(e.open, cancel)()
+	return e.serve(ctx, ln)
+}
+
+// serveNet accepts with a goroutine.
+func (e *Engine) serveNet(ctx context.Context, ln net.Listener) error {
+	defer context.AfterFunc(ctx, func() { ln.Close() })()
+	for {
+		nc, err := ln.Accept()
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, net.ErrClosed):
+			return err
+		case err != nil: // no descriptors left, most likely: others must end first
+			e.Log.Warn("connection not accepted", "error", err)
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(50 * time.Millisecond):
+			}
+		default:
+			e.Add(nc)
+		}
+	}
+}
+
+// Add serves a connection that somebody else accepted, of any kind; it belongs to the engine from then on.
+func (e *Engine) Add(nc net.Conn) {
+	l := e.next()
+	c := newClient(l, addrPort(nc.RemoteAddr()), addrPort(nc.LocalAddr()))
+	if !e.admit() {
+		nc.Close()
+		return
+	}
+	l.do(task{c: c, what: doAdd, nc: nc})
+}
+
+// admit counts a new client, if there is room for it.
+func (e *Engine) admit() bool {
+	if e.clients.Add(1) > int64(e.Limits.Connections) || e.draining.Load() {
+		e.left()
+		return false
+	}
+	return true
+}
+
+func (e *Engine) left() {
+	if e.clients.Add(-1) == 0 {
+		select {
+		case e.empty <- struct{}{}:
+		default:
+		}
+	}
+}
+
+func (e *Engine) next() *loop { return e.loops[int(e.turn.Add(1)-1)%len(e.loops)] }
+
+// Drain lets no new connection in, closes those without a request, and ends others after the one they have. It returns when none is
+// left, or with the error of ctx: tunnels, for one, end when their ends do.
+func (e *Engine) Drain(ctx context.Context) error {
+	e.draining.Store(true)
+	e.shut()
+	for _, l := range e.loops {
+		l.do(task{what: doDrain})
+	}
+	for e.clients.Load() > 0 {
+		select {
+		case <-e.empty:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+func addrPort(a net.Addr) netip.AddrPort {
+	if t, ok := a.(*net.TCPAddr); ok {
+		return t.AddrPort()
+	}
+	return netip.AddrPort{}
+}
+
+// Conn is a connection that was accepted.
+type Conn struct {
+	Remote, Local netip.AddrPort // zero where the transport has no such addresses
+	Caller        any            // what Admit was given
+	c             *conn
+}
+
+// Admit lets requests in. What it is given can be read from Caller. From any goroutine; only the first call counts.
+func (c *Conn) Admit(caller any) { c.c.l.do(task{c: c.c, what: doAdmit, arg: caller}) }
+
+// Close cuts the connection and what it carries. From any goroutine, any number of times.
+func (c *Conn) Close() { c.c.l.do(task{c: c.c, what: doCut}) }

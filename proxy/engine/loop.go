@@ -1,0 +1,282 @@
+package engine
+
+import (
+	"net"
+	"sync"
+	"time"
+
+	"github.com/meshagent/meshagent/proxy/http1"
+)
+
+// loop serves a part of the connections. Everything in it and in its connections, calls and pools belongs to whoever runs it: the
+// goroutine of its poller, or else whoever finds it idle in do.
+//
+// The law of events: a step of one connection may append to what other connections have to write, take them out of a call, close
+// them or queue them, but never step them. What fails while writing is noted, and acted on in the step of that connection.
+type loop struct {
+	e    *Engine
+	poll *poller // nil in the portable engine
+
+	mu    sync.Mutex // guards inbox, busy and ended
+	ended bool       // the poller's goroutine has
+	inbox []task
+	busy  bool // somebody works off the inbox; always with a poller
+
+	now     int64 // ns since Engine.base
+	wheel   wheel
+	alarm   *time.Timer // wakes the wheel of the portable engine
+	alarmAt int64
+
+	buffers buffers
+	rbuf    []byte         // what is read first lands here
+	spare   []task         // the inbox's other memory
+	todo    []*conn        // to be stepped
+	dirty   []*conn        // to be flushed
+	later   []*conn        // to be stepped in the next turn: others come first
+	conns   map[*conn]bool // all that are open
+	pools   map[*Upstream]*pool
+	calls   []*Call // that nobody uses
+	owed    int     // goroutines that will hand us something soon
+	stopped bool
+	edit    http1.Edit // for what is passed on as it came, less what is dropped
+}
+
+// task is something that other goroutines want of a loop.
+type task struct {
+	what int
+	c    *conn
+	pool *pool
+	nc   net.Conn
+	arg  any
+	err  error
+	n    int
+	fd   int
+}
+
+const (
+	doEvent  = iota // of a netSocket: n bytes were read, or err
+	doWrote         // of a netSocket: all was written, or err
+	doAdd           // a client
+	doAddFD         // the same, as a descriptor
+	doAdmit         // c, for arg
+	doCut           // c
+	doDialed        // for pool: nc or err
+	doForget        // pool's upstream was closed: arg
+	doListen        // arg
+	doDrain
+	doStop
+	doTick
+)
+
+func newLoop(e *Engine) *loop {
+	return &loop{e: e, rbuf: make([]byte, 64<<10), conns: map[*conn]bool{}, pools: map[*Upstream]*pool{}}
+}
+
+// do lets the loop do something, soon. From any goroutine.
+func (l *loop) do(t task) {
+	l.mu.Lock()
+	if l.poll != nil {
+		defer l.mu.Unlock()
+		if l.ended {
+			l.refuse(&t)
+		} else if l.inbox = append(l.inbox, t); len(l.inbox) == 1 {
+			l.poll.wake()
+		}
+		return
+	}
+	l.inbox = append(l.inbox, t)
+	if l.busy { // so we are in the loop ourselves, or somebody else is, who will see the task
+		l.mu.Unlock()
+		return
+	}
+	l.busy = true
+	l.mu.Unlock()
+	for l.turn() || !l.rest() {
+	}
+}
+
+// rest ends the work on the inbox, unless there is more.
+func (l *loop) rest() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.busy = len(l.inbox) > 0
+	return !l.busy
+}
+
+// turn works off the inbox, what is due, and what follows from both. It tells if there is more to do at once.
+func (l *loop) turn() (more bool) {
+	l.now = int64(time.Since(l.e.base))
+	l.mu.Lock()
+	tasks := l.inbox
+	l.inbox = l.spare[:0]
+	l.mu.Unlock()
+	for i := range tasks {
+		l.perform(&tasks[i])
+		l.settle()
+	}
+	clear(tasks)
+	l.spare = tasks[:0]
+	l.wheel.advance(l.now)
+	for _, c := range l.later {
+		l.todo = append(l.todo, c)
+	}
+	l.later = l.later[:0]
+	l.settle()
+	if l.poll == nil {
+		l.setAlarm()
+	}
+	return len(l.later) > 0
+}
+
+func (l *loop) setAlarm() {
+	at := l.wheel.next()
+	if at == 0 || l.alarmAt != 0 && l.alarmAt <= at || l.stopped {
+		return
+	}
+	d := time.Duration(at - l.now)
+	if l.alarmAt = at; l.alarm == nil {
+		l.alarm = time.AfterFunc(d, func() { l.do(task{what: doTick}) })
+	} else {
+		l.alarm.Reset(d)
+	}
+}
+
+// settle steps and flushes until nothing is left to do.
+func (l *loop) settle() {
+	for len(l.todo) > 0 || len(l.dirty) > 0 {
+		for i := 0; i < len(l.todo); i++ {
+			c := l.todo[i]
+			c.queued = false
+			c.step()
+		}
+		l.todo = l.todo[:0]
+		for i := 0; i < len(l.dirty); i++ {
+			c := l.dirty[i]
+			c.dirty = false
+			c.flush()
+		}
+		l.dirty = l.dirty[:0]
+	}
+}
+
+func (l *loop) perform(t *task) {
+	switch t.what {
+	case doEvent:
+		t.c.s.(*netSocket).arrived(t.n, t.err)
+		l.queue(t.c)
+	case doWrote:
+		t.c.s.(*netSocket).wrote(t.err)
+		t.c.markDirty()
+	case doAdd, doAddFD:
+		l.accept(t)
+	case doAdmit:
+		if c := t.c; !c.dead && !c.admitted {
+			c.pub.Caller, c.admitted = t.arg, true
+			l.owed--
+			l.queue(c)
+		}
+	case doCut:
+		t.c.cut()
+	case doDialed:
+		l.owed--
+		t.pool.dialed(t)
+	case doForget:
+		if p := l.pools[t.arg.(*Upstream)]; p != nil {
+			delete(l.pools, p.up)
+			p.closeIdle()
+		}
+	case doListen:
+		if !l.stopped {
+			l.listen(t.arg.(*listener))
+		}
+	case doDrain:
+		for c := range l.conns {
+			l.queue(c)
+		}
+		for _, p := range l.pools {
+			p.closeIdle()
+		}
+	case doStop:
+		l.stopped = true
+		for c := range l.conns {
+			c.cut()
+		}
+		for _, p := range l.pools {
+			p.fail(UpstreamUnreachable)
+		}
+		if l.alarm != nil {
+			l.alarm.Stop()
+		}
+		close(t.arg.(chan struct{}))
+	case doTick:
+		l.alarmAt = 0
+	}
+}
+
+func (l *loop) queue(c *conn) {
+	if !c.queued && !c.dead {
+		c.queued = true
+		l.todo = append(l.todo, c)
+	}
+}
+
+func (l *loop) accept(t *task) {
+	c := t.c
+	if l.stopped {
+		l.refuse(t)
+		return
+	}
+	if c.s = l.socket(c, t.nc, t.fd, t.what == doAddFD); c.s == nil {
+		l.e.left()
+		return
+	}
+	l.conns[c] = true
+	l.owed++
+	c.since = l.now
+	c.arm()
+	l.e.Handler.Accept(c.pub)
+}
+
+// refuse gives up what a task brings to a loop that has ended.
+func (l *loop) refuse(t *task) {
+	if t.nc != nil {
+		t.nc.Close()
+	}
+	switch t.what {
+	case doAddFD:
+		closeFD(t.fd)
+		l.e.left()
+	case doAdd:
+		l.e.left()
+	case doStop:
+		close(t.arg.(chan struct{}))
+	}
+}
+
+func (l *loop) getCall(c *conn) *Call {
+	var x *Call
+	if n := len(l.calls); n > 0 {
+		x = l.calls[n-1]
+		l.calls = l.calls[:n-1]
+	} else {
+		x = &Call{l: l}
+		x.timer.due = x.timeout
+	}
+	x.client, x.Conn = c, c.pub
+	return x
+}
+
+const maxCalls = 1024 // of a loop that wait for the next requests: 10 MB
+
+// putCall ends a call, whose Done was called if there was anything to tell.
+func (l *loop) putCall(x *Call) {
+	l.wheel.set(&x.timer, 0)
+	l.buffers.put(x.req)
+	l.buffers.put(x.head)
+	x.reset()
+	if len(l.calls) < maxCalls {
+		l.calls = append(l.calls, x)
+	} else {
+		l.wheel.remove(&x.timer)
+	}
+}

@@ -1,0 +1,366 @@
+package engine
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// scenario is a client, an engine and servers, by script. It is played over each of the drivers.
+type scenario struct {
+	name    string // begins with the row of BEHAVIOURS
+	only    string // drivers, if not all
+	limits  Limits
+	decide  func(w *world, c *Call)              // sends to the servers if it is nil
+	retry   func(w *world, c *Call, f Flag) bool // never if it is nil
+	servers []func(p *peer)                      // for each connection that the engine opens; further ones fail
+	client  func(p *peer)
+	want    []string // each call, by Done: METHOD PATH STATUS FLAG ATTEMPTS
+}
+
+// drivers are the ways to drive an engine: over memory time is virtual and everything is seen in one order.
+func drivers() []string {
+	if runtime.GOOS == "linux" {
+		return []string{"loops", "goroutines", "memory"}
+	}
+	return []string{"goroutines", "memory"}
+}
+
+func (s *scenario) play(t *testing.T) {
+	for _, d := range drivers() {
+		if s.only != "" && !strings.Contains(s.only, d) {
+			continue
+		}
+		t.Run(d, func(t *testing.T) {
+			if d == "memory" {
+				synctest.Test(t, func(t *testing.T) { s.run(t, d) })
+				return
+			}
+			s.run(t, d)
+		})
+	}
+}
+
+func (s *scenario) run(t *testing.T, driver string) {
+	w := newWorld(t, driver, s)
+	defer w.end()
+	client := w.dial()
+	w.in(func() { s.client(client) })
+	client.Close()
+	for i, want := range s.want {
+		select {
+		case got := <-w.calls:
+			if got != want {
+				t.Errorf("call %d ended as %q, want %q", i, got, want)
+			}
+		case <-time.After(patience):
+			t.Fatalf("call %d of %d did not end", i, len(s.want))
+		}
+	}
+	w.end()
+	if len(w.calls) > 0 {
+		t.Errorf("there was one more call: %s", <-w.calls)
+	}
+	if n := w.conns; n < len(s.servers) {
+		t.Errorf("%d of %d servers were connected to", n, len(s.servers))
+	}
+}
+
+const patience = 10 * time.Second
+
+// world is an engine with servers.
+type world struct {
+	t      testing.TB
+	s      *scenario
+	driver string
+	e      *Engine
+	front  listenDialer
+	up     *Upstream
+	calls  chan string
+	stop   context.CancelFunc
+	wg     sync.WaitGroup
+	passed chan struct{}
+	mu     sync.Mutex // guards conns
+	conns  int
+}
+
+type listenDialer interface {
+	net.Listener
+	dial(context.Context) (net.Conn, error)
+}
+
+type tcpListener struct {
+	net.Listener
+	addr string
+}
+
+func (l tcpListener) dial(ctx context.Context) (net.Conn, error) {
+	return (&net.Dialer{}).DialContext(ctx, "tcp", l.addr)
+}
+
+func listen(t testing.TB, driver string) listenDialer {
+	if driver == "memory" {
+		return newMemory()
+	}
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tcpListener{ln, ln.Addr().String()}
+}
+
+func newWorld(t testing.TB, driver string, s *scenario) *world {
+	w := &world{t: t, s: s, driver: driver, front: listen(t, driver), calls: make(chan string, 4096),
+		passed: make(chan struct{}, 16)}
+	var err error
+	if w.e, err = New(Config{Handler: w, Limits: s.limits, Loops: 2, Portable: driver != "loops", ReasonField: "why"}); err != nil {
+		t.Fatal(err)
+	}
+	back := listen(t, driver)
+	w.up = w.e.Upstream("servers", back.dial)
+	ctx, stop := context.WithCancel(context.Background())
+	w.stop = stop
+	w.wg.Go(func() {
+		if err := w.e.Run(ctx); err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
+	w.wg.Go(func() {
+		if err := w.e.Serve(ctx, w.front); err != nil {
+			t.Errorf("Serve: %v", err)
+		}
+	})
+	if len(s.servers) == 0 {
+		back.Close()
+	}
+	w.wg.Go(func() {
+		for _, serve := range s.servers {
+			nc, err := back.Accept()
+			if err != nil {
+				return
+			}
+			w.mu.Lock()
+			w.conns++
+			w.mu.Unlock()
+			w.wg.Go(func() {
+				p := w.peer(nc)
+				defer p.Close()
+				serve(p)
+			})
+		}
+		back.Close()
+	})
+	t.Cleanup(func() { back.Close(); w.end() })
+	w.wg.Go(func() { <-ctx.Done(); back.Close() })
+	return w
+}
+
+// end stops the engine and waits for all.
+func (w *world) end() {
+	w.stop()
+	w.wg.Wait()
+}
+
+func (w *world) Accept(c *Conn) { c.Admit("somebody") }
+
+func (w *world) Decide(c *Call) {
+	if c.Conn.Caller != "somebody" {
+		w.t.Errorf("the caller is %v", c.Conn.Caller)
+	}
+	if w.s.decide != nil {
+		w.s.decide(w, c)
+		return
+	}
+	c.Decision.Upstream = w.up
+}
+
+func (w *world) Retry(c *Call, f Flag) bool { return w.s.retry != nil && w.s.retry(w, c, f) }
+
+func (w *world) Done(c *Call) {
+	flag := c.Result.Flag
+	if flag == "" {
+		flag = "-"
+	}
+	method, path := c.Request.Method, c.Request.Path
+	if c.Request.Len() == 0 && !c.headed {
+		method, path = []byte("-"), []byte("-")
+	}
+	w.calls <- fmt.Sprintf("%s %s %d %s %d", method, path, c.Result.Status, flag, c.Result.Attempts)
+}
+
+// in runs a script, which may end its goroutine.
+func (w *world) in(script func()) {
+	done := make(chan struct{})
+	go func() { defer close(done); script() }()
+	<-done
+}
+
+// peer is an end of a connection that a script plays.
+type peer struct {
+	net.Conn
+	w *world
+}
+
+func (w *world) peer(nc net.Conn) *peer {
+	nc.SetDeadline(time.Now().Add(patience))
+	return &peer{nc, w}
+}
+
+func (w *world) dial() *peer {
+	nc, err := w.front.dial(context.Background())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return w.peer(nc)
+}
+
+func (p *peer) fail(format string, args ...any) {
+	p.w.t.Helper()
+	p.w.t.Errorf(format, args...)
+	runtime.Goexit()
+}
+
+func (p *peer) send(s string) {
+	p.w.t.Helper()
+	if _, err := io.WriteString(p, s); err != nil {
+		p.fail("send %.60q: %v", s, err)
+	}
+}
+
+// bytewise sends each byte alone.
+func (p *peer) bytewise(s string) {
+	for i := range len(s) {
+		p.send(s[i : i+1])
+	}
+}
+
+// expect reads exactly this.
+func (p *peer) expect(want string) {
+	p.w.t.Helper()
+	got := make([]byte, len(want))
+	n, err := io.ReadFull(p, got)
+	if string(got[:n]) != want {
+		p.fail("got  %q (%v)\nwant %q", got[:n], err, want)
+	}
+}
+
+// head reads up to an empty line.
+func (p *peer) head() string {
+	p.w.t.Helper()
+	var b []byte
+	one := make([]byte, 1)
+	for !bytes.HasSuffix(b, []byte("\r\n\r\n")) {
+		if _, err := p.Read(one); err != nil {
+			p.fail("a head, cut off at %q: %v", b, err)
+		}
+		b = append(b, one[0])
+	}
+	return string(b)
+}
+
+// status reads an answer with a Content-Length and expects its status and why.
+func (p *peer) status(status int, why string) {
+	p.w.t.Helper()
+	h := p.head()
+	if !strings.HasPrefix(h, fmt.Sprintf("HTTP/1.1 %d ", status)) || !strings.Contains(h, "\r\nwhy: "+why+"\r\n") {
+		p.fail("got %q, want status %d, why: %s", h, status, why)
+	}
+	p.expect(why + "\n")
+}
+
+// end expects that the other side ends without another byte.
+func (p *peer) end() {
+	p.w.t.Helper()
+	if b, err := io.ReadAll(p); len(b) > 0 || err != nil {
+		p.fail("got %q and %v, want a clean end", b, err)
+	}
+}
+
+// gone expects that the other side ends in any way without another byte.
+func (p *peer) gone() {
+	p.w.t.Helper()
+	b, err := io.ReadAll(p)
+	if len(b) > 0 || errors.Is(err, context.DeadlineExceeded) || isTimeout(err) {
+		p.fail("got %q and %v, want the end", b, err)
+	}
+}
+
+// cutOff expects that the other side ends with a reset, where that can be seen.
+func (p *peer) cutOff() {
+	p.w.t.Helper()
+	b, err := io.ReadAll(p)
+	if len(b) > 0 || isTimeout(err) || err == nil {
+		p.fail("got %q and %v, want a reset", b, err)
+	}
+}
+
+func isTimeout(err error) bool {
+	t, ok := err.(net.Error)
+	return ok && t.Timeout()
+}
+
+func (p *peer) closeWrite() {
+	p.Conn.(interface{ CloseWrite() error }).CloseWrite()
+}
+
+// reset ends the connection with a reset.
+func (p *peer) reset() {
+	switch c := p.Conn.(type) {
+	case *net.TCPConn:
+		c.SetLinger(0)
+		c.Close()
+	case *memoryConn:
+		c.reset()
+	}
+}
+
+// settle waits until all that was done so far has had its effect, where that is known.
+func (p *peer) settle() {
+	if p.w.driver == "memory" {
+		synctest.Wait()
+	}
+}
+
+// pass lets one await return: scripts agree on an order.
+func (w *world) pass(*peer) { w.passed <- struct{}{} }
+
+func (w *world) await(p *peer) {
+	select {
+	case <-w.passed:
+	case <-time.After(patience):
+		p.fail("the other script did not get there")
+	}
+}
+
+// newClosed dials nothing.
+func newClosed() func(context.Context) (net.Conn, error) {
+	return func(context.Context) (net.Conn, error) { return nil, errors.New("connection refused") }
+}
+
+const (
+	get    = "GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+	post   = "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello"
+	put    = "PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello"
+	okay   = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+	tooBig = "HTTP/1.1 413 Content Too Large\r\nContent-Length: 3\r\n\r\nbig"
+)
+
+// serves answers requests that are exactly these.
+func serves(request, answer string, n int) func(*peer) {
+	return func(p *peer) {
+		for range n {
+			p.expect(request)
+			p.send(answer)
+		}
+		p.gone()
+	}
+}
