@@ -272,6 +272,9 @@ func (s *script) feed(t testing.TB, c *Conn, in []byte, cut func(n int) int, do 
 		drain()
 		if err != nil {
 			s.add("error %v", err)
+			if _, _, again := c.Next(in[at:have]); again != err {
+				t.Fatalf("after %v: %v", err, again)
+			}
 			return
 		}
 		if ev.Kind != EventNone {

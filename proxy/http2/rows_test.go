@@ -166,6 +166,15 @@ var rows = []row{
 	{law: "§6.10", name: "of another stream", in: func(p *peer) { p.settings().frame(typeHeaders, flagEnd, 1, "").frame(typeContinuation, 0, 3, "") }, want: connError(0, errInterleaved)},
 	{law: "§6.10", name: "continuation of nothing", in: func(p *peer) { p.settings().get(1).frame(typeContinuation, flagEndHeaders, 1, "") },
 		want: "request 1 GET http a / end; " + connError(1, errContinuation)},
+	{law: "§4.3", name: "a name that is not in the table", in: func(p *peer) { p.settings().frame(typeHeaders, flagEnd|flagEndHeaders, 1, "\x7e\x00") },
+		want: connError(1, errHPACK)},
+	{law: "§4.3", name: "a name that is cut off", in: func(p *peer) { p.settings().frame(typeHeaders, flagEnd|flagEndHeaders, 1, "\x40\x05abc") },
+		want: connError(1, errHPACK)},
+	{law: "§4.3", name: "trailers that cannot be decoded", in: func(p *peer) { p.settings().post(1).frame(typeHeaders, flagEnd|flagEndHeaders, 1, "\xff") },
+		want: "request 1 POST http a /; " + connError(1, errHPACK)},
+	{law: "§4.3", name: "a head behind our reset that cannot be decoded", in: func(p *peer) {
+		p.settings().post(1).frame(typeHeaders, flagEnd|flagEndHeaders, 1, "\xff")
+	}, do: refuse, want: "request 1 POST http a /; > HEADERS 1 :status=413 end; > RST 1 NO_ERROR; " + connError(1, errHPACK)},
 	{law: "S3 B7 §6.10", name: "endless continuation", in: func(p *peer) {
 		p.settings().frame(typeHeaders, flagEnd, 1, "")
 		for range 100 {
@@ -196,6 +205,15 @@ var rows = []row{
 		want: "request 1 GET http a / end; > HEADERS 1 :status=200 end; > RST 1 STREAM_CLOSED"},
 	{law: "§5.1", name: "head on a stream that was answered", in: func(p *peer) { p.settings().get(1).get(1) }, do: answer,
 		want: "request 1 GET http a / end; > HEADERS 1 :status=200 end; " + connError(1, errClosed)},
+	{law: "§5.1", name: "head on a stream that was answered long ago", in: func(p *peer) {
+		p.settings()
+		for i := range 200 {
+			p.get(uint32(2*i + 1))
+		}
+		p.get(1, "x", "y").get(401, "x", "y")
+	}, do: answer, want: strings.Join(each(200, func(i int) string {
+		return fmt.Sprintf("request %d GET http a / end; > HEADERS %d :status=200 end", 2*i+1, 2*i+1)
+	}), "; ") + "; > RST 1 STREAM_CLOSED; request 401 GET http a / x=y end; > HEADERS 401 :status=200 end"},
 	{law: "§5.1", name: "what may come late", in: func(p *peer) {
 		p.settings().get(1).window(1, 1).reset(1, Cancel).frame(typePriority, 0, 1, "12345").get(3)
 	},
@@ -397,6 +415,8 @@ var rows = []row{
 		want: strings.Repeat("> SETTINGS ack; settings; ", 249) + "> SETTINGS ack; " + connError(0, errFlood)},
 	{law: "B7", name: "empty data", in: func(p *peer) { flood(p.settings().post(1), func() { p.data(1, "", false) }) },
 		want: "request 1 POST http a /; " + connError(1, errFlood)},
+	{law: "B7", name: "empty data of a stream that we reset", in: func(p *peer) { flood(p.settings().post(1), func() { p.data(1, "", false) }) }, do: refuse,
+		want: "request 1 POST http a /; > HEADERS 1 :status=413 end; > RST 1 NO_ERROR; " + connError(1, errFlood)},
 	{law: "B7", name: "data of padding", in: func(p *peer) { flood(p.settings().post(1), func() { p.frame(typeData, flagPadded, 1, "\x05abcde") }) },
 		want: "request 1 POST http a /; " + connError(1, errFlood)},
 	{law: "B7", name: "windows", in: func(p *peer) { flood(p.settings().get(1), func() { p.window(1, 1) }) }, want: "request 1 GET http a / end; " + connError(1, errFlood)},

@@ -2,6 +2,7 @@ package http2
 
 import (
 	"bytes"
+	"math/rand/v2"
 	"testing"
 )
 
@@ -239,5 +240,98 @@ func TestB6ShutdownAtOnce(t *testing.T) {
 	}
 	if !w.server.Done() {
 		t.Error("the server is not done")
+	}
+}
+
+// Extended CONNECT, as WebSockets use it, needs both sides; then bytes go both ways. BEHAVIOURS 23.
+func TestB23Tunnel(t *testing.T) {
+	r := request("GET")
+	r.Method, r.Protocol, r.Path = []byte("CONNECT"), []byte("websocket"), []byte("/chat")
+	for _, allowed := range []bool{false, true} {
+		w := newWire(t, Options{}, Options{Tunnels: allowed})
+		var server, client script
+		w.server.each = func(ev Event) {
+			if server.event(ev); ev.Kind == EventRequest {
+				if err := w.server.Respond(ev.Stream, 200, -1, nil, false); err != nil {
+					t.Fatal(err)
+				}
+				w.server.Data(ev.Stream, []byte("hello"), false)
+			}
+		}
+		w.client.each = client.event
+		w.settle()
+		if w.client.Tunnels() != allowed {
+			t.Errorf("Tunnels is %v", !allowed)
+		}
+		s, err := w.client.Open(r, nil, false)
+		if !allowed {
+			if err != errTunnel {
+				t.Error(err)
+			}
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.settle()
+		if _, err := w.client.Data(s, []byte("over"), true); err != nil {
+			t.Fatal(err)
+		}
+		w.settle()
+		if want := "settings; request 1 CONNECT http a /chat protocol=websocket; data 1 over end"; server.String() != want {
+			t.Errorf("server %s\nwant   %s", server.String(), want)
+		}
+		if want := "settings; response 1 200; data 1 hello"; client.String() != want {
+			t.Errorf("client %s\nwant   %s", client.String(), want)
+		}
+	}
+}
+
+// A head that does not end can be seen, for its deadline. BEHAVIOURS 20.
+func TestB20InHead(t *testing.T) {
+	c := NewServer(Options{}, new(Scratch))
+	p := newPeer()
+	step := func(want bool) {
+		t.Helper()
+		for b := p.Bytes(); len(b) > 0; {
+			_, n, err := c.Next(b)
+			if b = b[n:]; err != nil {
+				t.Fatal(err)
+			}
+		}
+		if p.Buffer.Reset(); c.InHead() != want {
+			t.Errorf("InHead is %v", !want)
+		}
+	}
+	p.WriteString(Preface)
+	p.settings()
+	step(false)
+	block := p.fields(getFields()...)
+	p.frame(typeHeaders, flagEnd, 1, block[:3])
+	step(true)
+	p.frame(typeContinuation, 0, 1, block[3:])
+	step(true)
+	p.frame(typeContinuation, flagEndHeaders, 1, "")
+	step(false)
+}
+
+// The table of streams does what a map does.
+func TestStreams(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(1, 2))
+	var table streams
+	twin := map[uint32]*Stream{}
+	for range 20_000 {
+		id := uint32(rnd.IntN(400))*16 + 1 // many in one bucket
+		s := twin[id]
+		if table.find(id) != s || table.n != len(twin) {
+			t.Fatalf("stream %d is found %v, %d streams of %d", id, table.find(id), table.n, len(twin))
+		}
+		if s == nil {
+			twin[id] = &Stream{ID: id}
+			table.add(twin[id])
+		} else {
+			delete(twin, id)
+			table.remove(s)
+		}
 	}
 }
