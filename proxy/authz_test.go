@@ -67,7 +67,7 @@ func TestAuthorization(t *testing.T) {
 			got      *answer
 			deniedBy string
 		}{
-			{"who is not named", batch.get(svc, "/"), "///"},
+			{"who is not named", batch.get(svc, "/"), "no policy allows it"},
 			{"a denied path", frontend.get(svc, "/admin/x"), "security.istio.io/AuthorizationPolicy/default/deny-" + svc},
 			{"a denied method", frontend.send(frontend.request("DELETE", svc, "/", nil)), "security.istio.io/AuthorizationPolicy/default/deny-" + svc},
 			{"HEAD", frontend.send(frontend.request("HEAD", svc, "/admin", nil)), "security.istio.io/AuthorizationPolicy/default/deny-" + svc},
@@ -275,6 +275,37 @@ func TestNobody(t *testing.T) {
 	frontend.get("web", "/").expect(t, 503, "NC no policy has been read yet")
 	if got, is := closed(frontend.dial("db")); got != "" || !is {
 		t.Errorf("without policies on the called host a caller got %q, closed %v", got, is)
+	}
+}
+
+// TestOnlyHealthy: calls go to the instances that may be picked, and to no other.
+func TestOnlyHealthy(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	a, b, c := w.host("a"), w.host("b"), w.host("c")
+	good := b.serve("web", nil)
+	warn := b.serve("web", nil, func(in *mesh.Instance) { in.Health = mesh.Warning })
+	a.serve("web", nil, func(in *mesh.Instance) { in.Health = mesh.Critical })
+	a.serve("web", nil, func(in *mesh.Instance) { in.Health = mesh.Maintenance })
+	a.serve("web", nil, func(in *mesh.Instance) { in.Weight = 0 })
+	a.serve("web", nil, protocol(mesh.TCP))
+	a.serve("web", nil, func(in *mesh.Instance) { in.ServicePort = 9090 })
+	c.serve("web", nil)
+	w.change(func() { c.rec.Node.Status = mesh.Failed })
+	f := a.caller("frontend")
+	got := map[string]int{}
+	for range 60 {
+		got[f.get("web", "/").seen.Instance]++
+	}
+	if len(got) != 2 || got[good.id] == 0 || got[warn.id] == 0 {
+		t.Errorf("%v: want %s and %s", got, good.id, warn.id)
+	}
+	w.change(func() { c.rec.Node.Status = mesh.Suspect }) // may still be fine
+	for range 100 {
+		got[f.get("web", "/").seen.Instance]++
+	}
+	if len(got) != 3 {
+		t.Errorf("%v: an instance of a node that is only suspect is not called", got)
 	}
 }
 

@@ -28,7 +28,7 @@ type call struct {
 	in        *mesh.Instance // the last one tried
 	path      string         // canonical, once it is known
 	route     string         // the rule that matched
-	policy    string         // that denied
+	policy    string         // that denied, or why none allowed
 	id        string         // of the request
 	code      int            // 0 for TCP
 	grpc      string

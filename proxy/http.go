@@ -7,6 +7,7 @@ import (
 	"net/http/httputil"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/meshagent/meshagent/mesh"
@@ -187,7 +188,7 @@ func (c *call) forward(t *table, rt *policy.HTTPRoute, q *policy.Request, wire s
 		timer = time.AfterFunc(time.Until(tries.deadline), func() { cancel(errTimeout) })
 		defer timer.Stop()
 	}
-	rp := &httputil.ReverseProxy{FlushInterval: -1, Transport: tries, ErrorLog: c.p.quiet,
+	rp := &httputil.ReverseProxy{FlushInterval: -1, BufferPool: &c.p.buffers, Transport: tries, ErrorLog: c.p.quiet,
 		Rewrite: func(pr *httputil.ProxyRequest) {
 			o := pr.Out
 			target(o, d.Service.FQDN(), sent.Path, wire, r.URL.RawQuery)
@@ -289,7 +290,7 @@ func (c *call) accept() error {
 		return err
 	}
 	defer release()
-	rp := &httputil.ReverseProxy{FlushInterval: -1, ErrorLog: c.p.quiet,
+	rp := &httputil.ReverseProxy{FlushInterval: -1, BufferPool: &c.p.buffers, ErrorLog: c.p.quiet,
 		Transport: roundTrip(func(o *http.Request) (res *http.Response, err error) {
 			if upgrade != "" {
 				res, err = c.p.switchApp(o, c.in, upgrade)
@@ -320,6 +321,20 @@ func (c *call) accept() error {
 	rp.ServeHTTP(c, r.WithContext(ctx))
 	return nil
 }
+
+// buffers are those in which answers are copied.
+type buffers struct{ sync.Pool }
+
+// Get returns a buffer.
+func (b *buffers) Get() []byte {
+	if v, ok := b.Pool.Get().(*[]byte); ok {
+		return *v
+	}
+	return make([]byte, pieceSize)
+}
+
+// Put takes it back.
+func (b *buffers) Put(v []byte) { b.Pool.Put(&v) }
 
 type roundTrip func(*http.Request) (*http.Response, error)
 

@@ -40,7 +40,9 @@ func (p *Proxy) permit(c *call, in *mesh.Instance, q *policy.Request, cut func()
 		return release, errNotReady
 	}
 	if d := authorize(m, in, q); !d.Allow {
-		c.policy = d.Policy.String()
+		if c.policy = d.Reason; d.Policy.Kind != "" {
+			c.policy = d.Policy.String()
+		}
 		release()
 		return release, errDenied
 	}

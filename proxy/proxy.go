@@ -106,6 +106,7 @@ type Proxy struct {
 	tunnels   tunnels
 	apps      apps
 	permits   permits
+	buffers   buffers
 
 	life     context.Context // of everything that is carried; ends when Run does
 	end      context.CancelCauseFunc

@@ -45,15 +45,16 @@ func TestPathsHaveOneForm(t *testing.T) {
 		var spellings []string
 		for _, slash := range []string{"/", "//", "/./", "/x/../", "/%2e/", "/x/%2E%2e/"} {
 			for letters := range 1 << len("admin") {
-				s := slash
+				var s strings.Builder
+				s.WriteString(slash)
 				for i, c := range "admin" {
 					if letters>>i&1 == 1 {
-						s += fmt.Sprintf("%%%02x", c)
+						s.WriteString(fmt.Sprintf("%%%02x", c))
 					} else {
-						s += string(c)
+						s.WriteString(string(c))
 					}
 				}
-				spellings = append(spellings, s)
+				spellings = append(spellings, s.String())
 			}
 		}
 		spellings = append(spellings, "/admin/", "/admin/x", "/admin/.", "/admin//", "/admin/x/..", "/x/y/../../admin", "/../admin", "/admin?x", "/admin?/../ok", "/admin#x",

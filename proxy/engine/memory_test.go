@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -111,11 +112,14 @@ func (w *oneWay) finish(err error) {
 	w.cond.Broadcast()
 }
 
-type memoryConn struct{ in, out *oneWay }
+type memoryConn struct {
+	in, out *oneWay
+	resets  atomic.Bool
+}
 
 func memoryPair() (a, b *memoryConn) {
 	x, y := newOneWay(), newOneWay()
-	return &memoryConn{x, y}, &memoryConn{y, x}
+	return &memoryConn{in: x, out: y}, &memoryConn{in: y, out: x}
 }
 
 func (c *memoryConn) Read(p []byte) (int, error)  { return c.in.read(p) }
@@ -124,16 +128,16 @@ func (c *memoryConn) CloseWrite() error           { c.out.finish(io.EOF); return
 
 // Close resets what still comes, as TCP does.
 func (c *memoryConn) Close() error {
+	if c.resets.Load() {
+		c.out.finish(errReset)
+	}
 	c.out.finish(io.EOF)
 	c.in.finish(errReset)
 	return nil
 }
 
 // SetLinger makes Close a reset.
-func (c *memoryConn) reset() {
-	c.out.finish(errReset)
-	c.in.finish(errReset)
-}
+func (c *memoryConn) SetLinger(int) error { c.resets.Store(true); return nil }
 
 func (c *memoryConn) LocalAddr() net.Addr              { return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 2} }
 func (c *memoryConn) RemoteAddr() net.Addr             { return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 3} }

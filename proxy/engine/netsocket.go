@@ -143,7 +143,7 @@ func (s *netSocket) close(reset bool) {
 }
 
 func (s *netSocket) finish(reset bool) {
-	if tcp, ok := s.nc.(*net.TCPConn); ok && reset {
+	if tcp, ok := s.nc.(interface{ SetLinger(int) error }); ok && reset {
 		tcp.SetLinger(0)
 	}
 	s.nc.Close()

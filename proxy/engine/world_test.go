@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -277,6 +278,37 @@ func (p *peer) status(status int, why string) {
 	p.expect(why + "\n")
 }
 
+// chunks reads a chunked body with its trailers, however it is cut up, and expects these.
+func (p *peer) chunks(body, trailers string) {
+	p.w.t.Helper()
+	var got []byte
+	for {
+		line, one := "", make([]byte, 1)
+		for !strings.HasSuffix(line, "\r\n") {
+			if _, err := p.Read(one); err != nil {
+				p.fail("a chunk, cut off at %q: %v", line, err)
+			}
+			line += string(one)
+		}
+		n, err := strconv.ParseInt(line[:len(line)-2], 16, 32)
+		if err != nil {
+			p.fail("a chunk of %q", line)
+		}
+		if n == 0 {
+			break
+		}
+		b := make([]byte, n+2)
+		if _, err := io.ReadFull(p, b); err != nil || string(b[n:]) != "\r\n" {
+			p.fail("got %.80q and %v, want a chunk of %d bytes", b, err, n)
+		}
+		got = append(got, b[:n]...)
+	}
+	if string(got) != body {
+		p.fail("got a body of %d bytes: %.80q, want %d: %.80q", len(got), got, len(body), body)
+	}
+	p.expect(trailers + "\r\n")
+}
+
 // end expects that the other side ends without another byte.
 func (p *peer) end() {
 	p.w.t.Helper()
@@ -308,19 +340,17 @@ func isTimeout(err error) bool {
 	return ok && t.Timeout()
 }
 
+// any reads whatever comes, to the end.
+func (p *peer) any() { io.Copy(io.Discard, p) }
+
 func (p *peer) closeWrite() {
 	p.Conn.(interface{ CloseWrite() error }).CloseWrite()
 }
 
 // reset ends the connection with a reset.
 func (p *peer) reset() {
-	switch c := p.Conn.(type) {
-	case *net.TCPConn:
-		c.SetLinger(0)
-		c.Close()
-	case *memoryConn:
-		c.reset()
-	}
+	p.Conn.(interface{ SetLinger(int) error }).SetLinger(0)
+	p.Close()
 }
 
 // settle waits until all that was done so far has had its effect, where that is known.
@@ -339,6 +369,12 @@ func (w *world) await(p *peer) {
 	case <-time.After(patience):
 		p.fail("the other script did not get there")
 	}
+}
+
+// never dials as long as it may.
+func never(ctx context.Context) (net.Conn, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
 }
 
 // newClosed dials nothing.
