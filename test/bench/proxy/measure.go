@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -76,6 +77,9 @@ func (r *run) one(ctx context.Context, w workload, p *product, t target) (s samp
 	}
 	if err == nil && out.requests == 0 {
 		err = fmt.Errorf("nothing was answered within %v", r.each)
+	}
+	if err == nil && len(m.pids) > 0 && m.cpu[1] == m.cpu[0] {
+		err = errors.New("its processes did nothing: others answered")
 	}
 	if err != nil {
 		return sample{err: err}

@@ -83,7 +83,7 @@ func startMesh(ctx context.Context, cs *children, exe string) (*product, error) 
 	if err := m.ways(ctx, p); err != nil {
 		return nil, err
 	}
-	return p, p.findPids()
+	return p, p.findPids(ctx, 1)
 }
 
 // write writes the configuration of a host and the definitions of its services.

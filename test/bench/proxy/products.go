@@ -83,15 +83,26 @@ func (p *product) pids(w way) []int {
 	return append(append([]int{}, p.pidsA...), p.pidsB...)
 }
 
-// findPids looks the processes up, once all of them run.
-func (p *product) findPids() (err error) {
-	if p.a != nil {
-		p.pidsA, err = family(p.a.cmd.Process.Pid)
+// findPids looks the processes of both sides up, and waits until each side has so many: a master listens before it has workers.
+func (p *product) findPids(ctx context.Context, each int) error {
+	for _, side := range []struct {
+		c    *child
+		pids *[]int
+	}{{p.a, &p.pidsA}, {p.b, &p.pidsB}} {
+		if side.c == nil {
+			continue
+		}
+		err := await(ctx, fmt.Sprintf("%d processes of %s", each, side.c.name), func() (err error) {
+			if *side.pids, err = family(side.c.cmd.Process.Pid); err == nil && len(*side.pids) != each {
+				err = fmt.Errorf("there are %d", len(*side.pids))
+			}
+			return err
+		}, side.c)
+		if err != nil {
+			return err
+		}
 	}
-	if p.b != nil && err == nil {
-		p.pidsB, err = family(p.b.cmd.Process.Pid)
-	}
-	return err
+	return nil
 }
 
 // The ports of peers are the same on their two addresses: see the files in peers.
@@ -146,17 +157,18 @@ type peerProgram struct {
 	name, program string
 	version       []string // arguments that print it
 	files         [2]string
+	processes     int // of each side
 	args          func(file string) []string
 	a, b          netip.Addr
 }
 
 func peerPrograms(envoy string) []peerProgram {
 	return []peerProgram{
-		{"nginx", "nginx", []string{"-v"}, [2]string{"nginx-a.conf", "nginx-b.conf"},
+		{"nginx", "nginx", []string{"-v"}, [2]string{"nginx-a.conf", "nginx-b.conf"}, 3,
 			func(f string) []string { return []string{"-e", "stderr", "-c", f} }, nginxA, nginxB},
-		{"HAProxy", "haproxy", []string{"-v"}, [2]string{"haproxy-a.cfg", "haproxy-b.cfg"},
+		{"HAProxy", "haproxy", []string{"-v"}, [2]string{"haproxy-a.cfg", "haproxy-b.cfg"}, 1,
 			func(f string) []string { return []string{"-db", "-q", "-f", f} }, haproxyA, haproxyB},
-		{"Envoy", envoy, []string{"--version"}, [2]string{"envoy-a.yaml", "envoy-b.yaml"},
+		{"Envoy", envoy, []string{"--version"}, [2]string{"envoy-a.yaml", "envoy-b.yaml"}, 1,
 			func(f string) []string {
 				return []string{"--concurrency", "2", "--disable-hot-restart", "--log-level", "error", "-c", f}
 			}, envoyA, envoyB},
@@ -215,8 +227,8 @@ func startPeer(ctx context.Context, cs *children, p peerProgram, client tls.Cert
 			return nil, err
 		}
 	}
-	for _, p := range out {
-		if err := p.findPids(); err != nil {
+	for _, o := range out {
+		if err := o.findPids(ctx, p.processes); err != nil {
 			return nil, err
 		}
 	}
@@ -281,5 +293,5 @@ func startFloor(ctx context.Context, cs *children, program string) (*product, er
 	if err := reachable(ctx, p.ways[way{1, "h1"}], c); err != nil {
 		return nil, err
 	}
-	return p, p.findPids()
+	return p, p.findPids(ctx, 3)
 }
