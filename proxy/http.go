@@ -188,7 +188,8 @@ func (c *call) forward(t *table, rt *policy.HTTPRoute, q *policy.Request, wire s
 		timer = time.AfterFunc(time.Until(tries.deadline), func() { cancel(errTimeout) })
 		defer timer.Stop()
 	}
-	rp := &httputil.ReverseProxy{FlushInterval: -1, BufferPool: &c.p.buffers, Transport: tries, ErrorLog: c.p.quiet,
+	var rp *httputil.ReverseProxy
+	rp = &httputil.ReverseProxy{BufferPool: &c.p.buffers, Transport: tries, ErrorLog: c.p.quiet,
 		Rewrite: func(pr *httputil.ProxyRequest) {
 			o := pr.Out
 			target(o, d.Service.FQDN(), sent.Path, wire, r.URL.RawQuery)
@@ -204,6 +205,7 @@ func (c *call) forward(t *table, rt *policy.HTTPRoute, q *policy.Request, wire s
 			}
 		},
 		ModifyResponse: func(res *http.Response) error {
+			rp.FlushInterval = flush(res)
 			if f := faultOf(res); f != nil {
 				c.flag(f.flag)
 			}
@@ -290,7 +292,9 @@ func (c *call) accept() error {
 		return err
 	}
 	defer release()
-	rp := &httputil.ReverseProxy{FlushInterval: -1, BufferPool: &c.p.buffers, ErrorLog: c.p.quiet,
+	var rp *httputil.ReverseProxy
+	rp = &httputil.ReverseProxy{BufferPool: &c.p.buffers, ErrorLog: c.p.quiet,
+		ModifyResponse: func(res *http.Response) error { rp.FlushInterval = flush(res); return nil },
 		Transport: roundTrip(func(o *http.Request) (res *http.Response, err error) {
 			if upgrade != "" {
 				res, err = c.p.switchApp(o, c.in, upgrade)
@@ -320,6 +324,15 @@ func (c *call) accept() error {
 		ErrorHandler: func(_ http.ResponseWriter, _ *http.Request, err error) { c.fail(c.fault(ctx, err)) }}
 	rp.ServeHTTP(c, r.WithContext(ctx))
 	return nil
+}
+
+// flush says that ReverseProxy passes on each piece of an answer as soon as it is there. An answer that is only a head goes in one
+// piece: a gRPC caller takes head and end in two for an answer that lacks its trailers.
+func flush(res *http.Response) time.Duration {
+	if res.ContentLength == 0 {
+		return 0
+	}
+	return -1
 }
 
 // buffers are those in which answers are copied.

@@ -128,7 +128,7 @@ func (p *Proxy) switchApp(r *http.Request, in *mesh.Instance, name string) (*htt
 			conn.Close()
 		}
 	}()
-	res.StatusCode, res.Status = http.StatusOK, ""
+	res.StatusCode, res.Status, res.ContentLength = http.StatusOK, "", -1
 	res.Header.Set(upgradeHeader, res.Header.Get("Upgrade"))
 	res.Header.Del("Connection")
 	res.Header.Del("Upgrade")

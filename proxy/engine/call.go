@@ -101,6 +101,7 @@ type Call struct {
 	headLen  int    // of it
 	window   int64  // when the time for the next bytes of the body began
 	before   int64  // bytes of the body until then
+	held     bool   // the client was not read since the upstream did not take more
 
 	// The answer.
 	res      http1.Response
@@ -125,7 +126,7 @@ func (x *Call) reset() {
 	x.Scratch, x.Data, x.Conn = x.Scratch[:0], nil, nil
 	x.client, x.up, x.pool, x.start = nil, nil, nil, 0
 	x.head, x.size, x.req, x.headLen, x.window, x.before, x.active = nil, 0, nil, 0, 0, 0, 0
-	x.unclear, x.interim = false, false
+	x.unclear, x.held, x.interim = false, false, false
 	x.headed, x.wanting, x.whole, x.kept, x.wrote, x.replayed = false, false, false, false, false, false
 	x.heard, x.begun, x.tunnel, x.reuse = false, false, false, false
 }

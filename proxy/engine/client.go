@@ -141,6 +141,7 @@ func (x *Call) follow(body []byte) {
 // readBody passes on a part of the request's body.
 func (c *conn) readBody(x *Call) (more bool) {
 	if x.up != nil && (x.up.blocked || x.up.broken) || x.up == nil && len(x.req) >= x.headLen+c.l.e.Limits.Replay {
+		x.held = true
 		return false
 	}
 	buf, err := c.pull()

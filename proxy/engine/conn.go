@@ -252,7 +252,10 @@ func (c *conn) flushed() {
 				x.arm()
 				c.l.queue(x.up)
 			} else if c == x.up {
-				x.window, x.before = c.l.now, x.Result.Received
+				if x.held { // it was the upstream that we waited for
+					x.held, x.window, x.before = false, c.l.now, x.Result.Received
+				}
+				x.client.arm()
 				c.l.queue(x.client)
 			}
 		}

@@ -66,6 +66,7 @@ const (
 	doDrain
 	doStop
 	doTick
+	doTest // arg, a function
 )
 
 func newLoop(e *Engine) *loop {
@@ -210,6 +211,8 @@ func (l *loop) perform(t *task) {
 		close(t.arg.(chan struct{}))
 	case doTick:
 		l.alarmAt = 0
+	case doTest:
+		t.arg.(func())()
 	}
 }
 

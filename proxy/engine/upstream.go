@@ -152,7 +152,7 @@ func (p *pool) dialed(t *task) {
 func (c *conn) carry(x *Call) {
 	c.x, x.up, x.pool = x, c, nil
 	x.Result.Attempts++
-	x.window, x.before, x.active = c.l.now, x.Result.Received, c.l.now
+	x.held, x.window, x.before, x.active = false, c.l.now, x.Result.Received, c.l.now
 	n, err := c.s.write(x.req)
 	switch {
 	case err != nil:

@@ -144,7 +144,7 @@ func judgeName(name []byte) (id, bad uint8) {
 	return 0, odd
 }
 
-// readString appends a string of the head to its memory; long says that it has more than most bytes and was not read to its end.
+// readString appends a string of the head to its memory; long says that it has more than most bytes, and only so many are there.
 func (h *Head) readString(b []byte, most int) (rest []byte, long, ok bool) {
 	if len(b) == 0 {
 		return nil, false, false

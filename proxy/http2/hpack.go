@@ -68,7 +68,7 @@ func readHuffman() *huffmanTable {
 	return t
 }
 
-// appendHuffman appends what src says, at most most bytes of it. ok is false if src is not well formed.
+// appendHuffman appends what src says, at most most bytes of it; long says that there are more. ok is false if src is not well formed.
 func appendHuffman(dst, src []byte, most int) (out []byte, long, ok bool) {
 	t := huffman
 	var bits uint64 // from the highest on
@@ -93,15 +93,14 @@ func appendHuffman(dst, src []byte, most int) (out []byte, long, ok bool) {
 			}
 		}
 		if size > n { // the rest is padding: less than a byte, all ones
-			return dst, false, n < 8 && bits == ^uint64(0)<<(64-n)
+			return dst, long, n < 8 && bits == ^uint64(0)<<(64-n)
 		}
 		if size > longest { // the end symbol
-			return dst, false, false
+			return dst, long, false
 		}
-		if len(dst) == most {
-			return dst, true, true
+		if long = len(dst) == most; !long {
+			dst = append(dst, symbol)
 		}
-		dst = append(dst, symbol)
 		bits <<= size
 		n -= size
 	}

@@ -31,8 +31,11 @@ func TestHuffman(t *testing.T) {
 		}
 	}
 	in := hpack.AppendHuffmanString(nil, strings.Repeat("0", 1<<20))
-	if got, long, ok := appendHuffman([]byte("ab"), in, 100); len(got) != 102 || !long || !ok {
+	if got, long, ok := appendHuffman([]byte("ab"), in, 100); len(got) != 102 || cap(got) > 1000 || !long || !ok {
 		t.Errorf("%d bytes of at most 102, long %v, ok %v", len(got), long, ok)
+	}
+	if _, _, ok := appendHuffman(nil, append(in, 0xff), 100); ok {
+		t.Error("what is wrong behind the limit was not seen")
 	}
 }
 
