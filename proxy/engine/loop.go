@@ -118,9 +118,7 @@ func (l *loop) turn() (more bool) {
 	clear(tasks)
 	l.spare = tasks[:0]
 	l.wheel.advance(l.now)
-	for _, c := range l.later {
-		l.todo = append(l.todo, c)
-	}
+	l.todo = append(l.todo, l.later...)
 	l.later = l.later[:0]
 	l.settle()
 	if l.poll == nil {
