@@ -242,16 +242,21 @@ metadata: {name: web}
 spec: {host: web, trafficPolicy: {loadBalancer: {simple: ROUND_ROBIN}}}
 `)
 	f := a.caller("frontend")
-	answers := make(chan *answer, 2)
-	for range 2 { // one of them waits at b
+	answers := make(chan *answer, 1)
+	for waits := false; !waits; { // at b; calls to c are answered
 		go func() { answers <- f.get("web", "/wait") }()
-	}
-	<-inside
-	b.kill()
-	for range 2 {
-		if got := <-answers; got.StatusCode != 200 || got.seen.Instance != live.id {
-			t.Errorf("a call in flight: %d %s", got.StatusCode, got.Header.Get("Mesh-Error"))
+		select {
+		case <-inside:
+			waits = true
+		case got := <-answers:
+			if got.StatusCode != 200 {
+				t.Fatalf("a call to c: %d %s", got.StatusCode, got.Header.Get("Mesh-Error"))
+			}
 		}
+	}
+	b.kill()
+	if got := <-answers; got.StatusCode != 200 || got.seen.Instance != live.id {
+		t.Errorf("a call in flight: %d %s", got.StatusCode, got.Header.Get("Mesh-Error"))
 	}
 	for n := range 50 {
 		if got := f.get("web", "/"); got.StatusCode != 200 || got.seen.Instance != live.id {
