@@ -13,6 +13,8 @@ type Flag string
 const (
 	UpstreamUnreachable Flag = "UF"  // no connection could be opened: 503
 	UpstreamClosed      Flag = "UC"  // it ended before its answer did: 503
+	UpstreamRefused     Flag = "UR"  // it did not look at the request: 503
+	UpstreamFull        Flag = "UO"  // it has as many connections and calls as it may have: 503
 	UpstreamTimeout     Flag = "UT"  // 504
 	UpstreamMalformed   Flag = "UPE" // 502
 	ClientGone          Flag = "DC"
@@ -27,7 +29,9 @@ type Decision struct {
 
 	Request, Response http1.Edit // of the heads, and Drop also of trailers
 
+	Delay           time.Duration // before any of this is done
 	Timeout         time.Duration // of the whole call, if not 0; not of a tunnel
+	TryTimeout      time.Duration // of one try, from here to the head of the answer, if not 0
 	ResponseTimeout time.Duration // from the end of the request to the head of the answer, if not 0
 	IdleTimeout     time.Duration // without a byte of the answer, or either way in a tunnel, if not 0
 	ReplayUnsafe    bool          // the request may be sent again though it is not idempotent
@@ -73,15 +77,20 @@ type Call struct {
 	Request  http1.Request // empty if it was malformed
 	Decision Decision
 	Result   Result
-	Scratch  []byte // for the Handler; what it can hold is kept from call to call
-	Data     any    // for the Handler; nil when Decide is called
+	Response *http1.Response // when Respond is called
+	Err      error           // why the last try had no connection, from Dial
+	Scratch  []byte          // for the Handler; what it can hold is kept from call to call
+	Data     any             // for the Handler, who finds here what it left in a former call, in the end; nil at first
 
-	l      *loop
-	client *conn
-	up     *conn
-	pool   *pool // where it waits for a connection
-	timer  timer
-	start  int64
+	l       *loop
+	decided bool // Decide was called
+	client  *conn
+	up      *conn
+	pool    *pool // where it waits for a connection
+	timer   timer
+	start   int64
+	wake    int64 // when what was decided is to be done, after Decision.Delay; 0 when it is
+	tried   int64 // when the try began
 
 	// The request.
 	head     []byte // the buffer that Request is in
@@ -123,11 +132,11 @@ func (x *Call) reset() {
 	x.res.Reset()
 	x.Decision.reset()
 	x.Result = Result{}
-	x.Scratch, x.Data, x.Conn = x.Scratch[:0], nil, nil
-	x.client, x.up, x.pool, x.start = nil, nil, nil, 0
+	x.Scratch, x.Response, x.Err, x.Conn = x.Scratch[:0], nil, nil, nil
+	x.client, x.up, x.pool, x.start, x.wake, x.tried = nil, nil, nil, 0, 0, 0
 	x.head, x.size, x.req, x.headLen, x.window, x.before, x.active = nil, 0, nil, 0, 0, 0, 0
 	x.unclear, x.held, x.interim = false, false, false
-	x.headed, x.wanting, x.whole, x.kept, x.wrote, x.replayed = false, false, false, false, false, false
+	x.decided, x.headed, x.wanting, x.whole, x.kept, x.wrote, x.replayed = false, false, false, false, false, false, false
 	x.heard, x.begun, x.tunnel, x.reuse = false, false, false, false
 }
 
@@ -145,3 +154,20 @@ func (x *Call) idempotent() bool {
 
 // again tells if the request may be sent once more.
 func (x *Call) again() bool { return x.kept && !x.heard && (!x.wrote || x.idempotent()) }
+
+// CanRetry tells Respond if the request can be sent again: what came of it was kept, and it was not tried too often. Whether it is safe
+// to do what it asks for twice, after an answer, is for the Handler to judge.
+func (x *Call) CanRetry() bool { return x.kept && x.Result.Attempts < maxAttempts && !x.l.stopped }
+
+// End ends the call from within Engine.Each: with Decision.Answer if no answer has gone out, else by cutting it off; its flag is that of
+// the answer in any case.
+func (x *Call) End() {
+	a := &x.Decision.Answer
+	if x.begun {
+		x.cutOff(a.Flag)
+		return
+	}
+	x.leave(true)
+	x.wake = 0
+	x.answer(a.Status, a.Flag, a.Fields, a.Body, a.Close)
+}

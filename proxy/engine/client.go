@@ -41,9 +41,8 @@ func (c *conn) stepClient() {
 
 // connect gets a request its connection when what there is of it was read, so that it is sent in one piece.
 func (c *conn) connect() {
-	if x := c.x; x != nil && x.wanting {
-		x.wanting = false
-		x.acquire(false)
+	if c.x != nil {
+		c.x.connectNow()
 	}
 }
 
@@ -101,14 +100,46 @@ func (x *Call) begin(n int) {
 	x.whole = x.body.Done() || x.Request.Framing.Kind == http1.Tunnel
 	x.head, c.shared = c.in, true
 	c.use(c.rest(), n)
-	l.e.Handler.Decide(x)
 	x.asked = x.Request.Asked()
-	x.follow(nil)
+	x.decided = true
+	l.e.Handler.Decide(x)
+	x.asked.Upgrade = x.Request.Upgrade != nil // which Decide may have taken out
+	x.obey(nil)
+}
+
+// obey follows a decision, now or after its delay.
+func (x *Call) obey(body []byte) {
+	if d := x.Decision.Delay; d > 0 {
+		x.wake = x.l.now + int64(d)
+		x.req, x.kept = append(x.l.buffers.get(len(body)+1), body...), true
+		x.headLen = 0
+		x.arm()
+		return
+	}
+	x.follow(body)
+}
+
+// resume follows a decision after its delay, or once more.
+func (x *Call) resume() {
+	old, at := x.req, x.headLen
+	x.req, x.kept = nil, false
+	x.follow(old[at:])
+	x.l.buffers.put(old)
+	x.connectNow()
+}
+
+// connectNow gets a call its connection if it is to have one.
+func (x *Call) connectNow() {
+	if x.wanting {
+		x.wanting = false
+		x.acquire(false)
+	}
 }
 
 // follow does what was decided. body is what came of the request's body, framed.
 func (x *Call) follow(body []byte) {
 	d, r := &x.Decision, &x.Request
+	x.tried = x.l.now
 	switch {
 	case d.Upstream == nil:
 		a := &d.Answer
@@ -287,13 +318,10 @@ func (x *Call) slow() {
 // refuse is an answer of the engine's own.
 func (x *Call) refuse(status int, text string, f Flag) {
 	x.leave(true)
-	x.wanting = false
-	fields := x.Decision.Answer.Fields[:0]
-	fields = append(fields, http1.Pair{Name: "Content-Type", Value: []byte("text/plain; charset=utf-8")})
-	if name := x.l.e.ReasonField; name != "" {
-		fields = append(fields, http1.Pair{Name: name, Value: []byte(text)})
-	}
-	x.answer(status, f, fields, append([]byte(text), '\n'), x.unclear)
+	a := &x.Decision.Answer
+	*a = Answer{Fields: emptied(a.Fields)}
+	x.l.e.Handler.Fail(x, status, f, text)
+	x.answer(status, f, a.Fields, a.Body, a.Close || x.unclear)
 }
 
 // answer ends a call without an upstream.
@@ -424,10 +452,15 @@ func (x *Call) deadline() (d int64) {
 	case x.tunnel:
 		sooner(x.active, w.IdleTimeout)
 		return d
+	case x.wake != 0:
+		d = x.wake
 	case x.begun && !x.client.blocked:
 		sooner(x.active, w.IdleTimeout)
 	case !x.begun && (x.whole || x.awaits100()) && x.up != nil:
 		sooner(x.active, w.ResponseTimeout)
+	}
+	if x.wake == 0 && !x.begun {
+		sooner(x.tried, w.TryTimeout)
 	}
 	sooner(x.start, w.Timeout)
 	return d
@@ -451,6 +484,9 @@ func (x *Call) timeout(now int64) {
 		x.cutOff(UpstreamTimeout)
 	case x.Decision.Timeout > 0 && total <= now:
 		x.refuse(504, "the answer took too long", UpstreamTimeout)
+	case x.wake != 0:
+		x.wake = 0
+		x.resume()
 	default:
 		x.failed(UpstreamTimeout)
 	}

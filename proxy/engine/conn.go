@@ -39,6 +39,7 @@ type conn struct {
 	blocked bool // the socket does not take it all; who fills out must wait
 
 	admitted bool
+	raw      bool // it is one call, not requests
 	queued   bool // in loop.todo or loop.later
 	dirty    bool // in loop.dirty
 	dead     bool
@@ -62,9 +63,9 @@ func newConn(l *loop) *conn {
 	return c
 }
 
-func newClient(l *loop, remote, local netip.AddrPort) *conn {
+func newClient(l *loop, remote, local netip.AddrPort, tag any) *conn {
 	c := newConn(l)
-	c.pub = &Conn{Remote: remote, Local: local, c: c}
+	c.pub = &Conn{Remote: remote, Local: local, Tag: tag, c: c}
 	return c
 }
 
@@ -294,6 +295,7 @@ func (c *conn) close(reset bool) {
 			c.l.owed--
 		}
 		c.l.e.left()
+		c.l.e.Handler.Closed(c.pub)
 	}
 }
 

@@ -31,13 +31,22 @@ import (
 // Handler decides. All but Accept are called in a loop that also serves other connections: they must not block. A Call is only good
 // until Done returns.
 type Handler interface {
-	// Accept is told of a connection. Conn.Admit or Conn.Close must follow, now or later and from any goroutine; until then nothing is read.
-	// It must not block either: what it has to wait for belongs into a goroutine.
+	// Accept is told of a connection. Conn.Admit, AdmitRaw or Close must follow, now or later and from any goroutine; until then nothing
+	// is read. It must not block either: what it has to wait for belongs into a goroutine.
 	Accept(c *Conn)
-	// Decide fills in c.Decision for c.Request.
+	// Closed is told of the end of a connection that Accept was told of.
+	Closed(c *Conn)
+	// Decide fills in c.Decision for c.Request, which is empty for a raw connection.
 	Decide(c *Call)
-	// Retry is asked when a try failed in a way that allows another one. It may change c.Decision, which is then followed anew.
-	Retry(c *Call, why Flag) bool
+	// Respond is told of the final head of an upstream's answer, c.Response, before it goes on. It may change Decision.Response, which
+	// is as it was left before. Or it asks for another try, as Retry does; it must not when c.CanRetry is false.
+	Respond(c *Call) (again bool)
+	// Retry is asked when a try failed in a way that allows another one; c.Err has more. It may change c.Decision, which is then
+	// followed anew, beginning with its Delay.
+	Retry(c *Call, why Flag) (again bool)
+	// Fail fills in c.Decision.Answer, which is empty, for a call that the engine gives an answer of its own: status, and why. The
+	// engine takes the status, and adds Close where it must.
+	Fail(c *Call, status int, why Flag, reason string)
 	// Done is told how a call went, also of one that was malformed, for which Decide was not called and whose Request is empty.
 	Done(c *Call)
 }
@@ -54,9 +63,7 @@ type Config struct {
 	Hold time.Duration
 	// Portable drives connections by goroutines where event loops could.
 	Portable bool
-	// ReasonField is a response field that says why the engine itself answered; none if it is empty.
-	ReasonField string
-	Log         *slog.Logger // nil for none
+	Log      *slog.Logger // nil for none
 }
 
 // Limits bound what peers may cost. Zeros become the defaults that the comments name.
@@ -175,16 +182,17 @@ func (e *Engine) Run(ctx context.Context) error {
 	return nil
 }
 
-// Serve accepts connections until ctx ends or Drain is called; the listener is closed then. It returns early only with an error.
-func (e *Engine) Serve(ctx context.Context, ln net.Listener) error {
+// Serve accepts connections until ctx ends or Drain is called; the listener is closed then. tag is their Conn.Tag. It returns early only
+// with an error.
+func (e *Engine) Serve(ctx context.Context, ln net.Listener, tag any) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(e.open, cancel)()
-	return e.serve(ctx, ln)
+	return e.serve(ctx, ln, tag)
 }
 
 // serveNet accepts with a goroutine.
-func (e *Engine) serveNet(ctx context.Context, ln net.Listener) error {
+func (e *Engine) serveNet(ctx context.Context, ln net.Listener, tag any) error {
 	defer context.AfterFunc(ctx, func() { ln.Close() })()
 	for {
 		nc, err := ln.Accept()
@@ -201,15 +209,16 @@ func (e *Engine) serveNet(ctx context.Context, ln net.Listener) error {
 			case <-time.After(50 * time.Millisecond):
 			}
 		default:
-			e.Add(nc)
+			e.Add(nc, tag)
 		}
 	}
 }
 
-// Add serves a connection that somebody else accepted, of any kind; it belongs to the engine from then on.
-func (e *Engine) Add(nc net.Conn) {
+// Add serves a connection that somebody else accepted, of any kind; it belongs to the engine from then on. Accept is told of it, unless
+// there is no room.
+func (e *Engine) Add(nc net.Conn, tag any) {
 	l := e.next()
-	c := newClient(l, addrPort(nc.RemoteAddr()), addrPort(nc.LocalAddr()))
+	c := newClient(l, addrPort(nc.RemoteAddr()), addrPort(nc.LocalAddr()), tag)
 	if !e.admit() {
 		nc.Close()
 		return
@@ -262,15 +271,31 @@ func addrPort(a net.Addr) netip.AddrPort {
 	return netip.AddrPort{}
 }
 
+// Each calls f in its loop for every call that Decide was called for and Done was not, and returns when that is done. f may end the call
+// with Call.End. Not from within a loop.
+func (e *Engine) Each(f func(*Call)) {
+	var wg sync.WaitGroup
+	for _, l := range e.loops {
+		wg.Add(1)
+		l.do(task{what: doEach, arg: &each{f, &wg}})
+	}
+	wg.Wait()
+}
+
 // Conn is a connection that was accepted.
 type Conn struct {
 	Remote, Local netip.AddrPort // zero where the transport has no such addresses
+	Tag           any            // what Serve or Add was given
 	Caller        any            // what Admit was given
 	c             *conn
 }
 
-// Admit lets requests in. What it is given can be read from Caller. From any goroutine; only the first call counts.
+// Admit lets requests in, of HTTP/1, or HTTP/2 where the connection begins with its preface. What it is given can be read from Caller.
+// From any goroutine; only the first call counts.
 func (c *Conn) Admit(caller any) { c.c.l.do(task{c: c.c, what: doAdmit, arg: caller}) }
+
+// AdmitRaw lets the connection itself in, whatever it speaks: it is one call, which is decided at once.
+func (c *Conn) AdmitRaw(caller any) { c.c.l.do(task{c: c.c, what: doAdmit, arg: caller, n: 1}) }
 
 // Close cuts the connection and what it carries. From any goroutine, any number of times.
 func (c *Conn) Close() { c.c.l.do(task{c: c.c, what: doCut}) }

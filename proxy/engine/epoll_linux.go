@@ -312,14 +312,15 @@ func (s *fdSocket) close(reset bool) {
 type listener struct {
 	e      *Engine
 	fd     int
+	tag    any
 	mu     sync.Mutex // guards closed, so that nobody accepts from a number that is somebody else's
 	closed bool
 }
 
-func (e *Engine) serve(ctx context.Context, ln net.Listener) error {
+func (e *Engine) serve(ctx context.Context, ln net.Listener, tag any) error {
 	tcp, ok := ln.(*net.TCPListener)
 	if !ok || e.Portable {
-		return e.serveNet(ctx, ln)
+		return e.serveNet(ctx, ln, tag)
 	}
 	raw, err := tcp.SyscallConn()
 	if err != nil {
@@ -330,7 +331,7 @@ func (e *Engine) serve(ctx context.Context, ln net.Listener) error {
 		return errors.Join(e, err)
 	}
 	tcp.Close()
-	a := &listener{e: e, fd: fd}
+	a := &listener{e: e, fd: fd, tag: tag}
 	for _, l := range e.loops {
 		l.do(task{what: doListen, arg: a})
 	}
@@ -381,7 +382,7 @@ func (a *listener) accept(l *loop) {
 		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
 		local, _ := unix.Getsockname(fd)
 		to := a.e.next()
-		t := task{c: newClient(to, sockaddr(from), sockaddr(local)), what: doAddFD, fd: fd}
+		t := task{c: newClient(to, sockaddr(from), sockaddr(local), a.tag), what: doAddFD, fd: fd}
 		if to == l {
 			l.accept(&t)
 		} else {

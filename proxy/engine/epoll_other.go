@@ -20,7 +20,9 @@ func (l *loop) socket(c *conn, nc net.Conn, _ int, _ bool) socket { return newNe
 
 func closeFD(int) {}
 
-func (e *Engine) serve(ctx context.Context, ln net.Listener) error { return e.serveNet(ctx, ln) }
+func (e *Engine) serve(ctx context.Context, ln net.Listener, tag any) error {
+	return e.serveNet(ctx, ln, tag)
+}
 
 // listener is only on Linux.
 type listener struct{}

@@ -58,7 +58,7 @@ const (
 	doWrote         // of a netSocket: all was written, or err
 	doAdd           // a client
 	doAddFD         // the same, as a descriptor
-	doAdmit         // c, for arg
+	doAdmit         // c, for arg; as raw if n is not 0
 	doCut           // c
 	doDialed        // for pool: nc or err
 	doForget        // pool's upstream was closed: arg
@@ -66,6 +66,7 @@ const (
 	doDrain
 	doStop
 	doTick
+	doEach // arg
 	doTest // arg, a function
 )
 
@@ -170,7 +171,7 @@ func (l *loop) perform(t *task) {
 		l.accept(t)
 	case doAdmit:
 		if c := t.c; !c.dead && !c.admitted {
-			c.pub.Caller, c.admitted = t.arg, true
+			c.pub.Caller, c.admitted, c.raw = t.arg, true, t.n != 0
 			l.owed--
 			l.queue(c)
 		}
@@ -209,6 +210,8 @@ func (l *loop) perform(t *task) {
 		close(t.arg.(chan struct{}))
 	case doTick:
 		l.alarmAt = 0
+	case doEach:
+		l.each(t.arg.(*each))
 	case doTest:
 		t.arg.(func())()
 	}
@@ -251,6 +254,23 @@ func (l *loop) refuse(t *task) {
 		l.e.left()
 	case doStop:
 		close(t.arg.(chan struct{}))
+	case doEach:
+		t.arg.(*each).wg.Done()
+	}
+}
+
+// each is something to be done for each call.
+type each struct {
+	f  func(*Call)
+	wg *sync.WaitGroup
+}
+
+func (l *loop) each(e *each) {
+	defer e.wg.Done()
+	for c := range l.conns {
+		if x := c.x; x != nil && c.pub != nil && x.decided {
+			e.f(x)
+		}
 	}
 }
 

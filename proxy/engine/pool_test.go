@@ -191,7 +191,7 @@ func TestConnections(t *testing.T) {
 				return f == UpstreamUnreachable
 			},
 			decide: func(w *world, c *Call) {
-				c.Decision.Upstream = w.e.Upstream("nobody", newClosed())
+				c.Decision.Upstream = w.e.Upstream(UpstreamConfig{Name: "nobody", Dial: newClosed()})
 			},
 			servers: []func(*peer){serves("POST / HTTP/1.1\r\nHost: y\r\nContent-Length: 5\r\n\r\nhello", okay, 1)},
 			client:  func(p *peer) { p.send(post); p.expect(okay) },

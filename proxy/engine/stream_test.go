@@ -264,7 +264,7 @@ func TestAdmission(t *testing.T) {
 			var wg sync.WaitGroup
 			ln := listen(t, d)
 			wg.Go(func() { e.Run(ctx) })
-			wg.Go(func() { e.Serve(ctx, ln) })
+			wg.Go(func() { e.Serve(ctx, ln, nil) })
 			defer wg.Wait()
 			defer stop()
 			dial := func() *peer {
@@ -304,8 +304,13 @@ type gate struct {
 }
 
 func (g *gate) Accept(c *Conn)         { g.conns <- c }
+func (g *gate) Closed(c *Conn)         {}
 func (g *gate) Retry(*Call, Flag) bool { return false }
+func (g *gate) Respond(*Call) bool     { return false }
 func (g *gate) Done(*Call)             {}
+
+func (g *gate) Fail(*Call, int, Flag, string) {}
+
 func (g *gate) Decide(c *Call) {
 	g.calls <- string(c.Request.Path)
 	c.Decision.Answer = Answer{Status: 200, Body: []byte(c.Conn.Caller.(string))}

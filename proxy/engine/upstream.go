@@ -5,23 +5,47 @@ import (
 	"io"
 	"net"
 	"sync/atomic"
+	"time"
 
 	"github.com/meshagent/meshagent/proxy/http1"
 )
 
+// Protocol is what a connection speaks.
+type Protocol uint8
+
+// The protocols.
+const (
+	HTTP1 Protocol = iota
+	HTTP2
+	Raw // nothing that we know: each connection is a call
+)
+
+// UpstreamConfig is what an Upstream is made of.
+type UpstreamConfig struct {
+	Name     string // for the Handler's logs
+	Protocol Protocol
+	// Dial opens a connection. It is called in a goroutine of its own, with a context that ends after DialTimeout or with the engine, and
+	// may take its time for handshakes. Its error becomes Call.Err.
+	Dial        func(context.Context) (net.Conn, error)
+	DialTimeout time.Duration // Limits.Dial if it is 0
+	Streams     int           // of a connection of HTTP/2 at one time; 100 if it is 0
+	Conns       int           // of a loop at one time; no limit if it is 0
+}
+
 // Upstream is somewhere that requests can go. Its connections are shared by all requests that are sent to it and by no others: make one
 // for each pair of identities. It is made when configuration is, not for each request.
 type Upstream struct {
-	Name   string // for the Handler's logs
+	UpstreamConfig
 	e      *Engine
-	dial   func(context.Context) (net.Conn, error)
 	closed atomic.Bool
 }
 
-// Upstream makes an upstream. dial opens a connection; it is called in a goroutine of its own, with a context that ends after
-// Limits.Dial or with the engine, and may take its time for handshakes.
-func (e *Engine) Upstream(name string, dial func(context.Context) (net.Conn, error)) *Upstream {
-	return &Upstream{Name: name, e: e, dial: dial}
+// Upstream makes an upstream.
+func (e *Engine) Upstream(c UpstreamConfig) *Upstream {
+	if c.DialTimeout <= 0 {
+		c.DialTimeout = e.Limits.Dial
+	}
+	return &Upstream{UpstreamConfig: c, e: e}
 }
 
 // Close ends the connections that carry no request, and others after the one they have. Calls that are decided for it later are
@@ -121,9 +145,9 @@ func (x *Call) acquire(fresh bool) {
 	p.dialing++
 	l.owed++
 	l.e.wg.Go(func() {
-		ctx, cancel := context.WithTimeout(l.e.ctx, l.e.Limits.Dial)
+		ctx, cancel := context.WithTimeout(l.e.ctx, p.up.DialTimeout)
 		defer cancel()
-		nc, err := p.up.dial(ctx)
+		nc, err := p.up.Dial(ctx)
 		l.do(task{what: doDialed, pool: p, nc: nc, err: err})
 	})
 }
@@ -144,6 +168,7 @@ func (p *pool) dialed(t *task) {
 		t.nc.Close()
 	}
 	if len(p.wait) > p.dialing {
+		p.wait[0].Err = t.err
 		p.wait[0].failed(UpstreamUnreachable)
 	}
 }
@@ -205,14 +230,7 @@ func (x *Call) failed(f Flag) {
 	case x.begun:
 		x.cutOff(f)
 	case x.again() && x.Result.Attempts < maxAttempts && !x.l.stopped && x.l.e.Handler.Retry(x, f):
-		old, at := x.req, x.headLen
-		x.req, x.kept, x.active = nil, false, 0
-		x.follow(old[at:])
-		x.l.buffers.put(old)
-		if x.wanting {
-			x.wanting = false
-			x.acquire(false)
-		}
+		x.retry()
 	case f == UpstreamTimeout:
 		x.refuse(504, "the upstream did not answer in time", f)
 	case f == UpstreamMalformed:
@@ -222,6 +240,17 @@ func (x *Call) failed(f Flag) {
 	default:
 		x.refuse(503, "no connection to the upstream", f)
 	}
+}
+
+// retry follows a decision that was made anew.
+func (x *Call) retry() {
+	x.heard, x.interim, x.active = false, false, 0
+	if d := x.Decision.Delay; d > 0 {
+		x.wake = x.l.now + int64(d)
+		x.arm()
+		return
+	}
+	x.resume()
 }
 
 // stepUpstream does what can be done with what an upstream sent.
@@ -294,6 +323,15 @@ func (c *conn) readHead(x *Call, buf []byte) {
 		return
 	}
 	cl, d, res := x.client, &x.Decision, &x.res
+	if !res.Interim() {
+		x.Response = res
+		again := c.l.e.Handler.Respond(x)
+		if x.Response = nil; again && x.CanRetry() {
+			x.leave(true)
+			x.retry()
+			return
+		}
+	}
 	room := n + 256
 	for _, pairs := range [...][]http1.Pair{d.Response.Set, d.Response.Add} {
 		for i := range pairs {

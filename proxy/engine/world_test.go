@@ -14,6 +14,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/meshagent/meshagent/proxy/http1"
 )
 
 // scenario is a client, an engine and servers, by script. It is played over each of the drivers.
@@ -23,6 +25,7 @@ type scenario struct {
 	limits  Limits
 	decide  func(w *world, c *Call)              // sends to the servers if it is nil
 	retry   func(w *world, c *Call, f Flag) bool // never if it is nil
+	respond func(w *world, c *Call) bool         // never again if it is nil
 	servers []func(p *peer)                      // for each connection that the engine opens; further ones fail
 	client  func(p *peer)
 	want    []string // each call, by Done: METHOD PATH STATUS FLAG ATTEMPTS
@@ -123,11 +126,11 @@ func newWorld(t testing.TB, driver string, s *scenario) *world {
 	w := &world{t: t, s: s, driver: driver, front: listen(t, driver), calls: make(chan string, 4096),
 		passed: make(chan struct{}, 16)}
 	var err error
-	if w.e, err = New(Config{Handler: w, Limits: s.limits, Loops: 2, Portable: driver != "loops", ReasonField: "why"}); err != nil {
+	if w.e, err = New(Config{Handler: w, Limits: s.limits, Loops: 2, Portable: driver != "loops"}); err != nil {
 		t.Fatal(err)
 	}
 	back := listen(t, driver)
-	w.up = w.e.Upstream("servers", back.dial)
+	w.up = w.e.Upstream(UpstreamConfig{Name: "servers", Dial: back.dial})
 	ctx, stop := context.WithCancel(context.Background())
 	w.stop = stop
 	w.wg.Go(func() {
@@ -136,7 +139,7 @@ func newWorld(t testing.TB, driver string, s *scenario) *world {
 		}
 	})
 	w.wg.Go(func() {
-		if err := w.e.Serve(ctx, w.front); err != nil {
+		if err := w.e.Serve(ctx, w.front, nil); err != nil {
 			t.Errorf("Serve: %v", err)
 		}
 	})
@@ -185,6 +188,16 @@ func (w *world) Decide(c *Call) {
 }
 
 func (w *world) Retry(c *Call, f Flag) bool { return w.s.retry != nil && w.s.retry(w, c, f) }
+
+func (w *world) Respond(c *Call) bool { return w.s.respond != nil && w.s.respond(w, c) }
+
+func (w *world) Closed(*Conn) {}
+
+func (w *world) Fail(c *Call, status int, f Flag, reason string) {
+	a := &c.Decision.Answer
+	a.Fields = append(a.Fields, http1.Pair{Name: "why", Value: []byte(reason)})
+	a.Body = []byte(reason + "\n")
+}
 
 func (w *world) Done(c *Call) {
 	flag := c.Result.Flag
