@@ -27,8 +27,10 @@ import (
 type network struct {
 	mu    sync.Mutex // guards what follows
 	up    map[string]*life
-	cut   map[string]int // servers of different groups do not reach each other; group 0 by default
-	conns map[net.Conn][2]string
+	cut   map[string]int         // servers of different groups do not reach each other; group 0 by default
+	conns map[net.Conn][2]string // who dialed whom
+	deaf  string                 // a server that nobody reaches, and that reaches the others
+	held  chan struct{}          // what comes back to the deaf one waits until it is closed
 }
 
 func newNetwork() *network {
@@ -38,10 +40,59 @@ func newNetwork() *network {
 func (n *network) reach(a, b string) *life {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.cut[a] != n.cut[b] {
+	return n.reachLocked(a, b)
+}
+
+func (n *network) reachLocked(a, b string) *life {
+	if n.cut[a] != n.cut[b] || n.deaf == b && a != b {
 		return nil
 	}
 	return n.up[b]
+}
+
+// breakLocked closes the connections for which f says so.
+func (n *network) breakLocked(f func(from, to string) bool) {
+	for c, ends := range n.conns {
+		if f(ends[0], ends[1]) {
+			c.Close()
+			delete(n.conns, c)
+		}
+	}
+}
+
+// deafen keeps all that the others say from a server until the returned function is called; what it says arrives.
+func (n *network) deafen(server string) (end func()) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.deaf, n.held = server, make(chan struct{})
+	n.breakLocked(func(_, to string) bool { return to == server })
+	return func() {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		close(n.held)
+		n.deaf, n.held = "", nil
+	}
+}
+
+// conn is a connection as the server sees it that dialed it.
+type conn struct {
+	net.Conn
+	net  *network
+	from string
+}
+
+func (c conn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	c.net.mu.Lock()
+	held := c.net.held
+	if c.net.deaf != c.from {
+		held = nil
+	}
+	c.net.mu.Unlock()
+	if held != nil {
+		<-held
+	}
+	return n, err
 }
 
 // partition puts servers into groups and breaks the connections between them.
@@ -49,12 +100,7 @@ func (n *network) partition(group map[string]int) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.cut = group
-	for c, ends := range n.conns {
-		if group[ends[0]] != group[ends[1]] {
-			c.Close()
-			delete(n.conns, c)
-		}
-	}
+	n.breakLocked(func(from, to string) bool { return group[from] != group[to] })
 }
 
 // server is one member of a cluster under test; it is its Forwarder, and dials for it.
@@ -91,17 +137,19 @@ func (l *life) Close() error   { return nil }
 func (l *life) Addr() net.Addr { return addr(l.addr) }
 
 func (s *server) Dial(address string, _ time.Duration) (net.Conn, error) {
-	to := s.net.reach(s.addr, address)
+	a, b := net.Pipe()
+	s.net.mu.Lock()
+	to := s.net.reachLocked(s.addr, address)
+	if to != nil {
+		s.net.conns[a] = [2]string{s.addr, address}
+	}
+	s.net.mu.Unlock()
 	if to == nil {
 		return nil, errors.New("unreachable")
 	}
-	a, b := net.Pipe()
-	s.net.mu.Lock()
-	s.net.conns[a] = [2]string{s.addr, address}
-	s.net.mu.Unlock()
 	select {
 	case to.in <- b:
-		return a, nil
+		return conn{a, s.net, s.addr}, nil
 	case <-to.off:
 		return nil, errors.New("refused")
 	}
@@ -141,12 +189,7 @@ func (s *server) start(bootstrap bool) {
 func (s *server) halt() {
 	s.net.mu.Lock()
 	delete(s.net.up, s.addr)
-	for c, ends := range s.net.conns {
-		if ends[0] == s.addr || ends[1] == s.addr {
-			c.Close()
-			delete(s.net.conns, c)
-		}
-	}
+	s.net.breakLocked(func(from, to string) bool { return from == s.addr || to == s.addr })
 	s.net.mu.Unlock()
 	s.stop()
 	close(s.now.off)
@@ -214,7 +257,7 @@ func await(t testing.TB, what string, ok func() bool) {
 
 func leaderOf(ss []*server) *server {
 	for _, s := range ss {
-		if s.store.IsLeader() && s.store.ready.Load() && s.net.reach(s.addr, s.addr) != nil {
+		if _, ready := s.store.leads(); ready && s.net.reach(s.addr, s.addr) != nil {
 			return s
 		}
 	}
@@ -415,6 +458,78 @@ func TestLinearizableReadsSeeEveryAcknowledgedWrite(t *testing.T) {
 			s.halt()
 		}
 	})
+}
+
+// TestReadCountsNoOldAnswer lets another server lead and write while the answers to a leader's heartbeats are on their way,
+// accepted before. They prove nothing to a read that begins after the write.
+func TestReadCountsNoOldAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ss := cluster(t, 3, nil)
+		old, next, third := ss[0], ss[1], ss[2]
+		if _, err := old.store.Txn(t.Context(), put("k", "old")); err != nil {
+			t.Fatal(err)
+		}
+		arrive := old.net.deafen(old.addr)
+		time.Sleep(500 * time.Millisecond) // heartbeats to both are out; the lease of 1 s runs
+		err := third.store.trans.TimeoutNow(raft.ServerID(next.id.String()), raft.ServerAddress(next.addr),
+			&raft.TimeoutNowRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax}}, new(raft.TimeoutNowResponse))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := next.store.Txn(t.Context(), put("k", "new")); err != nil {
+			t.Fatal(err)
+		}
+		read := make(chan error, 1)
+		go func() {
+			b, err := old.store.Handle(t.Context(), callGet, marshal(getIn{"t", "k"}))
+			if err == nil {
+				err = fmt.Errorf("it read %s", b)
+			}
+			read <- err
+		}()
+		synctest.Wait()
+		if _, ready := old.store.leads(); !ready || !next.store.IsLeader() {
+			t.Fatal("there are not two that take themselves for the leader: the test shows nothing")
+		}
+		arrive()
+		if err := <-read; !errors.Is(err, ErrNoLeader) {
+			t.Errorf("a server that was deposed before the read: %v", err)
+		}
+		for _, s := range ss {
+			s.halt()
+		}
+	})
+}
+
+func TestMajority(t *testing.T) {
+	servers := []raft.Server{{ID: "a"}, {ID: "b"}, {ID: "c"}, {ID: "x", Suffrage: raft.Nonvoter}, {ID: "y", Suffrage: raft.Nonvoter}}
+	tests := map[string]struct {
+		of   map[raft.ServerID]ack
+		want bool
+	}{
+		"nobody":                   {nil, false},
+		"one of two others":        {map[raft.ServerID]ack{"b": {7, 4}}, true},
+		"with a later read":        {map[raft.ServerID]ack{"c": {7, 9}}, true},
+		"sent before the read":     {map[raft.ServerID]ack{"b": {7, 3}, "c": {7, 3}}, false},
+		"in another term":          {map[raft.ServerID]ack{"b": {6, 4}, "c": {8, 4}}, false},
+		"without a vote":           {map[raft.ServerID]ack{"x": {7, 4}, "y": {7, 4}}, false},
+		"who is not of the mesh":   {map[raft.ServerID]ack{"z": {7, 4}}, false},
+		"one, and others too late": {map[raft.ServerID]ack{"a": {7, 1}, "b": {7, 1}, "c": {7, 4}}, true},
+	}
+	for name, tt := range tests {
+		a := acks{of: map[raft.ServerID]ack{}}
+		for id, k := range tt.of {
+			a.note(id, k)
+			a.note(id, ack{k.term, k.reads - 1}) // an answer that was overtaken
+			a.note(id, ack{k.term - 1, k.reads + 1})
+		}
+		if got := a.majority(servers, "a", 7, 4); got != tt.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+	if a := (acks{}); !a.majority(servers[:1], "a", 7, 4) {
+		t.Error("the only server has no majority")
+	}
 }
 
 func TestWatchMissesNothing(t *testing.T) {

@@ -194,21 +194,29 @@ func (s *Store) txnHere(t state.Txn) (state.Result, error) {
 	}
 }
 
-// catchUp returns once this server is proved to lead and has applied everything committed before the call.
+// catchUp returns once it is proved that no other server has led until this call, or later than it. Then this server has
+// applied everything that was acknowledged before the call: what it acknowledged itself, and what former leaders did (ready).
+//
+// Invariant: a leader of a later term was voted for by a majority, which follows no earlier one any more. It follows that there
+// was none when a majority accepts, in our term, what was sent after the call.
 func (s *Store) catchUp(ctx context.Context) error {
 	r := s.raft.Load()
-	if !s.ready.Load() {
+	read := s.acks.reads.Add(1)
+	term, ready := s.leads()
+	if !ready {
 		return ErrNoLeader
 	}
-	commit := r.CommitIndex()
-	if err := r.VerifyLeader().Error(); err != nil {
+	if err := r.VerifyLeader().Error(); err != nil { // it makes Raft send heartbeats at once
 		return fmt.Errorf("%w (%w)", ErrNoLeader, err)
 	}
-	for r.AppliedIndex() < commit {
+	for !s.acks.majority(r.GetConfiguration().Configuration().Servers, raft.ServerID(s.cfg.ID.String()), term, read) {
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-time.After(time.Millisecond):
+		}
+		if now, ready := s.leads(); now != term || !ready {
+			return ErrNoLeader
 		}
 	}
 	return nil

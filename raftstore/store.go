@@ -139,7 +139,8 @@ type Store struct {
 	reopen   chan struct{}
 	conns    chan net.Conn // from the Stream
 	done     chan struct{} // closed by close
-	ready    atomic.Bool   // leader, and all entries of former leaders are applied
+	ready    atomic.Uint64 // the last term in which this server led and had applied all that former leaders committed
+	acks     acks
 	readOnly atomic.Bool
 	writes   *telemetry.CounterVec
 }
@@ -160,7 +161,7 @@ func Open(cfg Config) (*Store, error) {
 		cfg.MinFree = 512 << 20
 	}
 	s := &Store{cfg: cfg, state: state.New(), fatal: make(chan error, 1), reopen: make(chan struct{}, 1),
-		conns: make(chan net.Conn), done: make(chan struct{}),
+		conns: make(chan net.Conn), done: make(chan struct{}), acks: acks{of: map[raft.ServerID]ack{}},
 		writes: cfg.Metrics.Counter("meshagent_store_writes_total", "Transactions proposed on this server as leader.", "outcome")}
 	if err := s.openFiles(); err != nil {
 		if s.closer != nil {
@@ -265,7 +266,7 @@ func (s *Store) start() error {
 	c.ShutdownOnRemove = true
 	c.NoLegacyTelemetry = true
 	c.Logger = newHCLog(s.cfg.Log)
-	s.trans = newTransport(s.cfg, s.conns, c.Logger)
+	s.trans = newTransport(s.cfg, s.conns, &s.acks, c.Logger)
 	if s.cfg.Bootstrap {
 		has, err := raft.HasExistingState(s.logs, s.stable, s.snaps)
 		if err != nil {
@@ -324,12 +325,11 @@ func (s *Store) Run(ctx context.Context) error {
 			}
 			leader = s.raft.Load().LeaderCh()
 		case is := <-leader:
-			s.ready.Store(false)
 			if is {
 				s.becomeReady(ctx)
 			}
 		case <-tick.C:
-			if s.IsLeader() && !s.ready.Load() {
+			if _, ready := s.leads(); s.IsLeader() && !ready {
 				s.becomeReady(ctx)
 			}
 			if s.IsLeader() {
@@ -347,10 +347,19 @@ func (s *Store) Run(ctx context.Context) error {
 
 // becomeReady waits until everything that former leaders committed is applied here.
 func (s *Store) becomeReady(ctx context.Context) {
-	if err := s.raft.Load().Barrier(5 * s.cfg.Heartbeat).Error(); err == nil && ctx.Err() == nil {
-		s.ready.Store(true)
-		s.cfg.Log.Info("this server leads the store", "term", s.raft.Load().CurrentTerm())
+	r := s.raft.Load()
+	term := r.CurrentTerm()
+	if err := r.Barrier(5 * s.cfg.Heartbeat).Error(); err == nil && ctx.Err() == nil && r.CurrentTerm() == term {
+		s.ready.Store(term)
+		s.cfg.Log.Info("this server leads the store", "term", term)
 	}
+}
+
+// leads returns the term in which this server leads, and whether it does and has applied all that former leaders committed.
+func (s *Store) leads() (term uint64, ready bool) {
+	r := s.raft.Load()
+	term = r.CurrentTerm()
+	return term, s.ready.Load() == term && r.State() == raft.Leader
 }
 
 func (s *Store) close() {
@@ -358,7 +367,6 @@ func (s *Store) close() {
 	if s.IsLeader() && len(r.GetConfiguration().Configuration().Servers) > 1 {
 		r.LeadershipTransfer().Error() // best effort: the others elect one anyway
 	}
-	s.ready.Store(false)
 	r.Shutdown().Error()
 	s.trans.close()
 	close(s.done)
@@ -384,7 +392,8 @@ func (s *Store) IsLeader() bool { return s.raft.Load().State() == raft.Leader }
 // WaitLeader returns when some server leads.
 func (s *Store) WaitLeader(ctx context.Context) error {
 	for {
-		if a, _ := s.raft.Load().LeaderWithID(); a != "" && (!s.IsLeader() || s.ready.Load()) {
+		a, _ := s.raft.Load().LeaderWithID()
+		if _, ready := s.leads(); a != "" && (ready || !s.IsLeader()) {
 			return nil
 		}
 		select {

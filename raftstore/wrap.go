@@ -10,6 +10,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -19,16 +20,64 @@ import (
 )
 
 // transport is Raft's network transport with two of its traps closed: its fast path for heartbeats changes term and state off
-// Raft's main goroutine (hashicorp/raft#695), and pipelined calls wedge after a stalled disk (#612).
+// Raft's main goroutine (hashicorp/raft#695), and pipelined calls wedge after a stalled disk (#612). It also notes who follows.
 type transport struct {
 	*raft.NetworkTransport
 	stream *stream
+	acks   *acks
 }
 
-func newTransport(cfg Config, conns <-chan net.Conn, log hclog.Logger) *transport {
+func newTransport(cfg Config, conns <-chan net.Conn, followed *acks, log hclog.Logger) *transport {
 	st := &stream{Stream: cfg.Stream, addr: addr(cfg.Advertise), conns: conns, done: make(chan struct{})}
 	return &transport{raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-		Stream: st, MaxPool: 3, MaxRPCsInFlight: 1, Timeout: max(cfg.Heartbeat, 2*time.Second), Logger: log}), st}
+		Stream: st, MaxPool: 3, MaxRPCsInFlight: 1, Timeout: max(cfg.Heartbeat, 2*time.Second), Logger: log}), st, followed}
+}
+
+// AppendEntries is also the heartbeat.
+func (t *transport) AppendEntries(id raft.ServerID, to raft.ServerAddress, q *raft.AppendEntriesRequest, r *raft.AppendEntriesResponse) error {
+	sent := t.acks.reads.Load()
+	err := t.NetworkTransport.AppendEntries(id, to, q, r)
+	if err == nil && r.Success {
+		t.acks.note(id, ack{q.Term, sent})
+	}
+	return err
+}
+
+// acks tells a read whether a majority has followed this server since it began. Raft's VerifyLeader does not: it also takes
+// answers to heartbeats that were sent before it was called, and answers of servers that have no vote.
+type acks struct {
+	reads atomic.Uint64 // how many have begun
+	mu    sync.Mutex    // guards what follows
+	of    map[raft.ServerID]ack
+}
+
+// ack says that a server accepted in a term what was sent when so many reads had begun.
+type ack struct{ term, reads uint64 }
+
+func (a *acks) note(id raft.ServerID, k ack) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if old := a.of[id]; k.term > old.term || k.term == old.term && k.reads > old.reads {
+		a.of[id] = k
+	}
+}
+
+// majority reports whether the majority of the voters, self among them, has accepted something in a term that was sent after a
+// read began.
+func (a *acks) majority(servers []raft.Server, self raft.ServerID, term, read uint64) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	voters, yes := 0, 0
+	for _, s := range servers {
+		if s.Suffrage != raft.Voter {
+			continue
+		}
+		voters++
+		if k := a.of[s.ID]; s.ID == self || k.term == term && k.reads >= read {
+			yes++
+		}
+	}
+	return yes > voters/2
 }
 
 // SetHeartbeatHandler does nothing: heartbeats take the same way as everything else.
