@@ -71,6 +71,7 @@ type Agent struct {
 	store    *raftstore.Store // nil on a client
 	service  *control.Service // nil on a client
 	ca       *ca.CA           // nil on a client
+	sockets  *systemd.Sockets
 	closers  []func()
 
 	apiTask func() // ends the task of opening the API
@@ -137,6 +138,7 @@ func (a *Agent) front(ctx context.Context, end func()) error {
 		systemd.Notify("READY=1")
 		a.log.Info("ready", "node", a.cfg.Name, "id", a.id, "address", a.addr, "after", time.Since(a.started).Round(time.Millisecond))
 	}
+	defer time.AfterFunc(time.Minute, a.sockets.ForgetUnasked).Stop()
 	select {
 	case <-ctx.Done():
 	case <-a.leave:
@@ -157,6 +159,7 @@ func (a *Agent) watchdog(ctx context.Context) error {
 
 // open reads what is on disk, opens the ports, and builds every part. Nothing runs yet.
 func (a *Agent) open(ctx context.Context, g *run.Group) error {
+	a.sockets = systemd.InheritSockets()
 	a.dir = dataDir(a.cfg.DataDir)
 	m, err := a.dir.membership()
 	if err != nil {
@@ -214,7 +217,7 @@ func (a *Agent) open(ctx context.Context, g *run.Group) error {
 		return err
 	}
 	a.dns, err = dnsserver.New(dnsserver.Config{Addr: a.cfg.DNS.Address, Snapshot: a.catalog.Load, VIPs: a.proxy, Local: a.isLocal,
-		Forward: a.cfg.DNS.Forward, TTL: a.cfg.DNS.TTL, Log: a.log, Metrics: a.metrics})
+		Forward: a.cfg.DNS.Forward, TTL: a.cfg.DNS.TTL, Sockets: a.sockets, Log: a.log, Metrics: a.metrics})
 	if err != nil {
 		return err
 	}

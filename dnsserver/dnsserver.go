@@ -50,9 +50,27 @@ type Config struct {
 	Forward []netip.AddrPort
 	// TTL of positive answers, whole seconds, 5 s when 0. Negative answers live 1 s at most, so that a service that
 	// registers is soon seen.
-	TTL     time.Duration
+	TTL time.Duration
+	// Sockets opens what is listened on; the network when nil.
+	Sockets Sockets
 	Log     *slog.Logger
 	Metrics *telemetry.Metrics
+}
+
+// Sockets opens sockets. What Listen returns is a *net.TCPListener, and what ListenPacket returns a *net.UDPConn.
+type Sockets interface {
+	Listen(ctx context.Context, lc *net.ListenConfig, network, address string) (net.Listener, error)
+	ListenPacket(ctx context.Context, lc *net.ListenConfig, network, address string) (net.PacketConn, error)
+}
+
+type network struct{}
+
+func (network) Listen(ctx context.Context, lc *net.ListenConfig, network, address string) (net.Listener, error) {
+	return lc.Listen(ctx, network, address)
+}
+
+func (network) ListenPacket(ctx context.Context, lc *net.ListenConfig, network, address string) (net.PacketConn, error) {
+	return lc.ListenPacket(ctx, network, address)
 }
 
 // limits bound what callers can make a Server hold. They are fields so that tests can lower them.
@@ -118,6 +136,9 @@ func New(c Config) (*Server, error) {
 	if c.Local == nil {
 		c.Local = netip.Addr.IsLoopback
 	}
+	if c.Sockets == nil {
+		c.Sockets = network{}
+	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
@@ -158,22 +179,21 @@ func (s *Server) Listen(ctx context.Context) error {
 	}
 	var err error
 	for range 8 { // with port 0, the port that UDP got may be taken on TCP: another one is tried
-		if s.udp, s.tcp, err = listen(ctx, s.cfg.Addr); err == nil || s.cfg.Addr.Port() != 0 {
+		if s.udp, s.tcp, err = s.listen(ctx, s.cfg.Addr); err == nil || s.cfg.Addr.Port() != 0 {
 			break
 		}
 	}
 	return err
 }
 
-func listen(ctx context.Context, at netip.AddrPort) (*net.UDPConn, *net.TCPListener, error) {
-	lc := net.ListenConfig{Control: controlUDP(at.Addr())}
-	pc, err := lc.ListenPacket(ctx, "udp", at.String())
+func (s *Server) listen(ctx context.Context, at netip.AddrPort) (*net.UDPConn, *net.TCPListener, error) {
+	pc, err := s.cfg.Sockets.ListenPacket(ctx, &net.ListenConfig{Control: controlUDP(at.Addr())}, "udp", at.String())
 	if err != nil {
 		return nil, nil, bindError(at, "udp", err)
 	}
 	u := pc.(*net.UDPConn)
 	at = netip.AddrPortFrom(at.Addr(), u.LocalAddr().(*net.UDPAddr).AddrPort().Port())
-	ln, err := new(net.ListenConfig).Listen(ctx, "tcp", at.String())
+	ln, err := s.cfg.Sockets.Listen(ctx, new(net.ListenConfig), "tcp", at.String())
 	if err != nil {
 		u.Close()
 		return nil, nil, bindError(at, "tcp", err)
