@@ -169,8 +169,22 @@ func tcpPair(t testing.TB) (a, b net.Conn) {
 
 func any(mesh.Identity) error { return nil }
 
-// TestSixtyDays lets three hosts shake hands every hour for 60 days in which intermediates and roots are replaced, servers
-// are away for hours, and bundles arrive late. No handshake may fail.
+// shown is what the peer of a configuration sees of it.
+func shown(t testing.TB, c *tls.Config) tls.ConnectionState {
+	cs := tls.ConnectionState{NegotiatedProtocol: c.NextProtos[0]}
+	for _, der := range c.Certificates[0].Certificate {
+		cert, err := x509.ParseCertificate(der)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cs.PeerCertificates = append(cs.PeerCertificates, cert)
+	}
+	return cs
+}
+
+// TestSixtyDays lets three hosts judge each other every hour for 60 days in which intermediates and roots are replaced, servers
+// are away for hours, and bundles arrive late. Nobody may be refused. Every seventh hour they do so in whole handshakes, whose
+// key exchange is what costs time here.
 func TestSixtyDays(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		day := 24 * time.Hour
@@ -188,7 +202,7 @@ func TestSixtyDays(t *testing.T) {
 			ms = append(ms, m)
 		}
 		roots, inters := map[string]bool{}, map[string]bool{}
-		failed, done := 0, 0
+		met, handshakes := 0, 0
 		for hour := range 60 * 24 {
 			time.Sleep(time.Hour)
 			i.down.Store(hour%50 < 6) // six hours in every fifty nobody signs
@@ -207,9 +221,13 @@ func TestSixtyDays(t *testing.T) {
 				if err != nil {
 					t.Fatalf("hour %d: %v", hour, err)
 				}
-				done++
-				if cerr, serr := handshake(cc, sc); cerr != nil || serr != nil {
-					failed++
+				met++
+				cerr, serr := cc.VerifyConnection(shown(t, sc)), sc.VerifyConnection(shown(t, cc))
+				if cerr == nil && serr == nil && hour%7 == 0 {
+					handshakes++
+					cerr, serr = handshake(cc, sc)
+				}
+				if cerr != nil || serr != nil {
 					t.Errorf("hour %d: client %v, server %v", hour, cerr, serr)
 				}
 				inters[string(cc.Certificates[0].Certificate[1])] = true
@@ -218,10 +236,10 @@ func TestSixtyDays(t *testing.T) {
 				roots[string(r.Raw)] = true
 			}
 		}
-		if len(roots) < 4 || len(inters) < 10 || failed > 0 {
-			t.Errorf("%d handshakes, %d failed, over %d roots and %d intermediates", done, failed, len(roots), len(inters))
+		if len(roots) < 4 || len(inters) < 10 {
+			t.Errorf("only %d roots and %d intermediates: the test shows too little", len(roots), len(inters))
 		}
-		t.Logf("%d handshakes over %d roots, %d intermediates and %d leaves", done, len(roots), len(inters), i.issued.Load())
+		t.Logf("met %d times, %d handshakes, over %d roots, %d intermediates and %d leaves", met, handshakes, len(roots), len(inters), i.issued.Load())
 		cancel()
 		<-caDone
 	})
@@ -282,10 +300,10 @@ func TestHostCertificateIsToldAtRenewal(t *testing.T) {
 		}
 		m.Want([]mesh.Identity{workload("web")}) // not the host's own
 		stop := run(t, m)
-		time.Sleep(20 * time.Hour)
+		time.Sleep(19 * time.Hour) // the renewal comes after 9.6 to 14.4 h, the one after it not before 19.2 h
 		stop()
 		if len(told) != 1 || bytes.Equal(told[0][0], first[0]) {
-			t.Errorf("told %d times in 20 h: the renewal at half of 24 h is to be told, once", len(told))
+			t.Errorf("told %d times in 19 h: the renewal at half of 24 h is to be told, once", len(told))
 		}
 	})
 }
