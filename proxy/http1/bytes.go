@@ -2,7 +2,7 @@ package http1
 
 import (
 	"encoding/binary"
-	"slices"
+	"strings"
 )
 
 // Classes of bytes.
@@ -256,14 +256,21 @@ func pick[T text](name T, want string, known id) id {
 
 // Names is a set of field names, compared without case and with '_' as '-', as careless readers do. Safe for concurrent use.
 type Names struct {
-	lengths uint64 // a bit for each length that a name has; the last for all from 63 on
-	names   []string
+	lengths  uint64 // a bit for each length that a name has; the last for all from 63 on
+	names    []string
+	prefixes []string
 }
 
-// NewNames makes a set. It is made when configuration is, not for each message.
+// NewNames makes a set. A name that ends in '*' stands for all that begin as it does. It is made when configuration is, not for each
+// message.
 func NewNames(names ...string) *Names {
-	n := &Names{names: slices.Clone(names)}
+	n := &Names{}
 	for _, name := range names {
+		if prefix, ok := strings.CutSuffix(name, "*"); ok {
+			n.prefixes = append(n.prefixes, prefix)
+			continue
+		}
+		n.names = append(n.names, name)
 		n.lengths |= 1 << min(len(name), 63)
 	}
 	return n
@@ -273,7 +280,15 @@ func NewNames(names ...string) *Names {
 func (n *Names) Has(name []byte) bool { return has(n, name) }
 
 func has[T text](n *Names, name T) bool {
-	if n == nil || n.lengths>>min(len(name), 63)&1 == 0 {
+	if n == nil {
+		return false
+	}
+	for _, p := range n.prefixes {
+		if len(name) >= len(p) && alike(name[:len(p)], p) {
+			return true
+		}
+	}
+	if n.lengths>>min(len(name), 63)&1 == 0 {
 		return false
 	}
 	for _, s := range n.names {
