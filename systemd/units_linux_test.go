@@ -74,9 +74,9 @@ type fakeHost struct {
 
 func (h *fakeHost) list() (map[uint64]string, error) {
 	h.walks.Add(1)
+	time.Sleep(time.Millisecond)
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	time.Sleep(time.Millisecond)
 	return maps.Clone(h.units), h.err
 }
 

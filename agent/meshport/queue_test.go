@@ -268,11 +268,6 @@ func TestClient(t *testing.T) {
 		}
 	})
 	r.run(nil)
-	away, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	away.Close()
 	client := &Client{Certs: r.client, Self: r.client.node()}
 	other := &Client{Certs: newAuthority(t, ca.Params{}).host(), Self: r.client.node(), DialTimeout: 10 * time.Millisecond}
 	for name, c := range map[string]struct {
@@ -281,7 +276,7 @@ func TestClient(t *testing.T) {
 		text   string
 		dial   bool
 	}{
-		"nobody there":           {client.HTTP(mesh.Server), "https://" + away.Addr().String() + "/", "connection refused", true},
+		"nobody there":           {client.HTTP(mesh.Server), "https://127.0.0.1:1/", "connection refused", true},
 		"a server, not an agent": {client.HTTP(mesh.NodeAgent), "https://" + r.addr() + "/", "peer " + r.host.server().String() + " may not do this", true},
 		"no certificate for it":  {other.HTTP(mesh.Server), "https://" + r.addr() + "/", "no certificate of " + r.client.node().String(), true},
 		"redirect":               {client.HTTP(mesh.Server), "https://" + r.addr() + "/away", "a mesh port does not redirect", false},
