@@ -83,7 +83,7 @@ func decompress(b []byte) (*ecdsa.PublicKey, mesh.NodeID, error) {
 	return pub, id, err
 }
 
-// encode returns the signed record: version, key, fields, signature of all before it. The node's ID is not in it: it follows
+// encode returns the signed record: version, key, fields, extras, signature of all before it. The node's ID is not in it: it follows
 // from the key, so that nobody else can write the record.
 func encode(r *mesh.Record, key crypto.Signer) ([]byte, error) {
 	pub, err := compress(key.Public())
@@ -115,11 +115,40 @@ func encode(r *mesh.Record, key crypto.Signer) ([]byte, error) {
 		w.uint(uint64(in.Weight))
 		w.labels(in.Labels)
 	}
+	w.extra(extraKeyring, n.Keyring)
+	w.extra(extraBundle, n.Bundle)
 	sig, err := sign(key, "meshagent record", w.b)
 	if err != nil {
 		return nil, err
 	}
 	return append(w.b, sig...), nil
+}
+
+// The extras of a record come behind its instances: number, length, value. A reader passes over numbers that it does not know,
+// so that a newer agent may say more. What was never changed is left out: agents that know no extras read such a record too.
+const (
+	extraKeyring = 1
+	extraBundle  = 2
+)
+
+func (w *writer) extra(number, v uint64) {
+	if v > 1 {
+		w.uint(number)
+		w.str(string(binary.AppendUvarint(nil, v)))
+	}
+}
+
+func (r *reader) extras(n *mesh.Node) {
+	for len(r.b) > 0 && !r.bad {
+		number, v := r.uint(), reader{b: r.take(r.uint())}
+		switch number {
+		case extraKeyring:
+			n.Keyring = v.uint()
+		case extraBundle:
+			n.Bundle = v.uint()
+		}
+		r.bad = r.bad || v.bad
+	}
 }
 
 // The flags of a record.
@@ -205,7 +234,8 @@ func decode(b []byte, p *pool) (*mesh.Record, error) {
 		}
 		rec.Instances = append(rec.Instances, in)
 	}
-	if r.bad || len(r.b) > 0 {
+	r.extras(n)
+	if r.bad {
 		return nil, fmt.Errorf("%w: record of %s ends in the wrong place", errBad, id)
 	}
 	if err := n.Check(); err != nil {

@@ -46,7 +46,7 @@ type Config struct {
 	Key            crypto.Signer // the host's, ECDSA P-256
 	Bind           netip.AddrPort
 	Label          string          // of the mesh: packets of another are dropped
-	Keyring        [][]byte        // AES keys; the first encrypts
+	Keyring        [][]byte        // AES keys, at least one; the first encrypts. SetKeyring replaces them
 	Seeds          func() []string // addresses of members to join, ip:port
 	Fetcher        Fetcher
 	Transport      memberlist.Transport // nil: the network
@@ -68,6 +68,7 @@ type Gossip struct {
 	// members counts those alive. It is not under mu: the queue asks for it under its own lock, and is called under mu.
 	members atomic.Int64
 	pool    pool
+	ring    *memberlist.Keyring
 
 	mu      sync.Mutex // guards what follows
 	list    *memberlist.Memberlist
@@ -117,8 +118,12 @@ func New(cfg Config) (*Gossip, error) {
 	if err := cfg.Self.Check(); err != nil {
 		return nil, fmt.Errorf("gossip: %w", err)
 	}
+	ring, err := newRing(cfg.Keyring)
+	if err != nil {
+		return nil, err
+	}
 	g := &Gossip{cfg: cfg, fetches: make(chan fetch, 64), once: telemetry.OncePer(time.Minute), dirty: make(chan struct{}, 1),
-		nodes: map[mesh.NodeID]*known{}, keys: map[[keyLen]byte]mesh.NodeID{}, proofs: map[string]string{}, changed: make(chan struct{}),
+		nodes: map[mesh.NodeID]*known{}, keys: map[[keyLen]byte]mesh.NodeID{}, ring: ring, proofs: map[string]string{}, changed: make(chan struct{}),
 		bad: cfg.Metrics.Counter("meshagent_gossip_bad_total", "Received gossip that was dropped.", "reason")}
 	g.members.Store(1)
 	g.queue = &memberlist.TransmitLimitedQueue{RetransmitMult: 4, NumNodes: g.NumMembers}
@@ -214,10 +219,20 @@ func (g *Gossip) SetInstances(in []mesh.Instance) {
 
 // SetPolicyIndex says which policy this host's data path applies.
 func (g *Gossip) SetPolicyIndex(i uint64) {
+	g.say(func(n *mesh.Node) *uint64 { return &n.PolicyIndex }, i)
+}
+
+// SetBundle says which version of the trust bundle this host judges others by.
+func (g *Gossip) SetBundle(version uint64) {
+	g.say(func(n *mesh.Node) *uint64 { return &n.Bundle }, version)
+}
+
+// say changes one number of this host's record.
+func (g *Gossip) say(field func(*mesh.Node) *uint64, v uint64) {
 	g.change(func(r *mesh.Record) bool {
-		ok := r.Node.PolicyIndex != i
-		r.Node.PolicyIndex = i
-		return ok
+		old := *field(&r.Node)
+		*field(&r.Node) = v
+		return old != v
 	})
 }
 
@@ -437,12 +452,7 @@ func (g *Gossip) settings() *memberlist.Config {
 	c.GossipVerifyIncoming, c.GossipVerifyOutgoing = true, true
 	c.UDPBufferSize = 1400
 	c.EnableCompression = false // signed records do not shrink, and to try cost a tenth of all
-	if len(g.cfg.Keyring) > 0 {
-		ring, err := memberlist.NewKeyring(g.cfg.Keyring, g.cfg.Keyring[0])
-		if err == nil {
-			c.Keyring = ring
-		}
-	}
+	c.Keyring = g.ring
 	c.Delegate, c.Events, c.Alive = delegate{g}, delegate{g}, delegate{g}
 	c.Logger = log.New(logWriter{g.cfg.Log}, "", 0)
 	return c

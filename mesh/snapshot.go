@@ -244,8 +244,8 @@ func diffMap[K comparable, V any](a, b map[K]V, equal func(V, V) bool) (keys []K
 func equalNode(a, b *Node) bool {
 	x, y := *a, *b
 	return x.ID == y.ID && x.Name == y.Name && x.Addr == y.Addr && x.MeshPort == y.MeshPort && x.Locality == y.Locality &&
-		x.Server == y.Server && x.Agent == y.Agent && x.PolicyIndex == y.PolicyIndex && x.Incarnation == y.Incarnation &&
-		x.Version == y.Version && x.Status == y.Status && maps.Equal(a.Labels, b.Labels)
+		x.Server == y.Server && x.Agent == y.Agent && x.PolicyIndex == y.PolicyIndex && x.Keyring == y.Keyring && x.Bundle == y.Bundle &&
+		x.Incarnation == y.Incarnation && x.Version == y.Version && x.Status == y.Status && maps.Equal(a.Labels, b.Labels)
 }
 
 func equalService(a, b *Service) bool {

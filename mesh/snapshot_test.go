@@ -19,7 +19,7 @@ func testRecords() []*Record {
 	}
 	node := func(n NodeID, name string) Node {
 		return Node{ID: n, Name: name, Addr: netip.MustParseAddr("10.0.0.1"), MeshPort: 15008, Locality: Locality{"eu", "a", "r"},
-			Labels: Labels{"x": "y"}, Server: true, Agent: "1", PolicyIndex: 1, Incarnation: 1, Version: 1}
+			Labels: Labels{"x": "y"}, Server: true, Agent: "1", PolicyIndex: 1, Keyring: 2, Bundle: 2, Incarnation: 1, Version: 1}
 	}
 	return []*Record{{node(id2, "b"), []Instance{in(id2, "web-1")}}, {node(id1, "a"), []Instance{in(id1, "web-1"), in(id1, "web-2")}}}
 }
