@@ -2,8 +2,10 @@ package dnsserver
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -12,10 +14,12 @@ import (
 	"github.com/miekg/dns"
 )
 
-// upstream serves what reply makes of a question on UDP and TCP; nil sends nothing.
+// upstream serves what reply makes of a question on UDP and TCP; nil sends nothing. Its address is of this process alone: on
+// 127.0.0.1 the port that is free on UDP may be that of somebody's call on TCP.
 func upstream(t *testing.T, reply func(q *dns.Msg, network string) []*dns.Msg) netip.AddrPort {
 	t.Helper()
-	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
+	pid := os.Getpid()
+	pc, err := net.ListenPacket("udp", fmt.Sprintf("127.%d.%d.%d:0", 64|pid>>16, pid>>8&255, pid&255))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,11 +52,12 @@ func good(q *dns.Msg, text string) *dns.Msg {
 	return r
 }
 
+// forwarder gives up on an upstream that is silent for a second.
 func forwarder(t *testing.T, ups ...netip.AddrPort) (*Server, string) {
 	s := newServer(t, func(c *Config) { c.Forward = ups })
 	l := defaultLimits()
-	l.upstreamTry = 200 * time.Millisecond
-	l.upstreamTotal = time.Second
+	l.upstreamTry = time.Second
+	l.upstreamTotal = 10 * time.Second
 	s.setLimits(l)
 	return s, start(t, s)
 }
@@ -234,6 +239,9 @@ func TestEndOfRunEndsUpstreamQuestions(t *testing.T) {
 	l := defaultLimits()
 	l.upstreamTry, l.upstreamTotal = time.Hour, time.Hour
 	s.setLimits(l)
+	if err := s.Listen(t.Context()); err != nil { // the end may come before Run has begun
+		t.Fatal(err)
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	ran := make(chan error, 1)
 	go func() { ran <- s.Run(ctx) }()

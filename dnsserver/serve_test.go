@@ -30,7 +30,7 @@ func start(t testing.TB, s *Server) string {
 			if err != nil {
 				t.Errorf("Run: %v", err)
 			}
-		case <-time.After(10 * time.Second):
+		case <-time.After(20 * time.Second):
 			t.Error("Run did not end")
 		}
 	})
@@ -39,7 +39,7 @@ func start(t testing.TB, s *Server) string {
 
 func ask(t testing.TB, network, addr string, m *dns.Msg) *dns.Msg {
 	t.Helper()
-	c := &dns.Client{Net: network, Timeout: 5 * time.Second, UDPSize: 4096}
+	c := &dns.Client{Net: network, Timeout: 20 * time.Second, UDPSize: 4096}
 	r, _, err := c.Exchange(m, addr)
 	if err != nil {
 		t.Fatalf("%s %v: %v", network, m.Question, err)
@@ -212,7 +212,7 @@ func dial(t testing.TB, addr string) net.Conn {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	c.SetDeadline(time.Now().Add(10 * time.Second))
+	c.SetDeadline(time.Now().Add(20 * time.Second))
 	return c
 }
 

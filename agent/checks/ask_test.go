@@ -128,8 +128,8 @@ func TestRealTCP(t *testing.T) {
 	if got := ask(t, ln.Addr(), def); got != "passing connected to ADDR" {
 		t.Error(got)
 	}
-	ln.Close()
-	if got := ask(t, ln.Addr(), def); !strings.HasPrefix(got, "critical dial tcp ADDR: ") {
+	nobody := &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 1} // a port that was closed may be another process's by now
+	if got := ask(t, nobody, def); !strings.HasPrefix(got, "critical dial tcp ADDR: ") {
 		t.Error(got)
 	}
 }
