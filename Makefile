@@ -27,7 +27,7 @@ process: ## real agents as processes, killed and measured; takes times, so nothi
 
 check: ## formatting, vet, fixes, lint, modules, import rules, all systems
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo "run: gofmt -w ."; exit 1; }
-	$(GO) vet ./... && $(GO) vet -tags process ./test/process
+	$(GO) vet ./... && $(GO) vet -tags process ./test/lab ./test/process
 	@d="$$($(GO) fix -diff ./... 2>&1)"; test -z "$$d" || { echo "$$d"; echo "run: go fix ./..."; exit 1; }
 	$(GO) tool -modfile=tool.mod staticcheck ./...
 	$(GO) mod tidy -diff

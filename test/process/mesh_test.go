@@ -14,13 +14,14 @@ import (
 	"time"
 
 	"github.com/meshagent/meshagent/agent/api"
+	"github.com/meshagent/meshagent/test/lab"
 )
 
 // TestEveryServerKilled: names resolve and calls are answered as if nothing had happened.
 func TestEveryServerKilled(t *testing.T) {
-	c := newCluster(t, 110, 3, 2)
-	c.await("three voters", 30*time.Second, func() error {
-		s, err := c.host(1).api.Status(t.Context())
+	c := lab.New(t, 110, 3, 2)
+	c.Await("three voters", 30*time.Second, func() error {
+		s, err := c.Host(1).API.Status(t.Context())
 		if err != nil {
 			return err
 		}
@@ -35,23 +36,23 @@ func TestEveryServerKilled(t *testing.T) {
 		}
 		return nil
 	})
-	c.host(4).serve("v1")
-	c.host(5).calls()
-	c.host(5).awaitUsable(1)
-	client := c.host(5).client()
+	serve(c.Host(4), "v1")
+	c.Host(5).Calls()
+	c.Host(5).AwaitUsable("web", 1)
+	client := newClient(t, c.Host(5))
 	if _, err := get(t.Context(), client); err != nil {
 		t.Fatal(err)
 	}
 	var asked, unanswered atomic.Int64
 	var killed time.Time
 	failed := load(t.Context(), client, 5000, 500, func() {
-		for _, h := range c.hosts[:3] {
-			h.agent.kill()
+		for _, h := range c.Hosts[:3] {
+			h.Agent.Kill()
 		}
 		killed = time.Now()
 		for range 200 { // while the load goes on
 			asked.Add(1)
-			if a, err := c.host(5).resolver().LookupHost(t.Context(), "web.service.mesh"); err != nil || len(a) != 1 {
+			if a, err := c.Host(5).Resolver().LookupHost(t.Context(), "web.service.mesh"); err != nil || len(a) != 1 {
 				unanswered.Add(1)
 			}
 		}
@@ -67,16 +68,16 @@ func TestEveryServerKilled(t *testing.T) {
 
 // TestInstanceHostKilled: a host dies with its instance; calls go to the other one.
 func TestInstanceHostKilled(t *testing.T) {
-	c := newCluster(t, 111, 1, 3)
-	c.host(2).serve("v1")
-	dies := c.host(3).serve("v2")
-	c.host(4).calls()
-	c.host(4).awaitUsable(2)
-	client := c.host(4).client()
+	c := lab.New(t, 111, 1, 3)
+	serve(c.Host(2), "v1")
+	dies := serve(c.Host(3), "v2")
+	c.Host(4).Calls()
+	c.Host(4).AwaitUsable("web", 2)
+	client := newClient(t, c.Host(4))
 	var killed time.Time
 	failed := load(t.Context(), client, 6000, 500, func() {
-		c.host(3).agent.kill()
-		dies.kill()
+		c.Host(3).Agent.Kill()
+		dies.Kill()
 		killed = time.Now()
 	})
 	var late int
@@ -93,16 +94,16 @@ func TestInstanceHostKilled(t *testing.T) {
 
 // TestCriticalLeavesBalancing: within 1 s of a check's verdict nobody calls the instance any more.
 func TestCriticalLeavesBalancing(t *testing.T) {
-	c := newCluster(t, 112, 1, 3)
-	c.host(2).serve("v1")
-	c.host(3).serve("v2")
-	c.host(4).calls()
-	c.host(4).awaitUsable(2)
-	if err := c.host(3).api.SetMaintenance(t.Context(), "default", "web", api.Maintenance{On: true, Reason: "test"}); err != nil {
+	c := lab.New(t, 112, 1, 3)
+	serve(c.Host(2), "v1")
+	serve(c.Host(3), "v2")
+	c.Host(4).Calls()
+	c.Host(4).AwaitUsable("web", 2)
+	if err := c.Host(3).API.SetMaintenance(t.Context(), "default", "web", api.Maintenance{On: true, Reason: "test"}); err != nil {
 		t.Fatal(err)
 	}
 	begin := time.Now()
-	client := c.host(4).client()
+	client := newClient(t, c.Host(4))
 	var last time.Time
 	for time.Since(begin) < 3*time.Second {
 		v, err := get(t.Context(), client)
@@ -121,15 +122,15 @@ func TestCriticalLeavesBalancing(t *testing.T) {
 
 // TestPolicyIsLiveEverywhere: 100 policies, each live on all three hosts within 200 ms at the 99th percentile.
 func TestPolicyIsLiveEverywhere(t *testing.T) {
-	c := newCluster(t, 113, 1, 2)
-	c.host(2).serve("v1")
-	c.host(3).calls()
-	c.host(3).awaitUsable(1)
-	client := c.host(3).client()
+	c := lab.New(t, 113, 1, 2)
+	serve(c.Host(2), "v1")
+	c.Host(3).Calls()
+	c.Host(3).AwaitUsable("web", 1)
+	client := newClient(t, c.Host(3))
 	var took []time.Duration
 	for i := range 100 {
 		begin := time.Now()
-		out, err := c.host(1).api.Apply(t.Context(), api.Apply{Writes: []api.Write{{Source: fmt.Sprintf(`apiVersion: networking.istio.io/v1
+		out, err := c.Host(1).API.Apply(t.Context(), api.Apply{Writes: []api.Write{{Source: fmt.Sprintf(`apiVersion: networking.istio.io/v1
 kind: VirtualService
 metadata: {name: web}
 spec:
@@ -142,7 +143,7 @@ spec:
 		if err != nil {
 			t.Fatal(err)
 		}
-		l, err := c.host(1).api.Live(t.Context(), out.Index, 10*time.Second)
+		l, err := c.Host(1).API.Live(t.Context(), out.Index, 10*time.Second)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -164,16 +165,16 @@ spec:
 
 // TestIdleAgent: start and memory of a client that has nothing to do.
 func TestIdleAgent(t *testing.T) {
-	c := newCluster(t, 114, 1, 1)
-	h := c.host(2)
+	c := lab.New(t, 114, 1, 1)
+	h := c.Host(2)
 	var starts []time.Duration
 	for range 5 {
-		h.agent.stop(t)
-		starts = append(starts, h.start())
+		h.Agent.Stop(t)
+		starts = append(starts, h.Start())
 	}
 	slices.Sort(starts)
 	time.Sleep(5 * time.Second) // idle
-	rss := h.agent.rss(t)
+	rss := h.Agent.RSS(t)
 	t.Logf("start to ready: median %v, max %v; resident memory %.1f MB", starts[2], starts[4], float64(rss)/1e6)
 	if starts[2] > 500*time.Millisecond {
 		t.Errorf("start to ready takes %v", starts[2])
@@ -185,28 +186,28 @@ func TestIdleAgent(t *testing.T) {
 
 // TestStartWithoutServers: an agent whose servers are all gone starts from what it kept, and serves.
 func TestStartWithoutServers(t *testing.T) {
-	c := newCluster(t, 115, 1, 2)
-	c.host(2).serve("v1")
-	c.host(3).calls()
-	c.host(3).awaitUsable(1)
-	client := c.host(3).client()
+	c := lab.New(t, 115, 1, 2)
+	serve(c.Host(2), "v1")
+	c.Host(3).Calls()
+	c.Host(3).AwaitUsable("web", 1)
+	client := newClient(t, c.Host(3))
 	if _, err := get(t.Context(), client); err != nil {
 		t.Fatal(err)
 	}
-	c.host(1).cli("apply", "-f", c.policyFile("allow-caller"), "--wait")
+	c.Host(1).CLI("apply", "-f", policyFile(t, c, "allow-caller"), "--wait")
 	// The cache is written at most once in 2 s; the end of the agent writes what is missing.
-	c.host(1).agent.kill()
-	c.host(2).agent.stop(t)
-	c.host(3).agent.stop(t)
+	c.Host(1).Agent.Kill()
+	c.Host(2).Agent.Stop(t)
+	c.Host(3).Agent.Stop(t)
 	for _, n := range []int{2, 3} {
-		took := c.host(n).start()
+		took := c.Host(n).Start()
 		t.Logf("host%d is ready without servers after %v", n, took)
 	}
-	c.host(3).awaitUsable(1)
-	if v, err := get(t.Context(), c.host(3).client()); err != nil || v != "v1" {
+	c.Host(3).AwaitUsable("web", 1)
+	if v, err := get(t.Context(), newClient(t, c.Host(3))); err != nil || v != "v1" {
 		t.Errorf("a call after the start answered %q, %v", v, err)
 	}
-	p, err := c.host(3).api.Policies(t.Context(), "", "", api.Stale)
+	p, err := c.Host(3).API.Policies(t.Context(), "", "", api.Stale)
 	if err != nil || len(p.Policies) != 1 {
 		t.Errorf("policies after the start: %+v, %v", p, err)
 	}
@@ -214,16 +215,16 @@ func TestStartWithoutServers(t *testing.T) {
 
 // TestDenied: what policy does not allow gets 403 and says why.
 func TestDenied(t *testing.T) {
-	c := newCluster(t, 116, 1, 2)
-	c.host(2).serve("v1")
-	c.host(3).calls()
-	c.host(3).awaitUsable(1)
-	client := c.host(3).client()
-	c.host(1).cli("apply", "-f", c.policyFile("allow-caller"), "--wait")
+	c := lab.New(t, 116, 1, 2)
+	serve(c.Host(2), "v1")
+	c.Host(3).Calls()
+	c.Host(3).AwaitUsable("web", 1)
+	client := newClient(t, c.Host(3))
+	c.Host(1).CLI("apply", "-f", policyFile(t, c, "allow-caller"), "--wait")
 	if _, err := get(t.Context(), client); err != nil {
 		t.Fatalf("an allowed call: %v", err)
 	}
-	c.host(1).cli("apply", "-f", c.policyFile("allow-nobody"), "--wait")
+	c.Host(1).CLI("apply", "-f", policyFile(t, c, "allow-nobody"), "--wait")
 	_, err := get(t.Context(), client)
 	if err == nil || !strings.Contains(err.Error(), `403 Forbidden, mesh-error "RBAC`) {
 		t.Fatalf("a denied call: %v", err)
@@ -231,13 +232,13 @@ func TestDenied(t *testing.T) {
 }
 
 // policyFile writes one of the policies of this suite.
-func (c *cluster) policyFile(name string) string {
-	c.t.Helper()
+func policyFile(t testing.TB, c *lab.Cluster, name string) string {
+	t.Helper()
 	rule := map[string]string{
 		"allow-caller": "from: [{source: {principals: [test.mesh/ns/default/sa/caller]}}]",
 		"allow-nobody": "from: [{source: {principals: [test.mesh/ns/default/sa/nobody]}}]",
 	}[name]
-	file := filepath.Join(c.dir, name+".yaml")
+	file := filepath.Join(c.Dir, name+".yaml")
 	err := os.WriteFile(file, fmt.Appendf(nil, `apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
 metadata: {name: web}
@@ -247,19 +248,19 @@ spec:
   - %s
 `, rule), 0o600)
 	if err != nil {
-		c.t.Fatal(err)
+		t.Fatal(err)
 	}
 	return file
 }
 
 // TestGracefulStopLosesNothing: SIGTERM of an instance's agent under load (BEHAVIOURS 29).
 func TestGracefulStopLosesNothing(t *testing.T) {
-	c := newCluster(t, 117, 1, 3)
-	c.host(2).serve("v1")
-	c.host(3).serve("v2")
-	c.host(4).calls()
-	c.host(4).awaitUsable(2)
-	failed := load(context.WithoutCancel(t.Context()), c.host(4).client(), 3000, 500, func() { c.host(3).agent.stop(t) })
+	c := lab.New(t, 117, 1, 3)
+	serve(c.Host(2), "v1")
+	serve(c.Host(3), "v2")
+	c.Host(4).Calls()
+	c.Host(4).AwaitUsable("web", 2)
+	failed := load(context.WithoutCancel(t.Context()), newClient(t, c.Host(4)), 3000, 500, func() { c.Host(3).Agent.Stop(t) })
 	if len(failed) > 0 {
 		t.Errorf("%d of 3000 calls failed: %v", len(failed), failed[0].err)
 	}

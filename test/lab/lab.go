@@ -1,0 +1,327 @@
+//go:build process && linux
+
+// Package lab forms meshes of real agents, each an operating system process of its own, on loopback addresses of this machine.
+// The suites that need them, test/process and test/conformance, are its importers.
+package lab
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/meshagent/meshagent/agent/api"
+	"github.com/meshagent/meshagent/mesh"
+)
+
+// binary is the agent. Set by Main.
+var binary string
+
+// Main builds the agent, runs the tests, and ends the process with their code. It is for TestMain.
+func Main(m *testing.M) {
+	dir, err := os.MkdirTemp("", "meshagent-lab-")
+	if err != nil {
+		panic(err)
+	}
+	binary = filepath.Join(dir, "meshagent")
+	cmd := exec.Command("go", "build", "-trimpath", "-o", binary, "github.com/meshagent/meshagent/cmd/meshagent")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "build: %v\n%s", err, out)
+		os.RemoveAll(dir)
+		os.Exit(1)
+	}
+	code := m.Run()
+	os.RemoveAll(dir)
+	os.Exit(code)
+}
+
+// Cluster is a mesh. Host i has the address 127.<net>.0.<i>; hosts count from 1, and host 1 is the first server. All addresses of
+// a cluster, those of services too, are in 127.<net>.0.0/16.
+type Cluster struct {
+	Dir   string
+	Hosts []*Host
+
+	t   testing.TB
+	net int
+}
+
+// Host is one host with its agent.
+type Host struct {
+	Agent *Proc
+	API   *api.Client
+
+	c *Cluster
+	n int
+}
+
+// Proc is a child process.
+type Proc struct {
+	cmd  *exec.Cmd
+	done chan struct{}
+}
+
+// New forms a mesh of servers and clients, at most 15 hosts. Each test names a net of its own, so that what an earlier one left in
+// the kernel does not matter.
+func New(t testing.TB, net, servers, clients int) *Cluster {
+	t.Helper()
+	c := &Cluster{t: t, net: net, Dir: t.TempDir()}
+	for n := 1; n <= servers+clients; n++ {
+		h := &Host{c: c, n: n}
+		c.Hosts = append(c.Hosts, h)
+		h.writeConfig()
+		if n == 1 {
+			h.CLI("init", "--config", h.path("agent.yaml"), "--systemd=false", "--trust-domain", "test.mesh")
+		} else {
+			args := []string{"token", "create", "-o", "json"}
+			if n <= servers {
+				args = append(args, "--server")
+			}
+			var tok api.NewToken
+			if err := json.Unmarshal([]byte(c.Host(1).CLI(args...)), &tok); err != nil {
+				t.Fatal(err)
+			}
+			h.CLI("join", tok.Token, "--config", h.path("agent.yaml"), "--systemd=false")
+		}
+		h.Start()
+	}
+	c.Await("every member alive everywhere", 20*time.Second, func() error {
+		for _, h := range c.Hosts {
+			m, err := h.API.Members(t.Context())
+			if err != nil {
+				return err
+			}
+			alive := 0
+			for _, n := range m.Members {
+				if n.Status == mesh.Alive {
+					alive++
+				}
+			}
+			if alive != len(c.Hosts) {
+				return fmt.Errorf("host%d sees %d of %d alive", h.n, alive, len(c.Hosts))
+			}
+		}
+		return nil
+	})
+	return c
+}
+
+// Await asks until it is so. It is for states that another process reaches in its own time.
+func (c *Cluster) Await(what string, most time.Duration, f func() error) {
+	c.t.Helper()
+	end := time.Now().Add(most)
+	for {
+		err := f()
+		if err == nil {
+			return
+		}
+		if time.Now().After(end) {
+			c.t.Fatalf("not within %v: %s: %v", most, what, err)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// Host returns a host; the first is 1.
+func (c *Cluster) Host(n int) *Host { return c.Hosts[n-1] }
+
+// Addr is the address of the host.
+func (h *Host) Addr() string { return fmt.Sprintf("127.%d.0.%d", h.c.net, h.n) }
+
+func (h *Host) name() string { return "host" + strconv.Itoa(h.n) }
+func (h *Host) path(p ...string) string {
+	return filepath.Join(append([]string{h.c.Dir, h.name()}, p...)...)
+}
+
+func (h *Host) writeConfig() {
+	h.c.t.Helper()
+	h.Write("agent.yaml", fmt.Sprintf(`name: %s
+address: %s
+dataDir: %s
+servicesDir: %s
+api: {socket: %s, address: "%[2]s:8500"}
+dns: {address: "%[2]s:8600"}
+proxy: {vipRange: 127.%[6]d.%[7]d.0/20, httpPort: 0}
+raft: {heartbeat: 200ms}
+`, h.name(), h.Addr(), h.path("data"), h.path("services.d"), h.Socket(), h.c.net, 16*h.n))
+	if err := os.MkdirAll(h.path("services.d"), 0o700); err != nil {
+		h.c.t.Fatal(err)
+	}
+	client, err := api.NewClient("unix://"+h.Socket(), "")
+	if err != nil {
+		h.c.t.Fatal(err)
+	}
+	h.API = client
+}
+
+// Socket is where the agent's API listens.
+func (h *Host) Socket() string { return h.path("api.sock") }
+
+// Write writes a file below the host's directory.
+func (h *Host) Write(name, text string) {
+	h.c.t.Helper()
+	if err := os.MkdirAll(filepath.Dir(h.path(name)), 0o700); err != nil {
+		h.c.t.Fatal(err)
+	}
+	if err := os.WriteFile(h.path(name), []byte(text), 0o600); err != nil {
+		h.c.t.Fatal(err)
+	}
+}
+
+// CLI runs a verb as a user would and returns its standard output.
+func (h *Host) CLI(args ...string) string {
+	h.c.t.Helper()
+	cmd := exec.CommandContext(h.c.t.Context(), binary, args...)
+	cmd.Env = append(os.Environ(), "MESHAGENT_ADDR=unix://"+h.Socket())
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		h.c.t.Fatalf("%s: meshagent %s: %v\n%s", h.name(), strings.Join(args, " "), err, &stderr)
+	}
+	return stdout.String()
+}
+
+// Start starts the agent and returns how long it took until it was ready.
+func (h *Host) Start() time.Duration {
+	h.c.t.Helper()
+	f, err := os.OpenFile(h.path("agent.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		h.c.t.Fatal(err)
+	}
+	defer f.Close()
+	begin := time.Now()
+	h.Agent = h.Spawn(f, "agent", "--config", h.path("agent.yaml"))
+	h.c.Await(h.name()+" ready", 20*time.Second, func() error {
+		select {
+		case <-h.Agent.done:
+			b, _ := os.ReadFile(h.path("agent.log"))
+			h.c.t.Fatalf("%s ended:\n%s", h.name(), b)
+		default:
+		}
+		r, err := h.API.Ready(h.c.t.Context())
+		if err == nil && !r.Ready {
+			err = errors.New(strings.Join(r.Pending, ", "))
+		}
+		return err
+	})
+	return time.Since(begin)
+}
+
+// Spawn starts a verb of this program; the test's end kills it.
+func (h *Host) Spawn(out io.Writer, args ...string) *Proc {
+	h.c.t.Helper()
+	return Spawn(h.c.t, out, binary, args...)
+}
+
+// Spawn starts a program; the test's end kills it.
+func Spawn(t testing.TB, out io.Writer, program string, args ...string) *Proc {
+	t.Helper()
+	p := &Proc{exec.Command(program, args...), make(chan struct{})}
+	p.cmd.Stdout, p.cmd.Stderr = out, out
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() { p.cmd.Wait(); close(p.done) }()
+	t.Cleanup(p.Kill)
+	return p
+}
+
+// Kill is kill -9.
+func (p *Proc) Kill() { p.cmd.Process.Kill(); <-p.done }
+
+// Stop asks the agent to end, and waits for it.
+func (p *Proc) Stop(t testing.TB) {
+	t.Helper()
+	p.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-p.done:
+	case <-time.After(20 * time.Second):
+		t.Fatal("the agent did not end within 20 s of SIGTERM")
+	}
+	if code := p.cmd.ProcessState.ExitCode(); code != 0 {
+		t.Fatalf("the agent ended with code %d", code)
+	}
+}
+
+// RSS returns the resident memory of the process in bytes.
+func (p *Proc) RSS(t testing.TB) int {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		if kb, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+			n, err := strconv.Atoi(strings.TrimSuffix(strings.TrimSpace(kb), " kB"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return n << 10
+		}
+	}
+	t.Fatal("no VmRSS")
+	return 0
+}
+
+// Calls declares the user of this process, and so all that the test starts, as the service caller of the host.
+func (h *Host) Calls() {
+	h.c.t.Helper()
+	h.Write("services.d/caller.yaml", fmt.Sprintf("name: caller\naddress: %s\nport: 9090\nprotocol: http\ncallers: {users: [%q]}\n",
+		h.Addr(), strconv.Itoa(os.Getuid())))
+}
+
+// Define registers an instance of a service of the default namespace at the host.
+func (h *Host) Define(service, protocol string, at netip.AddrPort) {
+	h.c.t.Helper()
+	def := fmt.Appendf(nil, "name: %s\naddress: %v\nport: %d\nprotocol: %s\n", service, at.Addr(), at.Port(), protocol)
+	if _, err := h.API.Register(h.c.t.Context(), def); err != nil {
+		h.c.t.Fatal(err)
+	}
+}
+
+// AwaitUsable waits until the host knows n usable instances of a service of the default namespace.
+func (h *Host) AwaitUsable(service string, n int) {
+	h.c.t.Helper()
+	h.c.Await(fmt.Sprintf("%d usable instances of %s on %s", n, service, h.name()), 20*time.Second, func() error {
+		s, err := h.API.Service(h.c.t.Context(), mesh.MustServiceName(service))
+		if err == nil && s.Usable != n {
+			err = fmt.Errorf("%+v", s)
+		}
+		return err
+	})
+}
+
+// Reach waits until the host can call a service and returns where its programs do.
+func (h *Host) Reach(service string) netip.AddrPort {
+	h.c.t.Helper()
+	h.AwaitUsable(service, 1)
+	s, err := h.API.Service(h.c.t.Context(), mesh.MustServiceName(service))
+	if err != nil {
+		h.c.t.Fatal(err)
+	}
+	addrs, err := h.Resolver().LookupNetIP(h.c.t.Context(), "ip4", service+".service.mesh")
+	if err != nil || len(addrs) != 1 || len(s.Ports) != 1 {
+		h.c.t.Fatalf("%s has the addresses %v and the ports %v: %v", service, addrs, s.Ports, err)
+	}
+	return netip.AddrPortFrom(addrs[0], s.Ports[0])
+}
+
+// Resolver asks the host's DNS.
+func (h *Host) Resolver() *net.Resolver {
+	return &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, network, h.Addr()+":8600")
+	}}
+}
