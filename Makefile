@@ -19,8 +19,9 @@ build: ## bin/meshagent, one static binary
 build-all: ## does it build for every system we promise
 	for os in linux darwin windows freebsd; do echo $$os; GOOS=$$os CGO_ENABLED=0 $(GO) build -o /dev/null ./cmd/meshagent && GOOS=$$os $(GO) vet ./... || exit 1; done
 
+# Without GORACE each program under the race detector would wait a second before it ends.
 test: ## all tests, with the race detector, in random order
-	$(GO) test -race -shuffle=on ./...
+	GORACE=atexit_sleep_ms=0 $(GO) test -race -shuffle=on ./...
 
 process: ## real agents as processes, killed and measured; takes times, so nothing else should run
 	$(GO) test -tags process -count=1 -v ./test/process

@@ -35,6 +35,7 @@ func TestScripts(t *testing.T) {
 		Dir: "testdata", RequireExplicitExec: true, RequireUniqueNames: true, UpdateScripts: *update,
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("MESHAGENT_ADDR", "unix:///nowhere/api.sock")
+			env.Setenv("GORACE", "atexit_sleep_ms=0") // with -race each process would wait a second before it ends
 			env.Values[fakeKey{}] = new(*apitest.Fake)
 			return nil
 		},
