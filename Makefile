@@ -5,10 +5,10 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 FUZZTIME ?= 20s
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build build-all test process check fuzz bench e2e clean
+.PHONY: help demo build build-all test process conformance check fuzz bench e2e clean
 
 help: ## show this list
-	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: build ## three hosts form a mesh and a VirtualService splits traffic; CHECK=1 only checks and exits
 	./bin/meshagent demo $(if $(CHECK),--check)
@@ -26,9 +26,12 @@ test: ## all tests, with the race detector, in random order
 process: ## real agents as processes, killed and measured; takes times, so nothing else should run
 	$(GO) test -tags process -count=1 -v ./test/process
 
+conformance: ## h2spec, gRPC interop, connect conformance, WebSocket, curl, nginx and HAProxy, through two real agents
+	$(GO) test -tags process -count=1 -v ./test/conformance
+
 check: ## formatting, vet, fixes, lint, modules, import rules, all systems
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo "run: gofmt -w ."; exit 1; }
-	$(GO) vet ./... && $(GO) vet -tags process ./test/lab ./test/process
+	$(GO) vet ./... && $(GO) vet -tags process ./test/lab ./test/process ./test/conformance
 	@d="$$($(GO) fix -diff ./... 2>&1)"; test -z "$$d" || { echo "$$d"; echo "run: go fix ./..."; exit 1; }
 	$(GO) tool -modfile=tool.mod staticcheck ./...
 	$(GO) mod tidy -diff

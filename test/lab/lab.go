@@ -283,10 +283,13 @@ func (h *Host) Calls() {
 		h.Addr(), strconv.Itoa(os.Getuid())))
 }
 
+// ServicePort is that of the services of Define. An application that listens on all addresses has its own port on theirs, too.
+const ServicePort = 8080
+
 // Define registers an instance of a service of the default namespace at the host.
 func (h *Host) Define(service, protocol string, at netip.AddrPort) {
 	h.c.t.Helper()
-	def := fmt.Appendf(nil, "name: %s\naddress: %v\nport: %d\nprotocol: %s\n", service, at.Addr(), at.Port(), protocol)
+	def := fmt.Appendf(nil, "name: %s\naddress: %v\nport: %d\nservicePort: %d\nprotocol: %s\n", service, at.Addr(), at.Port(), ServicePort, protocol)
 	if _, err := h.API.Register(h.c.t.Context(), def); err != nil {
 		h.c.t.Fatal(err)
 	}
@@ -304,19 +307,15 @@ func (h *Host) AwaitUsable(service string, n int) {
 	})
 }
 
-// Reach waits until the host can call a service and returns where its programs do.
+// Reach waits until the host can call a service of Define and returns where its programs do.
 func (h *Host) Reach(service string) netip.AddrPort {
 	h.c.t.Helper()
 	h.AwaitUsable(service, 1)
-	s, err := h.API.Service(h.c.t.Context(), mesh.MustServiceName(service))
-	if err != nil {
-		h.c.t.Fatal(err)
-	}
 	addrs, err := h.Resolver().LookupNetIP(h.c.t.Context(), "ip4", service+".service.mesh")
-	if err != nil || len(addrs) != 1 || len(s.Ports) != 1 {
-		h.c.t.Fatalf("%s has the addresses %v and the ports %v: %v", service, addrs, s.Ports, err)
+	if err != nil || len(addrs) != 1 {
+		h.c.t.Fatalf("%s has the addresses %v: %v", service, addrs, err)
 	}
-	return netip.AddrPortFrom(addrs[0], s.Ports[0])
+	return netip.AddrPortFrom(addrs[0], ServicePort)
 }
 
 // Resolver asks the host's DNS.

@@ -1,0 +1,50 @@
+//go:build process && linux
+
+package conformance
+
+import (
+	"context"
+	"net/netip"
+	"os/exec"
+	"regexp"
+	"strconv"
+	"testing"
+	"time"
+)
+
+// interopCases are those of gRPC's doc/interop-test-descriptions.md that need no cloud. pick_first_unary is not one of them: it asks
+// servers for their names, and Go's server has none.
+var interopCases = []string{
+	"empty_unary", "large_unary", "client_streaming", "server_streaming", "ping_pong", "empty_stream", "timeout_on_sleeping_server",
+	"cancel_after_begin", "cancel_after_first_response", "status_code_and_message", "special_status_message", "custom_metadata",
+	"unimplemented_method", "unimplemented_service", "rpc_soak", "channel_soak", "orca_per_rpc", "orca_oob",
+}
+
+// orcaBalancer makes the client keep what servers report of their load; the two cases of it cannot pass otherwise.
+const orcaBalancer = `{"loadBalancingConfig": [{"test_backend_metrics_load_balancer": {}}]}`
+
+// TestGRPCInterop: gRPC's own client calls its own server, as every implementation of gRPC is tested (BEHAVIOURS 24).
+func TestGRPCInterop(t *testing.T) {
+	app, caller := twoHops(t, 131)
+	client := tool(t, "google.golang.org/grpc/interop/client")
+	server := tool(t, "google.golang.org/grpc/interop/server")
+	t.Setenv("GRPC_GO_LOG_SEVERITY_LEVEL", "info")
+	port := spawn(t, regexp.MustCompile(`interop server listening on .*:(\d+)`), server, "--port", "0")
+	n, err := strconv.Atoi(port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	app.Define("interop", "grpc", netip.AddrPortFrom(netip.MustParseAddr(app.Addr()), uint16(n)))
+	to := caller.Reach("interop")
+	for _, name := range interopCases {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+			defer cancel()
+			out, err := exec.CommandContext(ctx, client, "--test_case", name, "--server_host", to.Addr().String(), "--server_port", strconv.Itoa(int(to.Port())), "--soak_iterations", "100", "--soak_overall_timeout_seconds", "20",
+				"--service_config_json", orcaBalancer).CombinedOutput()
+			if err != nil {
+				t.Errorf("%v\n%s", err, out)
+			}
+		})
+	}
+}
