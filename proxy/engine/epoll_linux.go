@@ -29,6 +29,7 @@ type poller struct {
 	waker  int // eventfd
 	table  []watched
 	gen    uint32
+	raw    []byte // what TLS is to decrypt lands here
 	events [256]unix.EpollEvent
 }
 
@@ -72,6 +73,11 @@ func openPoller(l *loop) (*poller, error) {
 }
 
 func (p *poller) close() {
+	for _, w := range p.table {
+		if w.s != nil && w.s.over != nil { // it was closed, but something waited
+			w.s.over.finish(true)
+		}
+	}
 	for _, fd := range [...]int{p.waker, p.ep} {
 		if fd >= 0 {
 			unix.Close(fd)
@@ -135,8 +141,13 @@ func (p *poller) event(w watched, ev *unix.EpollEvent) {
 		if ev.Events&(unix.EPOLLHUP|unix.EPOLLERR|unix.EPOLLRDHUP) != 0 {
 			s.hup = true
 		}
-		if ev.Events&unix.EPOLLOUT != 0 && s.c.blocked {
-			s.c.markDirty()
+		if ev.Events&unix.EPOLLOUT != 0 {
+			if s.over != nil {
+				s.over.writable()
+			}
+			if s.c.blocked {
+				s.c.markDirty()
+			}
 		}
 		if ev.Events&^unix.EPOLLOUT != 0 {
 			s.empty = false
@@ -201,8 +212,13 @@ func millis(d time.Duration) int {
 
 // socket makes what a connection reads and writes with; nil if that cannot be done, nc or fd is closed then.
 func (l *loop) socket(c *conn, nc net.Conn, fd int, isFD bool) socket {
+	t, k := linkOf(nc)
 	if !isFD {
-		tcp, ok := nc.(*net.TCPConn)
+		inner := nc
+		if k != nil && t.ConnectionState().HandshakeComplete {
+			inner = k.Conn
+		}
+		tcp, ok := inner.(*net.TCPConn)
 		if !ok || l.poll == nil {
 			return newNetSocket(l, c, nc)
 		}
@@ -217,6 +233,9 @@ func (l *loop) socket(c *conn, nc net.Conn, fd int, isFD bool) socket {
 		l.e.Log.Warn("connection lost", "error", err)
 		unix.Close(fd)
 		return nil
+	}
+	if k != nil {
+		return newTLSSocket(s, t, k)
 	}
 	return s
 }
@@ -243,6 +262,7 @@ type fdSocket struct {
 	fd    int
 	empty bool // nothing to read until the next event
 	hup   bool // the peer has ended: the end is to be read behind the bytes
+	over  *tlsSocket // if it is TLS
 }
 
 func (s *fdSocket) read(b []byte) (int, error) {

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"crypto/tls"
 	"net"
 	"sync/atomic"
 	"time"
@@ -12,6 +13,8 @@ type netSocket struct {
 	l  *loop
 	c  *conn
 	nc net.Conn
+	// raw is what nc sends over, if nc is TLS, which has something to send in order to end: that may wait, so goroutines do it.
+	raw net.Conn
 
 	buf    []byte // the reader's, until it was given to the loop
 	data   []byte // what was read and not taken
@@ -34,6 +37,12 @@ const (
 
 func newNetSocket(l *loop, c *conn, nc net.Conn) *netSocket {
 	s := &netSocket{l: l, c: c, nc: nc, buf: make([]byte, netRead), took: make(chan struct{}, 1)}
+	if t, ok := nc.(*tls.Conn); ok {
+		s.raw = t.NetConn()
+		if k, ok := s.raw.(*Link); ok {
+			k.way = linkPass
+		}
+	}
 	l.e.wg.Go(s.reader)
 	return s
 }
@@ -121,11 +130,19 @@ func (s *netSocket) closeWrite() {
 }
 
 func (s *netSocket) endWrites() {
-	if half, ok := s.nc.(interface{ CloseWrite() error }); ok {
+	half, ok := s.nc.(interface{ CloseWrite() error })
+	switch {
+	case !ok: // it cannot end one way alone
+		s.nc.Close()
+	case s.raw != nil:
+		s.shut, s.writing = false, true
+		s.l.e.wg.Go(func() {
+			half.CloseWrite() // whether the peer hears it does not matter: all else was written
+			s.l.do(task{what: doWrote, c: s.c})
+		})
+	default:
 		half.CloseWrite()
-		return
 	}
-	s.nc.Close() // it cannot end one way alone
 }
 
 func (s *netSocket) close(reset bool) {
@@ -143,8 +160,16 @@ func (s *netSocket) close(reset bool) {
 }
 
 func (s *netSocket) finish(reset bool) {
-	if tcp, ok := s.nc.(interface{ SetLinger(int) error }); ok && reset {
+	last := s.nc
+	if s.raw != nil && reset {
+		last = s.raw
+	}
+	if tcp, ok := last.(interface{ SetLinger(int) error }); ok && reset {
 		tcp.SetLinger(0)
 	}
-	s.nc.Close()
+	if s.raw != nil && !reset {
+		s.l.e.wg.Go(func() { last.Close() })
+		return
+	}
+	last.Close()
 }
