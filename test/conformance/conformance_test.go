@@ -8,6 +8,7 @@ import (
 	"bufio"
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"maps"
 	"net"
@@ -25,7 +26,16 @@ import (
 	"github.com/meshagent/meshagent/test/lab"
 )
 
-func TestMain(m *testing.M) { lab.Main(m) }
+func TestMain(m *testing.M) {
+	if socket := os.Getenv(relayTo); socket != "" {
+		if err := relay(socket); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	lab.Main(m)
+}
 
 // twoHops forms a mesh of two hosts. Applications run on the first, callers on the second.
 func twoHops(t *testing.T, net int) (app, caller *lab.Host) {
