@@ -259,7 +259,7 @@ func TestModelIsActedOn(t *testing.T) {
 		of     reflect.Type
 		fields string
 	}{
-		{reflect.TypeFor[policy.ServicePolicy](), "Invalid HTTP TCP Destination"},                                           // http.go, tcp.go, target.go
+		{reflect.TypeFor[policy.ServicePolicy](), "Invalid HTTP TCP Bound Destination"},                                     // http.go, tcp.go, target.go; Bound by RouteHTTP and RouteTCP
 		{reflect.TypeFor[policy.HTTPRoute](), "Policy Name Index Matches Action"},                                           // http.go; Matches by RouteHTTP
 		{reflect.TypeFor[policy.Action](), "Destinations Redirect Direct Rewrite Headers Fault Timeout Retry"},              // http.go, retry.go
 		{reflect.TypeFor[policy.Split](), "Service Subset Port Weight Headers"},                                             // target.go; Headers in http.go

@@ -1,5 +1,5 @@
-// Package policy turns resources that users wrote (Istio's networking and security kinds) into one Model of routing and
-// authorization, and answers questions of the data path from it: pure functions, no I/O.
+// Package policy turns resources that users wrote (Istio's networking and security kinds, routes of the Gateway API) into one Model
+// of routing and authorization, and answers questions of the data path from it: pure functions, no I/O.
 //
 // Imported by proxy, agent, agent/api/server and cmd/meshagent. Guarantees: what is not supported is refused by name; a file
 // with one invalid document is refused as a whole; a stored policy that does not compile denies what it governs.
@@ -13,6 +13,7 @@ import (
 
 	"github.com/meshagent/meshagent/internal/strictyaml"
 	"github.com/meshagent/meshagent/mesh"
+	"github.com/meshagent/meshagent/mesh/policy/gatewayapi"
 	"github.com/meshagent/meshagent/mesh/policy/istio"
 )
 
@@ -28,6 +29,10 @@ var kinds = []kind{
 	{"networking.istio.io", "VirtualService", []string{"v1", "v1beta1", "v1alpha3"}, read[istio.VirtualService]},
 	{"networking.istio.io", "DestinationRule", []string{"v1", "v1beta1", "v1alpha3"}, read[istio.DestinationRule]},
 	{"security.istio.io", "AuthorizationPolicy", []string{"v1", "v1beta1"}, read[istio.AuthorizationPolicy]},
+	{gatewayGroup, "HTTPRoute", []string{"v1", "v1beta1"}, read[gatewayapi.HTTPRouteSpec]},
+	{gatewayGroup, "GRPCRoute", []string{"v1"}, read[gatewayapi.GRPCRouteSpec]},
+	{gatewayGroup, "TCPRoute", []string{"v1", "v1alpha2"}, read[gatewayapi.TCPRouteSpec]},
+	{gatewayGroup, "ReferenceGrant", []string{"v1", "v1beta1"}, read[gatewayapi.ReferenceGrantSpec]},
 }
 
 // Kinds returns the kinds that are accepted, as apiVersion and kind.
@@ -42,7 +47,7 @@ func Kinds() []string {
 // FindKind returns group and kind of a name as people type it: virtualservice, VirtualService, virtualservices, vs.
 func FindKind(s string) (group, name string, ok bool) {
 	l := strings.ToLower(s)
-	for short, full := range map[string]string{"vs": "virtualservice", "dr": "destinationrule", "ap": "authorizationpolicy"} {
+	for short, full := range map[string]string{"vs": "virtualservice", "dr": "destinationrule", "ap": "authorizationpolicy", "refgrant": "referencegrant"} {
 		if l == short {
 			l = full
 		}
@@ -62,7 +67,7 @@ type doc struct {
 	key        mesh.PolicyKey
 	apiVersion string
 	spec       *strictyaml.Node
-	value      any // the decoded spec: a pointer to the kind's type of package istio
+	value      any // the decoded spec: a pointer to the kind's type of package istio or gatewayapi
 	errs       strictyaml.Errors
 }
 
@@ -230,6 +235,10 @@ func read[T any](d *doc) {
 		_, _, probs = compileDestinationRule(d.key, s)
 	case *istio.AuthorizationPolicy:
 		_, probs = compileAuthz(d.key, s)
+	case *gatewayapi.ReferenceGrantSpec:
+		_, probs = compileGrant(d.key, s)
+	default:
+		_, probs = compileRoute(d.key, s)
 	}
 	for _, p := range probs {
 		if p.more > 0 {
@@ -296,13 +305,15 @@ func Compile(td mesh.TrustDomain, index uint64, ps []mesh.Policy) *Model {
 		}
 		return a.PolicyKey.Compare(b.PolicyKey)
 	})
+	g := &gateway{grants: map[grant]bool{}}
 	for _, p := range ps {
-		m.add(p)
+		m.add(p, g)
 	}
+	g.bind(m)
 	return m
 }
 
-func (m *Model) add(p mesh.Policy) {
+func (m *Model) add(p mesh.Policy, g *gateway) {
 	docs, err := strictyaml.Split("", p.Source)
 	if err == nil && len(docs) != 1 {
 		err = fmt.Errorf("%d documents", len(docs))
@@ -326,13 +337,22 @@ func (m *Model) add(p mesh.Policy) {
 		host, d, _ := compileDestinationRule(p.PolicyKey, s)
 		sp := m.service(host)
 		if sp.Destination.Policy.Kind != "" {
-			m.problem(p, fmt.Sprintf("%s has the DestinationRule %s already, which is older: it stays", host, sp.Destination.Policy.Name))
+			m.problem(p.PolicyKey, codeTwoDestinationRules, fmt.Sprintf("%s has the DestinationRule %s already, which is older: it stays", host, sp.Destination.Policy.Name))
 			return
 		}
 		sp.Destination = d
 	case *istio.AuthorizationPolicy:
 		a, _ := compileAuthz(p.PolicyKey, s)
 		m.authz.add(a, p.Namespace == RootNamespace)
+	case *gatewayapi.ReferenceGrantSpec:
+		grants, _ := compileGrant(p.PolicyKey, s)
+		for _, x := range grants {
+			g.grants[x] = true
+		}
+	default:
+		r, _ := compileRoute(p.PolicyKey, s)
+		r.created = p.Created
+		g.routes = append(g.routes, r)
 	}
 }
 
@@ -340,7 +360,7 @@ func (m *Model) addRoutes(p mesh.Policy, vs *virtualService) {
 	for _, h := range vs.hosts {
 		sp := m.service(h)
 		if sp.HTTP != nil || sp.TCP != nil {
-			m.problem(p, fmt.Sprintf("%s has an older VirtualService already: it stays, this one is without effect there", h))
+			m.problem(p.PolicyKey, codeTwoVirtualServices, fmt.Sprintf("%s has an older VirtualService already: it stays, this one is without effect there", h))
 			continue
 		}
 		sp.HTTP, sp.TCP = vs.http, vs.tcp
@@ -356,18 +376,23 @@ func (m *Model) service(s mesh.ServiceName) *ServicePolicy {
 	return sp
 }
 
-func (m *Model) problem(p mesh.Policy, reason string) {
-	m.problems = append(m.problems, Problem{p.PolicyKey, reason})
+func (m *Model) problem(key mesh.PolicyKey, code, reason string) {
+	m.problems = append(m.problems, Problem{key, code, reason})
 }
 
 // invalid makes a policy that cannot be understood deny: routing and destinations the hosts that they name, and where not all
 // of these can be read, as with authorization, its whole namespace, since whom it governs is not known. An AuthorizationPolicy
-// of RootNamespace governs all namespaces, and denies in all.
+// of RootNamespace governs all namespaces, and denies in all. A route for services of other namespaces governs the calls of its own
+// alone, and a ReferenceGrant allows nothing then.
 func (m *Model) invalid(p mesh.Policy, err error) {
-	m.problem(p, err.Error())
+	m.problem(p.PolicyKey, codeInvalid, err.Error())
 	hosts, all := namedHosts(p)
 	for _, h := range hosts {
-		m.service(h).Invalid = p.PolicyKey.String() + " cannot be understood"
+		if sp := m.service(h); p.Group == gatewayGroup && h.Namespace() != p.Namespace {
+			sp.Bound = append(sp.Bound, Binding{Callers: p.Namespace, HTTP: []*HTTPRoute{}, TCP: []*TCPRoute{}})
+		} else {
+			sp.Invalid = p.PolicyKey.String() + " cannot be understood"
+		}
 	}
 	if !all {
 		a := &authz{key: p.PolicyKey, deny: true, rules: []authzRule{{}}}
@@ -381,8 +406,15 @@ func namedHosts(p mesh.Policy) (out []mesh.ServiceName, all bool) {
 	if err != nil || len(docs) != 1 {
 		return nil, false
 	}
+	if p.Kind == "ReferenceGrant" {
+		return nil, true
+	}
+	spec := docs[0].Root.Get("spec")
+	if p.Group == gatewayGroup {
+		return namedParents(spec.Get("parentRefs"), p.Namespace)
+	}
 	var names []*strictyaml.Node
-	switch spec := docs[0].Root.Get("spec"); p.Kind {
+	switch p.Kind {
 	case "VirtualService":
 		if l := spec.Get("hosts"); l != nil {
 			names = l.Vals
@@ -403,8 +435,33 @@ func namedHosts(p mesh.Policy) (out []mesh.ServiceName, all bool) {
 	return out, all
 }
 
+// namedParents is namedHosts for parentRefs. What is no Service governs no call of one.
+func namedParents(refs *strictyaml.Node, from string) (out []mesh.ServiceName, all bool) {
+	if refs == nil || refs.Kind != strictyaml.List || len(refs.Vals) == 0 {
+		return nil, false
+	}
+	all = true
+	for _, r := range refs.Vals {
+		text := func(key, absent string) string {
+			if n := r.Get(key); n != nil {
+				return n.Text
+			}
+			return absent
+		}
+		if text("kind", "Gateway") != "Service" {
+			continue
+		}
+		if s, err := mesh.NewServiceName(text("namespace", from), text("name", "")); err == nil {
+			out = append(out, s)
+		} else {
+			all = false
+		}
+	}
+	return out, all
+}
+
 // Problems returns the policies that deny because they could not be understood, or are without effect because an older one
-// governs the same.
+// governs the same, or refer to what they may not.
 func (m *Model) Problems() []Problem { return m.problems }
 
 // StoreIndex is the index of the store that the model was compiled from.
@@ -443,19 +500,19 @@ func Check(all []mesh.Policy) []Problem {
 				continue
 			}
 			if _, ok := m.Service(d.Service).Destination.Subsets[d.Subset]; !ok {
-				out = append(out, Problem{key, fmt.Sprintf("routes to subset %q of %s, which no DestinationRule defines: such calls are answered with 503", d.Subset, d.Service)})
+				out = append(out, Problem{key, codeNotFound, fmt.Sprintf("routes to subset %q of %s, which no DestinationRule defines: such calls are answered with 503", d.Subset, d.Service)})
 			}
 		}
 	}
 	seen := map[*HTTPRoute]bool{}
 	for _, sp := range m.services {
-		for _, r := range sp.HTTP {
+		for r := range sp.AllHTTP() {
 			if !seen[r] {
 				seen[r] = true
 				missing(r.Policy, r.Action.Destinations)
 			}
 		}
-		for _, r := range sp.TCP {
+		for r := range sp.AllTCP() {
 			missing(r.Policy, r.Destinations)
 		}
 	}

@@ -209,7 +209,7 @@ func (c *compiler) action(path string, r *istio.HTTPRoute) Action {
 		a.Redirect = &Redirect{Scheme: d.Scheme, Authority: d.Authority, Path: d.URI, Port: d.Port, Code: d.RedirectCode}
 		if d.RedirectCode == 0 {
 			a.Redirect.Code = http.StatusMovedPermanently
-		} else if !slices.Contains([]int{301, 302, 303, 307, 308}, d.RedirectCode) {
+		} else if !slices.Contains(redirectCodes, d.RedirectCode) {
 			c.fail(path+".redirect.redirectCode", "write 301, 302, 303, 307 or 308", "%d is no redirect", d.RedirectCode)
 		}
 		if s := d.Scheme; s != "" && s != "http" && s != "https" {
@@ -253,6 +253,8 @@ func (c *compiler) action(path string, r *istio.HTTPRoute) Action {
 	a.Fault = c.fault(path+".fault", r.Fault)
 	return a
 }
+
+var redirectCodes = []int{301, 302, 303, 307, 308}
 
 func (c *compiler) splits(path string, n int, at func(int) (istio.Host, *uint32, *istio.Headers)) []Split {
 	var out []Split
@@ -327,7 +329,11 @@ func (c *compiler) headers(path string, h *istio.Headers) HeaderOps {
 func (c *compiler) headerName(path, name, done string) {
 	switch n := strings.ToLower(name); {
 	case n == "host" || n == ":authority":
-		c.fail(path, "use rewrite.authority", "%s cannot be %s here", name, done)
+		hint := "use rewrite.authority"
+		if c.key.Group == gatewayGroup {
+			hint = "use the filter URLRewrite of an HTTPRoute"
+		}
+		c.fail(path, hint, "%s cannot be %s here", name, done)
 	case reserved(name):
 		c.fail(path, "", "%s is the proxy's own and cannot be %s", name, done)
 	case !httpguts.ValidHeaderFieldName(name):

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/meshagent/meshagent/mesh"
+	"github.com/meshagent/meshagent/mesh/policy/gatewayapi"
 	"github.com/meshagent/meshagent/mesh/policy/istio"
 )
 
@@ -41,7 +42,8 @@ func TestDocsNameEveryField(t *testing.T) {
 		}
 	}
 	want := map[string][]string{}
-	for _, root := range []reflect.Type{reflect.TypeFor[istio.VirtualService](), reflect.TypeFor[istio.DestinationRule](), reflect.TypeFor[istio.AuthorizationPolicy]()} {
+	for _, root := range []reflect.Type{reflect.TypeFor[istio.VirtualService](), reflect.TypeFor[istio.DestinationRule](), reflect.TypeFor[istio.AuthorizationPolicy](),
+		reflect.TypeFor[gatewayapi.HTTPRouteSpec](), reflect.TypeFor[gatewayapi.GRPCRouteSpec](), reflect.TypeFor[gatewayapi.TCPRouteSpec](), reflect.TypeFor[gatewayapi.ReferenceGrantSpec]()} {
 		fieldsOf(root, want)
 	}
 	for name, fields := range want {
@@ -66,7 +68,7 @@ func fieldsOf(t reflect.Type, out map[string][]string) {
 	}
 	for field := range t.Fields() {
 		f, is := field, "yes"
-		if f.Type == reflect.TypeFor[istio.Unsupported]() {
+		if f.Type.Kind() == reflect.Struct && f.Type.NumField() == 0 { // Unsupported of Istio, or a refused type of the Gateway API
 			is = "refused"
 		}
 		out[t.Name()] = append(out[t.Name()], f.Tag.Get("yaml")+" "+is)

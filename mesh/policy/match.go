@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"iter"
 	"net/url"
 	"slices"
 	"strings"
@@ -12,10 +13,14 @@ func (sp *ServicePolicy) RouteHTTP(r *Request) (*HTTPRoute, bool) {
 	if sp.Invalid != "" {
 		return nil, false
 	}
-	if sp.HTTP == nil {
-		return nil, true
+	routes := sp.HTTP
+	for i := range sp.Bound {
+		if b := &sp.Bound[i]; b.HTTP != nil && b.binds(r) {
+			routes = b.HTTP
+			break
+		}
 	}
-	for _, route := range sp.HTTP {
+	for _, route := range routes {
 		if len(route.Matches) == 0 {
 			return route, true
 		}
@@ -25,7 +30,7 @@ func (sp *ServicePolicy) RouteHTTP(r *Request) (*HTTPRoute, bool) {
 			}
 		}
 	}
-	return nil, false
+	return nil, routes == nil
 }
 
 // RouteTCP is RouteHTTP for connections.
@@ -33,10 +38,14 @@ func (sp *ServicePolicy) RouteTCP(r *Request) (*TCPRoute, bool) {
 	if sp.Invalid != "" {
 		return nil, false
 	}
-	if sp.TCP == nil {
-		return nil, true
+	routes := sp.TCP
+	for i := range sp.Bound {
+		if b := &sp.Bound[i]; b.TCP != nil && b.binds(r) {
+			routes = b.TCP
+			break
+		}
 	}
-	for _, route := range sp.TCP {
+	for _, route := range routes {
 		if len(route.Matches) == 0 {
 			return route, true
 		}
@@ -46,7 +55,37 @@ func (sp *ServicePolicy) RouteTCP(r *Request) (*TCPRoute, bool) {
 			}
 		}
 	}
-	return nil, false
+	return nil, routes == nil
+}
+
+func (b *Binding) binds(r *Request) bool {
+	return (b.Port == 0 || b.Port == r.Port) && (b.Callers == "" || b.Callers == r.Source.Identity.Namespace())
+}
+
+// AllHTTP are all rules for requests, whoever calls; a rule may come more than once.
+func (sp *ServicePolicy) AllHTTP() iter.Seq[*HTTPRoute] {
+	return func(yield func(*HTTPRoute) bool) {
+		for _, b := range append(sp.Bound[:len(sp.Bound):len(sp.Bound)], Binding{HTTP: sp.HTTP}) {
+			for _, r := range b.HTTP {
+				if !yield(r) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// AllTCP is AllHTTP for connections.
+func (sp *ServicePolicy) AllTCP() iter.Seq[*TCPRoute] {
+	return func(yield func(*TCPRoute) bool) {
+		for _, b := range append(sp.Bound[:len(sp.Bound):len(sp.Bound)], Binding{TCP: sp.TCP}) {
+			for _, r := range b.TCP {
+				if !yield(r) {
+					return
+				}
+			}
+		}
+	}
 }
 
 // source checks what both requests and connections have.
@@ -88,6 +127,8 @@ func (s *StringMatch) ok(v string) bool {
 		return strings.HasSuffix(v, s.Text)
 	case Regex:
 		return s.RE.MatchString(v)
+	case Segments:
+		return strings.HasPrefix(v, s.Text) && (len(v) == len(s.Text) || v[len(s.Text)] == '/')
 	}
 	return true
 }

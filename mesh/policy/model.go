@@ -22,10 +22,12 @@ type Model struct {
 const RootNamespace = "istio-system"
 
 // Problem is what is wrong with a stored policy although it was accepted: it cannot be understood, and what it governs is
-// denied (only a newer server can have stored it); or an older policy governs the same host, and it is without effect there; or,
-// from Check alone, it leads calls to where nothing answers. Reason is a sentence for log, API and operators.
+// denied (only a newer server can have stored it); or another policy governs the same host, and it is without effect there; or it
+// refers to what it may not; or, from Check alone, it leads calls to where nothing answers. Reason is a sentence for log, API and
+// operators.
 type Problem struct {
 	Key    mesh.PolicyKey
+	Code   string // see docs/analyze.md: Istio's, or the reason of a condition of the Gateway API
 	Reason string
 }
 
@@ -38,8 +40,18 @@ type ServicePolicy struct {
 	HTTP []*HTTPRoute
 	// TCP is as HTTP, for connections.
 	TCP []*TCPRoute
+	// Bound are routes of the Gateway API: the first that binds a call is asked instead of HTTP or TCP.
+	Bound []Binding
 	// Destination is the service's DestinationRule, compiled; never nil.
 	Destination *Destination
+}
+
+// Binding is the routes of the Gateway API for some calls of a service. They are asked as those of a ServicePolicy are.
+type Binding struct {
+	Callers string // namespace of the callers; "" is all
+	Port    uint16 // that is called; 0 is all
+	HTTP    []*HTTPRoute
+	TCP     []*TCPRoute
 }
 
 // HTTPRoute is one rule for HTTP requests; or one match of a rule that rewrites, so that RewritePath knows what was matched.
@@ -77,6 +89,7 @@ const (
 	Prefix
 	Suffix // only in authorization
 	Regex
+	Segments // Text is a prefix of whole segments, without a slash at its end: /a of /a and /a/b, not of /ab; "" of all
 )
 
 // StringMatch compares one string.
@@ -101,9 +114,9 @@ type Action struct {
 
 // Split is one weighted destination of a route.
 type Split struct {
-	Service mesh.ServiceName
-	Subset  string // "" is every instance
-	Port    uint16 // call port at the service; 0 is the port that was called
+	Service mesh.ServiceName // zero: may not be called. Requests are answered with 500, gRPC's with UNAVAILABLE; connections are closed
+	Subset  string           // "" is every instance
+	Port    uint16           // call port at the service; 0 is the port that was called
 	Weight  uint32
 	Headers HeaderOps
 }
@@ -112,6 +125,7 @@ type Split struct {
 type Redirect struct {
 	Scheme, Authority, Path string // Path may have a query, which then replaces the request's
 	PathPrefix              string // with Path: the prefix that Path replaces; "", as in all of Istio's, replaces the whole path
+	KeepPort                bool   // the caller's port stays beside a new Authority
 	Port                    uint16
 	Code                    int
 }

@@ -74,7 +74,10 @@ func (r *Redirect) Location(req *Request, host string) string {
 		u.Scheme, u.Host = r.Scheme, withoutPort(host)
 	}
 	if r.Authority != "" {
-		u.Host = r.Authority
+		port := strings.TrimPrefix(u.Host, withoutPort(u.Host))
+		if u.Host = r.Authority; r.KeepPort {
+			u.Host += port
+		}
 	}
 	if r.Port != 0 {
 		u.Host = withoutPort(u.Host)

@@ -64,15 +64,15 @@ func (u *unused) look(m *policy.Model) {
 	for _, name := range slices.SortedFunc(maps.Keys(u.snap.Services), mesh.ServiceName.Compare) {
 		sp := m.Service(name)
 		u.subsets(u.snap.Services[name], sp.Destination)
-		for _, r := range sp.HTTP {
+		for r := range sp.AllHTTP() {
 			u.destinations(r.Policy, r.Action.Destinations)
 		}
-		for _, r := range sp.TCP {
+		for r := range sp.AllTCP() {
 			u.destinations(r.Policy, r.Destinations)
 		}
 	}
 	for _, k := range slices.SortedFunc(maps.Keys(u.written), mesh.PolicyKey.Compare) {
-		if (k.Kind == "VirtualService" || k.Kind == "DestinationRule") && !u.governs[k] {
+		if k.Kind != "AuthorizationPolicy" && k.Kind != "ReferenceGrant" && !u.governs[k] {
 			u.add(k, "no host runs a service that it names", "is the name right? GET "+prefix+"/services lists what there is")
 		}
 	}
@@ -91,7 +91,7 @@ func (u *unused) destinations(k mesh.PolicyKey, ds []policy.Split) {
 	}
 	u.governs[k] = true
 	for _, d := range ds {
-		if u.snap.Services[d.Service] == nil {
+		if !d.Service.IsZero() && u.snap.Services[d.Service] == nil {
 			u.add(k, fmt.Sprintf("routes to %s, which no host runs", d.Service), "")
 		}
 	}
