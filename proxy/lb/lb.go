@@ -1,175 +1,103 @@
 // Package lb picks instances and remembers which of them fail. It is imported by proxy. It does no I/O, starts no goroutine and
-// reads no clock; all of it is safe for concurrent use, and Pick does not allocate.
+// reads no clock: times are nanoseconds since 1970. All of it is safe for concurrent use.
+//
+// A Picker is built once for a table of candidates and asked once per try:
+//
+//	i := p.Pick(key, tried, now)
+//	p.Begin(i)
+//	... the call ...
+//	p.Report(i, now, took, outcome)
+//	p.Finish(i)
+//
+// Pick allocates nothing and takes no lock. What is known of an instance (calls in flight, latency, ejection) is in its Endpoint, so
+// that it outlives the Picker. A call goes to a level of localities (level.go), to a share of that level (locality.go), and there to a
+// member that the algorithm proposes (one file each) and that is well, warm (warmup.go) and not tried. Who is well, outlier.go says.
 package lb
 
 import (
-	"math/rand/v2"
-	"slices"
-	"sync"
-	"sync/atomic"
 	"time"
+
+	"github.com/meshagent/meshagent/mesh"
 )
 
-// Algorithm is how Pick chooses among the usable candidates. All of them honour weights.
+// Algorithm is how one of the usable candidates is chosen. All honour weights.
 type Algorithm uint8
 
-// The algorithms. LeastRequest draws two by weight and takes the one with fewer calls in flight for its weight.
+// The algorithms. The numbers are those of policy.LB.
 const (
-	LeastRequest Algorithm = iota
-	RoundRobin
-	Random
+	LeastRequest Algorithm = iota // of two drawn by weight, the one with fewer calls in flight for its weight
+	RoundRobin                    // in turn, the turns of a heavy one spread over the round
+	Random                        // by weight
+	PeakEWMA                      // of two drawn by weight, the one that answers sooner, calls in flight counted in
+	RingHash                      // the key decides: consistent hashing as ketama's
+	Maglev                        // the key decides: consistent hashing as Google's Maglev
 )
+
+// algorithms is the table of them. A new one is a file with a source, or a comparison of two, and a line here.
+var algorithms = [...]struct {
+	name   string
+	source func(c *Config, ms []member) source
+	better func(g *group, b, a *member, now int64) bool // if set, two are drawn, and b replaces a when it is better
+	hashed bool                                         // the key decides: chance has no part in it
+}{
+	LeastRequest: {name: "LEAST_REQUEST", source: newByWeight, better: lessBusy},
+	RoundRobin:   {name: "ROUND_ROBIN", source: newInTurn},
+	Random:       {name: "RANDOM", source: newByWeight},
+	PeakEWMA:     {name: "PEAK_EWMA", source: newByWeight, better: cheaper},
+	RingHash:     {name: "RING_HASH", source: newRing, hashed: true},
+	Maglev:       {name: "MAGLEV", source: newMaglev, hashed: true},
+}
+
+// source proposes members of a group, one after the other, until the Picker takes one. It does not know who is well.
+type source interface {
+	// next returns a member's index, and where to go on. at is the call's key first, and then what next returned before.
+	next(at uint64) (i int, then uint64)
+}
+
+// String returns the name that Istio or Envoy has for the algorithm.
+func (a Algorithm) String() string {
+	if int(a) < len(algorithms) {
+		return algorithms[a].name
+	}
+	return "UNKNOWN"
+}
+
+// Config is how the instances of a destination are balanced. The zero value is LEAST_REQUEST over all, without detection of
+// outliers. A value that is out of range is taken for the default: who reads policy refuses it by name.
+type Config struct {
+	Algorithm Algorithm
+	RingSize  uint64        // of RingHash: the fewest points, up to 8388608; 0 is 1024
+	TableSize uint64        // of Maglev: a prime below 5000011; 0 is 65537
+	Decay     time.Duration // of PeakEWMA: a latency of so long ago counts for 1/e; 0 is 10 s
+	Warmup    Warmup
+	Locality  Locality
+	Outlier   Outlier
+
+	// Ejected, when set, is told of each ejection that this Picker decides on. It is called while a lock is held that no Pick needs.
+	Ejected func(Ejection)
+	// Chance returns random numbers; nil is math/rand/v2's. It must be safe for concurrent use.
+	Chance func() uint64
+}
 
 // Outcome is what a call says of the instance that it reached or did not.
 type Outcome uint8
 
-// The outcomes. Unknown is a call that ended for a reason of its own: the caller left, its time was up before the instance's was.
+// The outcomes. Failed and Unreachable are what Envoy calls local origin.
 const (
-	OK Outcome = iota
-	Failed
-	Unreachable
-	Unknown
+	OK          Outcome = iota
+	Failed              // the connection was lost, or the time was up, before the answer
+	Unreachable         // no connection came about
+	Unknown             // the call ended for a reason of its own: the caller left, its time was up before the instance's was
+	ServerError         // the answer was an error of the application, and not one of Gateway: 500, 501, 505 and so on
+	Gateway             // the answer was 502, 503 or 504
 )
-
-// Ejection: failures in a row that eject, the first pause (it doubles with every further ejection) and its bound. An instance
-// that cannot be reached is ejected at once, since the next call would find the same.
-const (
-	ejectAfter = 3
-	basePause  = 2 * time.Second
-	maxPause   = 30 * time.Second
-)
-
-// Endpoint is the live state of one instance; it outlives snapshots. The zero value is ready.
-type Endpoint struct {
-	active atomic.Int64 // calls in flight
-	until  atomic.Int64 // Unix nanoseconds at which its ejection ends
-
-	mu    sync.Mutex // guards what follows, and orders writes of until
-	fails int        // in a row
-	times int        // ejections since its last success
-}
-
-// Begin counts a call in flight. End must follow.
-func (e *Endpoint) Begin() { e.active.Add(1) }
-
-// End takes off a call in flight and records its outcome. It reports whether that ejected the instance. One that sits out already
-// is not ejected further: the calls that were in flight when a host died say the same thing, not worse.
-func (e *Endpoint) End(now time.Time, o Outcome) (ejected bool) {
-	e.active.Add(-1)
-	if o == Unknown {
-		return false
-	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if o == OK {
-		e.fails, e.times = 0, 0
-		return false
-	}
-	if e.fails++; e.fails < ejectAfter && o != Unreachable || e.Ejected(now) {
-		return false
-	}
-	e.until.Store(now.Add(min(basePause<<min(e.times, 5), maxPause)).UnixNano())
-	e.fails, e.times = 0, e.times+1
-	return true
-}
-
-// Ejected reports whether the instance sits out at now.
-func (e *Endpoint) Ejected(now time.Time) bool { return now.UnixNano() < e.until.Load() }
 
 // Candidate is an instance that may be picked. A weight of 0 is never picked.
 type Candidate struct {
 	Endpoint *Endpoint
 	Weight   uint32
-}
-
-// Pick returns the index of the chosen candidate, -1 when none has weight. Ejected ones, and then those that tried names, are
-// picked only when there is no other: the last instances are never ejected. turn is a counter of the caller's, of calls to the
-// same candidates, for RoundRobin.
-func Pick(a Algorithm, cs []Candidate, tried []*Endpoint, now time.Time, turn uint64) int {
-	for _, v := range [...]view{
-		{cs, tried, now, true}, {cs, nil, now, true},
-		{cs, tried, now, false}, {cs, nil, now, false},
-	} {
-		if n := v.pick(a, turn); n >= 0 {
-			return n
-		}
-	}
-	return -1
-}
-
-// view is the candidates that one pass of Pick may choose among.
-type view struct {
-	cs     []Candidate
-	not    []*Endpoint
-	now    time.Time
-	health bool // ejected ones are left out
-}
-
-func (v *view) usable(c *Candidate) bool {
-	return c.Weight > 0 && !(v.health && c.Endpoint.Ejected(v.now)) && !slices.Contains(v.not, c.Endpoint)
-}
-
-func (v *view) pick(a Algorithm, turn uint64) int {
-	var total, unit uint64
-	for i := range v.cs {
-		if c := &v.cs[i]; v.usable(c) {
-			total += uint64(c.Weight)
-			unit = gcd(unit, uint64(c.Weight))
-		}
-	}
-	if total == 0 {
-		return -1
-	}
-	if a == RoundRobin {
-		return v.at(spread(turn, total/unit) * unit)
-	}
-	x := v.at(rand.Uint64N(total))
-	if a == Random || x < 0 {
-		return x
-	}
-	y := v.at(rand.Uint64N(total))
-	if y >= 0 && v.cs[y].load(&v.cs[x]) < v.cs[x].load(&v.cs[y]) {
-		return y
-	}
-	return x
-}
-
-// load is the calls in flight per weight, made comparable with that of other.
-func (c *Candidate) load(other *Candidate) int64 {
-	return c.Endpoint.active.Load() * int64(other.Weight)
-}
-
-// at returns the candidate on whose share n falls: shares lie one after the other. When an ejection has made the sum smaller
-// since n was drawn, it is the last one; -1 when none is left.
-func (v *view) at(n uint64) int {
-	last := -1
-	for i := range v.cs {
-		c := &v.cs[i]
-		if !v.usable(c) {
-			continue
-		}
-		if n < uint64(c.Weight) {
-			return i
-		}
-		n -= uint64(c.Weight)
-		last = i
-	}
-	return last
-}
-
-// spread maps turns to 0..n-1 so that n turns in a row give each number once, and neighbours in time lie apart: steps of about
-// the golden ratio of n, without a divisor in common with it. A heavy instance is so not called many times in a row.
-func spread(turn, n uint64) uint64 {
-	step := max(1, n*618/1000)
-	for gcd(step, n) != 1 {
-		step++
-	}
-	return turn % n * step % n
-}
-
-func gcd(a, b uint64) uint64 {
-	for b != 0 {
-		a, b = b, a%b
-	}
-	return a
+	Down     bool          // its health check fails: it counts in its level, but only panic picks it
+	Name     string        // the same on all hosts: where RingHash and Maglev put it
+	Locality mesh.Locality // for Config.Locality
+	Labels   mesh.Labels   // for Config.Locality.FailoverPriority
 }

@@ -1,0 +1,32 @@
+package lb
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Endpoint is the live state of one instance; it outlives snapshots and the Pickers made of them. The zero value is ready.
+type Endpoint struct {
+	active atomic.Int64  // calls in flight
+	until  atomic.Int64  // when its ejection ends
+	rtt    atomic.Uint64 // latency, see pack
+	bad    atomic.Uint64 // failures in a row, see tally
+	since  atomic.Int64  // when it began to serve, for Warmup; 0 is long ago
+	rate   rate
+
+	mu    sync.Mutex // guards what follows, and orders writes of until
+	fails int        // in a row, of End
+	times int        // ejections, each of which makes the next longer
+}
+
+// Start begins the warm-up of an instance that is new, or well again after its health check failed. Pickers that exist do not see it.
+func (e *Endpoint) Start(now int64) { e.since.Store(now) }
+
+// Active returns the calls in flight.
+func (e *Endpoint) Active() int64 { return e.active.Load() }
+
+// Ejected reports whether the instance sits out at now.
+func (e *Endpoint) Ejected(now time.Time) bool { return e.out(now.UnixNano()) }
+
+func (e *Endpoint) out(now int64) bool { return now < e.until.Load() }
