@@ -3,7 +3,10 @@
 package conformance
 
 import (
+	"bytes"
+	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -13,7 +16,8 @@ import (
 	"path/filepath"
 	"regexp"
 	"strconv"
-	"sync/atomic"
+	"strings"
+	"sync"
 	"testing"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -32,49 +36,79 @@ const connectFeatures = `features:
   supportsHalfDuplexBidiOverHttp1: true
 `
 
-var connectExceptions = exceptions{}
+// connectRuns are the ways in which the suite runs.
+var connectRuns = []struct {
+	name string
+	// mode is what the runner takes to be under test; it has the other side itself.
+	mode, program string
+	serve         func(*connectRun, net.Conn) error
+	skip          []string
+	exceptions    exceptions
+}{
+	{"server", "server", "connectrpc.com/conformance/cmd/referenceserver", (*connectRun).server, nil, nil},
+	{"client", "client", "connectrpc.com/conformance/cmd/referenceclient", (*connectRun).client, nil, nil},
+	// Callers of HTTP/1.1 to a service of HTTP/2, and the other way round: all that the protocols have in common.
+	{"translated", "server", "connectrpc.com/conformance/cmd/referenceserver", (*connectRun).translated,
+		[]string{"**/Protocol:PROTOCOL_GRPC/**", "**/full-duplex/**", "**/full-duplex"}, nil},
+}
 
-// TestConnectConformance: the suite that implementations of Connect, gRPC and gRPC-Web are tested with. Its runner calls, and starts
-// the server under test many times; what it gets is its own reference server, behind the mesh.
+// TestConnectConformance: the suite that implementations of Connect, gRPC and gRPC-Web are tested with. Its runner calls, or is
+// called by, a program under test; what it gets is a reference program of its own on the other side of the mesh.
 func TestConnectConformance(t *testing.T) {
 	app, caller := twoHops(t, 132)
 	runner := tool(t, "connectrpc.com/conformance/cmd/connectconformance")
-	s := &connectServers{t: t, app: app, caller: caller, reference: tool(t, "connectrpc.com/conformance/cmd/referenceserver")}
-	socket := filepath.Join(t.TempDir(), "servers.sock")
-	l, err := net.Listen("unix", socket)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	go s.accept(l)
-	features := filepath.Join(t.TempDir(), "features.yaml")
-	if err := os.WriteFile(features, []byte(connectFeatures), 0o600); err != nil {
-		t.Fatal(err)
-	}
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(t.Context(), runner, "--mode", "server", "--conf", features, "--", self)
-	cmd.Env = append(os.Environ(), relayTo+"="+socket)
-	out, err := cmd.CombinedOutput() // an error when a case fails: the output says which
-	total := regexp.MustCompile(`(?m)^Total cases: (\d+)$`).FindSubmatch(out)
-	if total == nil {
-		t.Fatalf("%v\n%s", err, out)
+	for n, c := range connectRuns {
+		t.Run(c.name, func(t *testing.T) {
+			r := &connectRun{ctx: t.Context(), app: app, caller: caller, program: tool(t, c.program), prefix: fmt.Sprintf("connect-%d-", n),
+				known: map[string]netip.AddrPort{}}
+			socket := filepath.Join(t.TempDir(), "relay")
+			l, err := net.Listen("unix", socket)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			go accept(t, l, func(conn net.Conn) error { return c.serve(r, conn) })
+			features := filepath.Join(t.TempDir(), "features.yaml")
+			if err := os.WriteFile(features, []byte(connectFeatures), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			args := []string{"--mode", c.mode, "--conf", features}
+			for _, s := range c.skip {
+				args = append(args, "--skip", s)
+			}
+			if c.mode == "client" {
+				args = append(args, "--bind", app.Addr())
+			}
+			cmd := exec.CommandContext(t.Context(), runner, append(args, "--", self)...)
+			cmd.Env = append(os.Environ(), relayTo+"="+socket)
+			out, err := cmd.CombinedOutput() // an error when a case fails: the output says which
+			ran, failed := readConnect(out)
+			if ran < 1000 || err != nil && len(failed) == 0 || strings.Contains(string(out), "could not be run") {
+				t.Fatalf("%d cases ran: %v\n%s", ran, err, out)
+			}
+			c.exceptions.judge(t, ran, failed)
+		})
 	}
-	ran, _ := strconv.Atoi(string(total[1]))
-	if ran < 1000 {
-		t.Errorf("only %d cases ran", ran)
+}
+
+// readConnect returns how many cases ran, and what the failed ones say, by name.
+func readConnect(out []byte) (ran int, failed map[string]string) {
+	if total := regexp.MustCompile(`(?m)^Total cases: (\d+)$`).FindSubmatch(out); total != nil {
+		ran, _ = strconv.Atoi(string(total[1]))
 	}
-	failed := map[string]string{}
+	failed = map[string]string{}
 	for _, m := range regexp.MustCompile(`(?m)^FAILED: (\S.*):\n((?:\t.*\n?)+)`).FindAllSubmatch(out, -1) {
 		failed[string(m[1])] = string(m[2])
 	}
-	connectExceptions.judge(t, ran, failed)
+	return ran, failed
 }
 
-// relayTo is the variable that makes this program a server under test: its input and output are those of a connection to the
-// socket of that name.
+// relayTo is the variable that makes this program one under test: its input and output are those of a connection to the socket of
+// that name, and so what a connectRun serves there.
 const relayTo = "CONFORMANCE_RELAY_TO"
 
 func relay(socket string) error {
@@ -82,20 +116,15 @@ func relay(socket string) error {
 	if err != nil {
 		return err
 	}
-	go io.Copy(c, os.Stdin)
+	go func() {
+		io.Copy(c, os.Stdin)
+		c.(*net.UnixConn).CloseWrite()
+	}()
 	_, err = io.Copy(os.Stdout, c)
 	return err
 }
 
-// connectServers starts a reference server for each connection, declares it as a service, and answers with where callers reach it.
-type connectServers struct {
-	t           *testing.T
-	app, caller *lab.Host
-	reference   string
-	n           atomic.Int32
-}
-
-func (s *connectServers) accept(l net.Listener) {
+func accept(t *testing.T, l net.Listener, serve func(net.Conn) error) {
 	for {
 		c, err := l.Accept()
 		if err != nil {
@@ -103,24 +132,72 @@ func (s *connectServers) accept(l net.Listener) {
 		}
 		go func() {
 			defer c.Close()
-			if err := s.serve(c); err != nil {
-				s.t.Error(err)
+			if err := serve(c); err != nil {
+				t.Error(err)
 			}
 		}()
 	}
 }
 
-// serve lasts until the runner ends the server.
-func (s *connectServers) serve(c net.Conn) error {
+// withoutRetries is the policy of the suite's services: it counts requests, and the default tries what is unavailable again.
+const withoutRetries = `apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: %[1]s}
+spec:
+  hosts: [%[1]s]
+  http:
+  - route: [{destination: {host: %[1]s}}]
+    retries: {attempts: 0}
+`
+
+// connectRun puts the mesh between the runner and the reference program on its other side.
+type connectRun struct {
+	ctx             context.Context // ends with the test
+	app, caller     *lab.Host
+	program, prefix string
+
+	mu    sync.Mutex // guards known
+	known map[string]netip.AddrPort
+}
+
+// reach declares what listens at an address as a service, once, and returns where callers reach it.
+func (r *connectRun) reach(protocol, host string, port uint64) netip.AddrPort {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	key := fmt.Sprintf("%s %s %d", protocol, host, port)
+	if _, ok := r.known[key]; !ok {
+		service := r.prefix + strconv.Itoa(len(r.known))
+		r.app.CLI("apply", "-f", r.app.Write(service+".yaml", fmt.Sprintf(withoutRetries, service)), "--wait")
+		r.app.Define(service, protocol, netip.AddrPortFrom(netip.MustParseAddr(host), uint16(port)))
+		r.known[key] = r.caller.Reach(service)
+	}
+	return r.known[key]
+}
+
+// server is the server under test: a reference server, and what the runner is told is the service's address.
+func (r *connectRun) server(c net.Conn) error {
 	request, err := readMessage(c)
 	if err != nil {
 		return err
 	}
-	server := exec.Command(s.reference, "-bind", s.app.Addr(), "-port", "0")
-	in, err := server.StdinPipe()
+	return r.serve(c, request, number(request, 2), number(request, 1))
+}
+
+// translated is a server that speaks the version of HTTP that its callers do not.
+func (r *connectRun) translated(c net.Conn) error {
+	request, err := readMessage(c)
 	if err != nil {
 		return err
 	}
+	version := version1 + version2 - number(request, 2)
+	request = protowire.AppendVarint(protowire.AppendTag(request, 2, protowire.VarintType), version) // the later of two counts
+	return r.serve(c, request, version, number(request, 1))
+}
+
+// serve starts a reference server for a ServerCompatRequest. It lasts until the test's end.
+func (r *connectRun) serve(c net.Conn, request []byte, version, protocol uint64) error {
+	server := exec.CommandContext(r.ctx, r.program, "-bind", r.app.Addr(), "-port", "0")
+	server.Stdin = bytes.NewReader(appendMessage(nil, request))
 	out, err := server.StdoutPipe()
 	if err != nil {
 		return err
@@ -129,37 +206,68 @@ func (s *connectServers) serve(c net.Conn) error {
 		return err
 	}
 	defer server.Wait()
-	defer server.Process.Kill()
-	if err := writeMessage(in, request); err != nil {
-		return err
-	}
 	response, err := readMessage(out)
 	if err != nil {
 		return err
 	}
-	service := fmt.Sprintf("connect-%d", s.n.Add(1))
-	s.app.Define(service, protocolFor(request), netip.AddrPortFrom(netip.MustParseAddr(s.app.Addr()), uint16(number(response, 2))))
-	to := s.caller.Reach(service)
-	answer := protowire.AppendString(protowire.AppendTag(nil, 1, protowire.BytesType), to.Addr().String())
-	answer = protowire.AppendVarint(protowire.AppendTag(answer, 2, protowire.VarintType), uint64(to.Port()))
-	if err := writeMessage(c, answer); err != nil {
+	to := r.reach(declaredFor(version, protocol), r.app.Addr(), number(response, 2))
+	if _, err := c.Write(appendMessage(nil, appendAddr(nil, 1, to))); err != nil {
 		return err
 	}
-	io.Copy(io.Discard, c)
+	<-r.ctx.Done()
 	return nil
 }
 
-// protocolFor returns as what a server is declared that is asked for by a ServerCompatRequest.
-func protocolFor(request []byte) string {
-	const fieldProtocol, fieldVersion, grpc, version1 = 1, 2, 2, 1
+// client is the client under test: a reference client that is told to call services' addresses.
+func (r *connectRun) client(c net.Conn) error {
+	client := exec.CommandContext(r.ctx, r.program)
+	client.Stdout = c
+	in, err := client.StdinPipe()
+	if err != nil {
+		return err
+	}
+	if err := client.Start(); err != nil {
+		return err
+	}
+	defer client.Wait()
+	defer in.Close()
+	for {
+		request, err := readMessage(c)
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		to := r.reach(declaredFor(number(request, 2), number(request, 3)), r.app.Addr(), number(request, 7))
+		if _, err := in.Write(appendMessage(nil, appendAddr(request, 6, to))); err != nil {
+			return err
+		}
+	}
+}
+
+// Values of the suite's HTTPVersion and Protocol.
+const (
+	version1, version2 = 1, 2
+	protocolGRPC       = 2
+)
+
+// declaredFor returns as what a server is declared that callers call so.
+func declaredFor(version, protocol uint64) string {
 	switch {
-	case number(request, fieldVersion) == version1:
+	case version == version1:
 		return "http"
-	case number(request, fieldProtocol) == grpc:
+	case protocol == protocolGRPC:
 		return "grpc"
 	default:
 		return "http2"
 	}
+}
+
+// appendAddr appends a host and, as the field behind it, a port. Of two fields of one number the later counts.
+func appendAddr(m []byte, field protowire.Number, a netip.AddrPort) []byte {
+	m = protowire.AppendString(protowire.AppendTag(m, field, protowire.BytesType), a.Addr().String())
+	return protowire.AppendVarint(protowire.AppendTag(m, field+1, protowire.VarintType), uint64(a.Port()))
 }
 
 // number returns a field of a Protobuf message that is a number, 0 if it is missing.
@@ -196,7 +304,6 @@ func readMessage(r io.Reader) ([]byte, error) {
 	return m, err
 }
 
-func writeMessage(w io.Writer, m []byte) error {
-	_, err := w.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(m))), m...))
-	return err
+func appendMessage(b, m []byte) []byte {
+	return append(binary.BigEndian.AppendUint32(b, uint32(len(m))), m...)
 }

@@ -169,8 +169,8 @@ raft: {heartbeat: 200ms}
 // Socket is where the agent's API listens.
 func (h *Host) Socket() string { return h.path("api.sock") }
 
-// Write writes a file below the host's directory.
-func (h *Host) Write(name, text string) {
+// Write writes a file below the host's directory and returns its path.
+func (h *Host) Write(name, text string) string {
 	h.c.t.Helper()
 	if err := os.MkdirAll(filepath.Dir(h.path(name)), 0o700); err != nil {
 		h.c.t.Fatal(err)
@@ -178,6 +178,7 @@ func (h *Host) Write(name, text string) {
 	if err := os.WriteFile(h.path(name), []byte(text), 0o600); err != nil {
 		h.c.t.Fatal(err)
 	}
+	return h.path(name)
 }
 
 // CLI runs a verb as a user would and returns its standard output.
