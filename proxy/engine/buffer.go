@@ -4,8 +4,8 @@ package engine
 type buffers struct{ free [len(sizes)][][]byte }
 
 // sizes of buffers. The smallest takes most heads, the third a head or a part of a body of 64 KiB and what is added to it, the last
-// whatever our limits allow.
-var sizes = [...]int{4 << 10, 16 << 10, 80 << 10, 208 << 10}
+// whatever our limits allow, as a window of 256 KiB that was not passed on.
+var sizes = [...]int{4 << 10, 16 << 10, 80 << 10, 208 << 10, 416 << 10}
 
 const maxFree = 4 << 20 // bytes of each size that are kept
 

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/meshagent/meshagent/proxy/http1"
+	"github.com/meshagent/meshagent/proxy/http2"
 )
 
 // Flag says why a call went wrong, in Envoy's words. Handlers have their own beside these.
@@ -62,7 +63,7 @@ func emptied(p []http1.Pair) []http1.Pair {
 
 // Result is how a call went.
 type Result struct {
-	Status   int // that the client got; 0 if it got none
+	Status   int // that the client got; 0 if it got none, as on a raw connection
 	Flag     Flag
 	Received int64 // bytes of the request's body, or from the client in a tunnel
 	Sent     int64 // bytes of the answer's body, or to the client in a tunnel
@@ -74,10 +75,11 @@ type Result struct {
 // Call is one request and its answer.
 type Call struct {
 	Conn     *Conn
-	Request  http1.Request // empty if it was malformed
+	Request  http1.Request // empty if it was malformed, or is a raw connection; one of HTTP/2 is as HTTP/1 would have it
 	Decision Decision
 	Result   Result
 	Response *http1.Response // when Respond is called
+	Trailer  *http1.Trailer  // of the answer, when Done is called; nil if there were none
 	Err      error           // why the last try had no connection, from Dial
 	Scratch  []byte          // for the Handler; what it can hold is kept from call to call
 	Data     any             // for the Handler, who finds here what it left in a former call, in the end; nil at first
@@ -85,8 +87,12 @@ type Call struct {
 	l       *loop
 	decided bool // Decide was called
 	client  *conn
+	cs      *http2.Stream // of the client, if it speaks HTTP/2
 	up      *conn
-	pool    *pool // where it waits for a connection
+	us      *http2.Stream // of the upstream, if it speaks HTTP/2
+	ask     lane          // of the request
+	ans     lane          // of the answer
+	pool    *pool         // where it waits for a connection
 	timer   timer
 	start   int64
 	wake    int64 // when what was decided is to be done, after Decision.Delay; 0 when it is
@@ -105,9 +111,14 @@ type Call struct {
 	whole    bool   // nothing of the request is to come
 	kept     bool   // req holds all of it that came
 	wrote    bool   // a byte of it may have reached an upstream
+	raw      bool   // it is not a request, but a connection
 	replayed bool   // on a fresh connection because an old one had ended
-	req      []byte // what goes to the upstream
+	failures int    // tries that failed
+	refusals int    // how often an upstream did not look at it
+	avoid    *conn  // that refused it
+	req      []byte // what goes to the upstream: the head if it speaks HTTP/1, and what is kept of the body, without framing
 	headLen  int    // of it
+	early    []byte // what a stream's client sent into a tunnel that is not there yet
 	window   int64  // when the time for the next bytes of the body began
 	before   int64  // bytes of the body until then
 	held     bool   // the client was not read since the upstream did not take more
@@ -130,14 +141,69 @@ type Call struct {
 func (x *Call) reset() {
 	x.Request.Reset()
 	x.res.Reset()
+	x.trailer.Reset()
+	x.resTrail.Reset()
 	x.Decision.reset()
 	x.Result = Result{}
-	x.Scratch, x.Response, x.Err, x.Conn = x.Scratch[:0], nil, nil, nil
-	x.client, x.up, x.pool, x.start, x.wake, x.tried = nil, nil, nil, 0, 0, 0
-	x.head, x.size, x.req, x.headLen, x.window, x.before, x.active = nil, 0, nil, 0, 0, 0, 0
-	x.unclear, x.held, x.interim = false, false, false
+	x.Scratch, x.Response, x.Trailer, x.Err, x.Conn = x.Scratch[:0], nil, nil, nil, nil
+	x.client, x.cs, x.up, x.us, x.avoid, x.pool, x.start, x.wake, x.tried = nil, nil, nil, nil, nil, nil, 0, 0, 0
+	x.head, x.size, x.req, x.early, x.headLen, x.window, x.before, x.active = nil, 0, nil, nil, 0, 0, 0, 0
+	x.unclear, x.held, x.interim, x.raw, x.failures, x.refusals = false, false, false, false, 0, 0
 	x.decided, x.headed, x.wanting, x.whole, x.kept, x.wrote, x.replayed = false, false, false, false, false, false, false
 	x.heard, x.begun, x.tunnel, x.reuse = false, false, false, false
+}
+
+// clientBlocked tells that the client does not take what comes of the answer.
+func (x *Call) clientBlocked() bool {
+	if x.cs == nil {
+		return x.client.blocked
+	}
+	return x.ans.waits() || x.client.full()
+}
+
+// upBlocked tells that the upstream, of which there is one, does not take what comes of the request.
+func (x *Call) upBlocked() bool {
+	if x.us == nil {
+		return x.up.blocked || x.up.broken
+	}
+	return x.ask.waits() || x.up.full() || x.up.broken
+}
+
+// clientReady goes on with an answer for which the client has room again.
+func (x *Call) clientReady() {
+	switch {
+	case x.up == nil && x.ans.end: // it was the end of it
+		x.finish(true)
+		return
+	case x.up == nil:
+		return
+	case x.us == nil:
+		x.l.queue(x.up)
+	default:
+		x.up.repay(x.us, &x.ans)
+	}
+	x.active = x.l.now // it was the client that we waited for
+	x.arm()
+	if x.tunnel {
+		x.endTunnelIfDone()
+	}
+}
+
+// upstreamReady goes on with a request for which the upstream has room again.
+func (x *Call) upstreamReady() {
+	if x.held { // it was the upstream that we waited for
+		x.held, x.window, x.before = false, x.l.now, x.Result.Received
+	}
+	if x.cs != nil {
+		x.client.repay(x.cs, &x.ask)
+	} else {
+		x.client.arm()
+		x.l.queue(x.client)
+	}
+	x.arm()
+	if x.tunnel {
+		x.endTunnelIfDone()
+	}
 }
 
 // idempotent tells if sending the request twice has the effect of sending it once (RFC 9110, section 9.2.2).

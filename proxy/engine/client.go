@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/meshagent/meshagent/proxy/http1"
+	"github.com/meshagent/meshagent/proxy/http2"
 )
 
 // stepClient does what can be done for a client with what it sent.
@@ -15,7 +16,7 @@ func (c *conn) stepClient() {
 		switch {
 		case c.dead:
 		case !c.admitted:
-			if c.l.e.draining.Load() {
+			if c.drains() {
 				c.close(false)
 			}
 		case c.ending:
@@ -23,6 +24,9 @@ func (c *conn) stepClient() {
 		case c.broken:
 			c.gone()
 		case c.closing:
+		case c.raw && x == nil:
+			c.beginRaw()
+		case c.raw: // it is read when there is somebody to read it
 		case x == nil || !x.headed:
 			more = c.readRequest()
 		case !x.whole:
@@ -38,6 +42,9 @@ func (c *conn) stepClient() {
 	c.connect()
 	c.yield()
 }
+
+// drains tells that a client's connection ends when its calls do.
+func (c *conn) drains() bool { return c.leave || c.l.e.draining.Load() }
 
 // connect gets a request its connection when what there is of it was read, so that it is sent in one piece.
 func (c *conn) connect() {
@@ -56,7 +63,7 @@ func (c *conn) readRequest() (more bool) {
 		switch err := c.fill(); err {
 		case nil:
 		case errAgain:
-			if l.e.draining.Load() {
+			if c.drains() {
 				c.close(false)
 			}
 			return false
@@ -64,6 +71,17 @@ func (c *conn) readRequest() (more bool) {
 			c.close(err != io.EOF)
 			return false
 		}
+	}
+	switch yes, maybe := c.prefaced(); {
+	case yes:
+		c.serveStreams()
+		return false
+	case maybe:
+		err := c.fill()
+		if err != nil && err != errAgain {
+			c.close(err != io.EOF)
+		}
+		return err == nil
 	}
 	if c.x == nil {
 		c.x = l.getCall(c)
@@ -94,16 +112,25 @@ func (c *conn) readRequest() (more bool) {
 
 // begin has a request decided. Its head is in n bytes.
 func (x *Call) begin(n int) {
-	c, l := x.client, x.l
-	x.headed, x.size = true, n
-	x.body, x.writer = x.Request.Body(), x.Request.Framing.Writer()
-	x.whole = x.body.Done() || x.Request.Framing.Kind == http1.Tunnel
+	c := x.client
+	x.size = n
 	x.head, c.shared = c.in, true
 	c.use(c.rest(), n)
-	x.asked = x.Request.Asked()
-	x.decided = true
-	l.e.Handler.Decide(x)
-	x.asked.Upgrade = x.Request.Upgrade != nil // which Decide may have taken out
+	x.decide()
+}
+
+// decide has a request decided that was read.
+func (x *Call) decide() {
+	r := &x.Request
+	x.headed, x.decided = true, true
+	x.body = r.Body()
+	x.whole = x.whole || x.body.Done() || r.Framing.Kind == http1.Tunnel
+	x.asked = r.Asked()
+	x.l.e.Handler.Decide(x)
+	x.asked.Upgrade = r.Upgrade != nil // which Decide may have taken out
+	if x.cs != nil {
+		x.l.wants = append(x.l.wants, x)
+	}
 	x.obey(nil)
 }
 
@@ -136,15 +163,22 @@ func (x *Call) connectNow() {
 	}
 }
 
-// follow does what was decided. body is what came of the request's body, framed.
+// follow does what was decided. body is what came of the request's body.
 func (x *Call) follow(body []byte) {
 	d, r := &x.Decision, &x.Request
 	x.tried = x.l.now
-	switch {
-	case d.Upstream == nil:
+	if d.Upstream == nil {
 		a := &d.Answer
 		x.answer(a.Status, a.Flag, a.Fields, a.Body, a.Close)
 		return
+	}
+	protocol := d.Upstream.Protocol
+	switch {
+	case x.raw && protocol == HTTP1, protocol == Raw && !x.asked.Connect:
+		x.l.e.Log.Error("an upstream was decided that cannot carry the call", "upstream", d.Upstream.Name)
+		x.refuse(500, "the upstream does not speak the protocol of the client", "")
+		return
+	case x.raw:
 	case r.Framing.Kind == http1.Tunnel && !d.Connect:
 		x.refuse(405, "CONNECT is not allowed here", ClientMalformed)
 		return
@@ -152,26 +186,43 @@ func (x *Call) follow(body []byte) {
 		x.refuse(400, "Host is missing", ClientMalformed)
 		return
 	}
-	room := x.size + len(body) + 256
-	for _, pairs := range [...][]http1.Pair{d.Request.Set, d.Request.Add} {
+	x.headLen = 0
+	if protocol == HTTP1 {
+		req, err := http1.AppendRequest(x.l.buffers.get(x.requestSize()+len(body)), r, &d.Request)
+		if err != nil {
+			x.l.e.Log.Error("a request cannot be sent on as it was decided", "error", err)
+			x.refuse(500, err.Error(), "")
+			return
+		}
+		x.headLen = len(req)
+		x.req = append(req, body...)
+	} else if len(body) > 0 {
+		x.req = append(x.l.buffers.get(len(body)), body...)
+	}
+	x.kept, x.wanting = true, true
+	x.arm()
+}
+
+// requestSize is at least as much as the head takes that is sent on.
+func (x *Call) requestSize() int {
+	d := &x.Decision.Request
+	return x.size + pairsSize(d) + len(d.Target) + len(d.Host)
+}
+
+// pairsSize is at least as much as an edit adds to a head, with what we add ourselves.
+func pairsSize(e *http1.Edit) int {
+	n := 256
+	for _, pairs := range [...][]http1.Pair{e.Set, e.Add} {
 		for i := range pairs {
-			room += len(pairs[i].Name) + len(pairs[i].Value) + 4
+			n += len(pairs[i].Name) + len(pairs[i].Value) + 4
 		}
 	}
-	req, err := http1.AppendRequest(x.l.buffers.get(room+len(d.Request.Target)+len(d.Request.Host)), r, &d.Request)
-	if err != nil {
-		x.l.e.Log.Error("a request cannot be sent on as it was decided", "error", err)
-		x.refuse(500, err.Error(), "")
-		return
-	}
-	x.headLen = len(req)
-	x.req, x.kept, x.wanting = append(req, body...), true, true
-	x.arm()
+	return n
 }
 
 // readBody passes on a part of the request's body.
 func (c *conn) readBody(x *Call) (more bool) {
-	if x.up != nil && (x.up.blocked || x.up.broken) || x.up == nil && len(x.req) >= x.headLen+c.l.e.Limits.Replay {
+	if x.up != nil && x.upBlocked() || x.up == nil && len(x.req) >= x.headLen+c.l.e.Limits.Replay {
 		x.held = true
 		return false
 	}
@@ -192,7 +243,7 @@ func (c *conn) readBody(x *Call) (more bool) {
 		}
 		x.Result.Received += int64(len(data))
 		if len(data) > 0 {
-			x.forward(data)
+			x.forward(data, done)
 		}
 		if done {
 			x.endRequest()
@@ -205,45 +256,50 @@ func (c *conn) readBody(x *Call) (more bool) {
 	return true
 }
 
-// forward passes data on, or keeps it until there is somebody to pass it on to.
-func (x *Call) forward(data []byte) {
+// forward passes data on, or keeps it until there is somebody to pass it on to. last tells that it is the end, and has no trailers.
+func (x *Call) forward(data []byte, last bool) {
 	up := x.up
 	if x.kept && up != nil && len(x.req)+len(data) > x.headLen+x.l.e.Limits.Replay {
 		x.forget()
 	}
-	if !x.kept {
+	if x.kept {
+		x.req = append(x.l.buffers.grow(x.req, len(data)), data...)
+	}
+	switch {
+	case up == nil:
+	case x.us != nil:
+		up.give(x.us, &x.ask, data, last)
+	default:
 		up.room(32)
 		up.out, _ = x.writer.Before(up.out, len(data)) // no error: the body's reader knows the same length
 		up.push(data)
 		up.room(2)
 		up.out = x.writer.After(up.out, len(data))
-		return
-	}
-	at := len(x.req)
-	x.req, _ = x.writer.Append(x.l.buffers.grow(x.req, len(data)+32), data)
-	if up != nil {
-		up.push(x.req[at:])
 	}
 }
 
 // endRequest passes on that the request is whole.
 func (x *Call) endRequest() {
 	x.whole = true
-	edit := x.dropping(&x.Decision.Request)
+	if n := &x.ask; x.trailer.Len() > 0 {
+		n.tail = x.trailer.Append(x.l.buffers.get(trailerSize(&x.trailer)), nil)
+		x.trailer.Parse(n.tail, false) // no error: it was parsed
+	}
 	switch up := x.up; {
-	case x.kept:
-		at := len(x.req)
-		x.req, _ = x.writer.End(x.l.buffers.grow(x.req, 8), &x.trailer, edit)
-		if up != nil {
-			up.push(x.req[at:])
-		}
+	case up == nil:
+	case x.us != nil && x.ask.tail != nil:
+		up.giveTrailers(x, x.us, &x.ask)
+	case x.us != nil:
+		up.give(x.us, &x.ask, nil, true)
 	default:
-		up.room(8)
-		up.out, _ = x.writer.End(up.out, &x.trailer, edit)
+		up.room(8 + len(x.ask.tail))
+		up.out, _ = x.writer.End(up.out, &x.trailer, x.dropping(&x.Decision.Request)) // no error: nothing is left, nothing is added
 	}
 	x.active = x.l.now
 	x.arm()
-	x.client.arm()
+	if x.cs == nil {
+		x.client.arm()
+	}
 }
 
 // dropping is an edit of trailers or of an interim response: it adds nothing.
@@ -302,7 +358,7 @@ func (x *Call) malformed(err error) {
 		x.cutOff(ClientMalformed)
 		return
 	}
-	x.unclear = true
+	x.unclear = x.cs == nil
 	x.refuse(e.Status, e.Text, ClientMalformed)
 }
 
@@ -321,6 +377,9 @@ func (x *Call) refuse(status int, text string, f Flag) {
 	a := &x.Decision.Answer
 	*a = Answer{Fields: emptied(a.Fields)}
 	x.l.e.Handler.Fail(x, status, f, text)
+	if a.Status != 0 {
+		status = a.Status
+	}
 	x.answer(status, f, a.Fields, a.Body, a.Close || x.unclear)
 }
 
@@ -334,8 +393,21 @@ func (x *Call) answer(status int, f Flag, fields []http1.Pair, body []byte, clos
 	if !x.headed {
 		x.asked = http1.Asked{Proto: http1.HTTP11}
 	}
+	x.Result.Status, x.Result.Flag = status, f
+	switch {
+	case x.raw:
+		x.Result.Status = 0
+		x.finish(false)
+		return
+	case x.cs != nil:
+		if closing {
+			c.shutdown()
+		}
+		x.answerStream(status, fields, body)
+		return
+	}
 	x.swallow()
-	closing = closing || !x.whole || x.asked.Upgrade || l.e.draining.Load()
+	closing = closing || !x.whole || x.asked.Upgrade || c.drains()
 	framing := http1.Framing{Kind: http1.Length, Length: int64(len(body))}
 	switch {
 	case status == 204:
@@ -358,7 +430,7 @@ func (x *Call) answer(status int, f Flag, fields []http1.Pair, body []byte, clos
 	}
 	c.out = x.asked.AppendResponseEnd(out, status, reply, nil)
 	c.push(body)
-	x.Result.Status, x.Result.Flag, x.Result.Sent = status, f, int64(len(body))
+	x.Result.Sent = int64(len(body))
 	x.finish(reply.KeepAlive)
 }
 
@@ -374,12 +446,21 @@ func (x *Call) swallow() {
 	}
 }
 
-// finish ends a call whose answer was written. The upstream connection was left before.
+// finish ends a call whose answer was written, or is what waits in its lane. The upstream connection was left before.
 func (x *Call) finish(keep bool) {
 	c, l, whole := x.client, x.l, x.whole
-	x.end()
-	if keep = keep && !l.e.draining.Load(); !keep {
-		c.closing, c.linger = true, !whole || c.at < len(c.in)
+	if x.cs != nil {
+		if x.ans.waits() {
+			x.arm()
+		} else {
+			x.end(http2.NoError)
+		}
+		return
+	}
+	raw := x.raw
+	x.end(http2.NoError)
+	if keep = keep && !c.drains(); !keep {
+		c.closing, c.linger = true, !raw && (!whole || c.at < len(c.in))
 		c.markDirty()
 		return
 	}
@@ -388,12 +469,18 @@ func (x *Call) finish(keep bool) {
 	l.queue(c)
 }
 
-// end tells the handler and takes the call from its client.
-func (x *Call) end() {
+// end tells the handler and takes the call from its client. A stream that has not ended is reset with the code.
+func (x *Call) end(code http2.Code) {
 	c, l := x.client, x.l
 	if x.Result.Status != 0 || x.headed {
 		x.Result.Duration = time.Since(l.e.base) - time.Duration(x.start)
+		if x.resTrail.Len() > 0 {
+			x.Trailer = &x.resTrail
+		}
 		l.e.Handler.Done(x)
+	}
+	if x.cs != nil {
+		c.closeStream(x.cs, code)
 	}
 	if c.shared { // what is behind the head is still to be read
 		c.shared, x.head = false, nil
@@ -409,34 +496,17 @@ func (x *Call) cutOff(f Flag) {
 	if x.Result.Flag == "" {
 		x.Result.Flag = f
 	}
+	if x.cs != nil {
+		x.end(x.codeOf(f))
+		return
+	}
 	// For a client that reads until the connection's end only a reset is no end.
 	reset := c.blocked || c.broken || x.tunnel || !x.begun && f != ClientGone || x.begun && x.reply.Framing.Kind == http1.UntilClose
-	x.end()
+	x.end(http2.NoError)
 	if reset {
 		c.close(true)
 		return
 	}
-	c.closing, c.linger = true, false
-	c.markDirty()
-}
-
-// breakTunnel ends a tunnel one end of which was reset, and resets the other.
-func (x *Call) breakTunnel(c *conn) {
-	if c == x.client {
-		x.cutOff(ClientGone)
-	} else {
-		x.cutOff(UpstreamClosed)
-	}
-}
-
-// endTunnel ends a tunnel both ends of which said that they are done.
-func (x *Call) endTunnel() {
-	up := x.up
-	x.up, up.x = nil, nil
-	up.closing = true
-	up.markDirty()
-	c := x.client
-	x.end()
 	c.closing, c.linger = true, false
 	c.markDirty()
 }
@@ -454,7 +524,7 @@ func (x *Call) deadline() (d int64) {
 		return d
 	case x.wake != 0:
 		d = x.wake
-	case x.begun && !x.client.blocked:
+	case x.begun && !x.clientBlocked():
 		sooner(x.active, w.IdleTimeout)
 	case !x.begun && (x.whole || x.awaits100()) && x.up != nil:
 		sooner(x.active, w.ResponseTimeout)
@@ -463,6 +533,11 @@ func (x *Call) deadline() (d int64) {
 		sooner(x.tried, w.TryTimeout)
 	}
 	sooner(x.start, w.Timeout)
+	for _, n := range [...]*lane{&x.ask, &x.ans} {
+		if n.waits() {
+			sooner(n.since, x.l.e.Limits.WriteStall)
+		}
+	}
 	return d
 }
 
@@ -474,13 +549,15 @@ func (x *Call) arm() { x.l.wheel.set(&x.timer, x.deadline()) }
 // timeout is called when the timer ends, which may be before the deadline.
 func (x *Call) timeout(now int64) {
 	d := x.deadline()
-	total := x.start + int64(x.Decision.Timeout)
+	total, stall := x.start+int64(x.Decision.Timeout), int64(x.l.e.Limits.WriteStall)
 	switch {
 	case d == 0 || d > now:
 		x.l.wheel.set(&x.timer, d)
 	case x.tunnel:
 		x.cutOff(ClientSlow)
-	case x.begun:
+	case x.ans.waits() && x.ans.since+stall <= now:
+		x.cutOff(ClientSlow)
+	case x.begun || x.ans.end:
 		x.cutOff(UpstreamTimeout)
 	case x.Decision.Timeout > 0 && total <= now:
 		x.refuse(504, "the answer took too long", UpstreamTimeout)

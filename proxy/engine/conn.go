@@ -2,7 +2,6 @@ package engine
 
 import (
 	"errors"
-	"io"
 	"net/netip"
 )
 
@@ -28,6 +27,7 @@ type conn struct {
 	pub  *Conn // of a client
 	pool *pool // of an upstream connection
 	x    *Call // that it carries
+	h    *mux  // if it speaks HTTP/2: x is nil then
 
 	in     []byte // what was read and cannot be used yet is in[at:]
 	at     int
@@ -41,11 +41,11 @@ type conn struct {
 	admitted bool
 	raw      bool // it is one call, not requests
 	queued   bool // in loop.todo or loop.later
-	dirty    bool // in loop.dirty
+	dirty    bool // in loop.dirty or loop.batch
 	dead     bool
 	broken   bool // a write failed
-	ended    bool // the peer's side ended; in a tunnel
 	fin      bool // our side is to end when all is written; in a tunnel
+	leave    bool // of a client: it ends when its calls do
 	closing  bool // is closed when all is written
 	linger   bool // ... and when the peer has read it
 	ending   bool // we wait for that
@@ -75,6 +75,8 @@ const turns = 16
 func (c *conn) step() {
 	switch {
 	case c.dead:
+	case c.h != nil:
+		c.stepMux()
 	case c.x != nil && c.x.tunnel:
 		c.stepTunnel()
 	case c.pub != nil:
@@ -167,7 +169,11 @@ func (c *conn) room(n int) {
 func (c *conn) markDirty() {
 	if !c.dirty && !c.dead {
 		c.dirty = true
-		c.l.dirty = append(c.l.dirty, c)
+		if c.h != nil {
+			c.l.batch = append(c.l.batch, c)
+		} else {
+			c.l.dirty = append(c.l.dirty, c)
+		}
 	}
 }
 
@@ -212,6 +218,9 @@ func (c *conn) flush() {
 	if c.dead || c.broken {
 		return
 	}
+	if c.h != nil {
+		c.collect()
+	}
 	for c.sent < len(c.out) {
 		n, err := c.s.write(c.out[c.sent:])
 		if err != nil {
@@ -247,18 +256,13 @@ func (c *conn) flushed() {
 		c.blocked = false
 		c.arm()
 		c.l.queue(c)
-		if x := c.x; x != nil {
-			if c == x.client && x.up != nil {
-				x.active = c.l.now // it was the client that we waited for
-				x.arm()
-				c.l.queue(x.up)
-			} else if c == x.up {
-				if x.held { // it was the upstream that we waited for
-					x.held, x.window, x.before = false, c.l.now, x.Result.Received
-				}
-				x.client.arm()
-				c.l.queue(x.client)
-			}
+		switch x := c.x; {
+		case c.h != nil:
+			c.resume()
+		case x != nil && c == x.client:
+			x.clientReady()
+		case x != nil:
+			x.upstreamReady()
 		}
 	}
 	if c.fin {
@@ -288,6 +292,13 @@ func (c *conn) close(reset bool) {
 	c.drop()
 	c.l.buffers.put(c.out)
 	c.out = nil
+	if c.h != nil {
+		c.l.buffers.put(c.h.Out)
+		c.h.Out = nil
+	}
+	if c.pool != nil {
+		c.pool.open--
+	}
 	delete(c.l.conns, c)
 	c.s.close(reset)
 	if c.pub != nil {
@@ -303,6 +314,8 @@ func (c *conn) close(reset bool) {
 func (c *conn) cut() {
 	switch {
 	case c.dead:
+	case c.h != nil:
+		c.lostMux(true)
 	case c.x == nil && c.pub == nil:
 		c.pool.remove(c)
 		c.close(true)
@@ -319,6 +332,8 @@ func (c *conn) cut() {
 func (c *conn) deadline() int64 {
 	m, x := &c.l.e.Limits, c.x
 	switch {
+	case c.h != nil:
+		return c.muxDeadline()
 	case x != nil && x.tunnel:
 		return 0
 	case c.ending:
@@ -326,14 +341,14 @@ func (c *conn) deadline() int64 {
 	case c.blocked:
 		return c.progress + int64(m.WriteStall)
 	case c.pub == nil && x == nil:
-		return c.since + int64(m.UpstreamIdle)
+		return c.since + int64(c.pool.up.Idle)
 	case c.pub == nil || c.closing:
 		return 0
 	case x == nil && c.used:
 		return c.since + int64(m.Idle)
 	case x == nil || !x.headed:
 		return c.since + int64(m.Head)
-	case !x.whole && x.up != nil && !x.up.blocked && !x.awaits100():
+	case !x.whole && x.up != nil && !x.upBlocked() && !x.awaits100():
 		return x.window + int64(m.BodyIdle)
 	}
 	return 0
@@ -354,6 +369,8 @@ func (c *conn) timeout(now int64) {
 	}
 	x, l := c.x, c.l
 	switch {
+	case c.h != nil:
+		c.muxTimeout(now)
 	case c.pub == nil && x == nil:
 		c.pool.remove(c)
 		c.close(false)
@@ -373,49 +390,4 @@ func (c *conn) timeout(now int64) {
 		x.window, x.before = now, x.Result.Received
 		c.arm()
 	}
-}
-
-// stepTunnel passes on what comes.
-func (c *conn) stepTunnel() {
-	x, l := c.x, c.l
-	to := x.up
-	if c == x.up {
-		to = x.client
-	}
-	if c.broken {
-		x.breakTunnel(c)
-		return
-	}
-	for range turns {
-		if to.blocked || c.ended {
-			return
-		}
-		buf, err := c.pull()
-		if err == errAgain {
-			return
-		}
-		x.active = l.now
-		if err == io.EOF {
-			c.ended = true
-			if to.ended {
-				x.endTunnel()
-				return
-			}
-			to.fin = true
-			to.markDirty()
-			return
-		}
-		if err != nil {
-			x.breakTunnel(c)
-			return
-		}
-		if c.pub != nil {
-			x.Result.Received += int64(len(buf))
-		} else {
-			x.Result.Sent += int64(len(buf))
-		}
-		to.push(buf)
-		c.use(buf, len(buf))
-	}
-	c.yield()
 }

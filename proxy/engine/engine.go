@@ -1,12 +1,15 @@
-// Package engine carries HTTP/1 requests from connections that it accepts to connections that it opens. It knows nothing of the mesh:
-// who calls, where a request goes and how it is changed is decided by a Handler.
+// Package engine carries requests of HTTP/1 and HTTP/2, and connections of any protocol, from connections that it accepts to connections
+// that it opens. It knows nothing of the mesh: who calls, where a request goes and how it is changed is decided by a Handler. Inside it
+// thinks in HTTP/1.1, whatever its peers speak.
 //
 // Imported by proxy. There is one state machine (loop.go, client.go, upstream.go) and two ways to drive it: event loops over epoll on
 // Linux, one for each CPU, without a goroutine for any connection (epoll_linux.go); and goroutines over net.Conn everywhere
 // (netsocket.go). Both hold the same suite of tests. Guarantees:
 //   - Nothing is allocated for a request once its connections are open and as many requests were under way before.
-//   - Memory is bounded: a connection holds at most about 64 KiB of head, 64 KiB of request for a replay, and 128 KiB that the other side
-//     has not taken; whoever is faster than its peer is not read. A connection without a request holds no buffer.
+//   - Memory is bounded: a request holds at most about 64 KiB of head, 64 KiB for a replay, and 128 KiB each way that the other side has
+//     not taken, or the 256 KiB of a window where it came on a stream; whoever is faster than its peer is not read, or gets no window. A
+//     connection without a request holds no buffer.
+//   - A stream that is stalled holds up no other of its connection.
 //   - Every wait has an end: see Limits and Decision.
 //   - A request is sent twice only when nothing of it was sent, or it is idempotent and no byte of an answer came, or the Handler says so.
 //   - A message that was cut off never ends cleanly on the other side.
@@ -26,6 +29,7 @@ import (
 	"time"
 
 	"github.com/meshagent/meshagent/proxy/http1"
+	"github.com/meshagent/meshagent/proxy/http2"
 )
 
 // Handler decides. All but Accept are called in a loop that also serves other connections: they must not block. A Call is only good
@@ -45,7 +49,7 @@ type Handler interface {
 	// followed anew, beginning with its Delay.
 	Retry(c *Call, why Flag) (again bool)
 	// Fail fills in c.Decision.Answer, which is empty, for a call that the engine gives an answer of its own: status, and why. The
-	// engine takes the status, and adds Close where it must.
+	// engine takes the status if it is left 0, and adds Close where it must. A raw connection is closed instead.
 	Fail(c *Call, status int, why Flag, reason string)
 	// Done is told how a call went, also of one that was malformed, for which Decide was not called and whose Request is empty.
 	Done(c *Call)
@@ -75,12 +79,16 @@ type Limits struct {
 
 	Head         time.Duration // from the first byte of a request, or from the beginning of a connection, to the end of the head. 10 s
 	Idle         time.Duration // between two requests. 75 s
+	IdleHTTP2    time.Duration // the same of HTTP/2, whose clients do not lose a request by it. 6 min
 	BodyIdle     time.Duration // in which a request's body must have grown by BodyIdle * BodyRate. 10 s
 	BodyRate     int           // bytes per second. 64
 	WriteStall   time.Duration // without a byte being taken, though there are some. 30 s
 	Linger       time.Duration // in which a peer may read an answer that ends a connection. 1 s
 	UpstreamIdle time.Duration // of a connection in a pool: must be below that of the servers. 4 s
 	Dial         time.Duration // to open a connection. 1 s
+	Streams      int           // that a client's connection of HTTP/2 may have open. 100
+	Ping         time.Duration // without a byte from an upstream of HTTP/2 that has calls: it is asked if it is there. 1 s
+	Pong         time.Duration // to answer that. 1 s
 }
 
 func (l Limits) orDefaults() Limits {
@@ -99,18 +107,23 @@ func (l Limits) orDefaults() Limits {
 	number(&l.BodyRate, 64)
 	duration(&l.Head, 10*time.Second)
 	duration(&l.Idle, 75*time.Second)
+	duration(&l.IdleHTTP2, 6*time.Minute)
 	duration(&l.BodyIdle, 10*time.Second)
 	duration(&l.WriteStall, 30*time.Second)
 	duration(&l.Linger, time.Second)
 	duration(&l.UpstreamIdle, 4*time.Second)
 	duration(&l.Dial, time.Second)
+	number(&l.Streams, 100)
+	duration(&l.Ping, time.Second)
+	duration(&l.Pong, time.Second)
 	return l
 }
 
 // Engine serves connections. Its methods are safe for concurrent use.
 type Engine struct {
 	Config
-	base     time.Time // when the loops' time began
+	base     time.Time     // when the loops' time began
+	server   http2.Options // of clients' connections
 	loops    []*loop
 	turn     atomic.Uint32 // whose the next connection is
 	clients  atomic.Int64  // accepted connections
@@ -145,6 +158,8 @@ func New(c Config) (*Engine, error) {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
 	e := &Engine{Config: c, base: time.Now(), empty: make(chan struct{}, 1)}
+	r := c.Limits.Request
+	e.server = http2.Options{Streams: c.Limits.Streams, HeadBytes: r.Bytes, Fields: r.Fields, Underscores: r.Underscores, Tunnels: true}
 	e.ctx, e.stop = context.WithCancelCause(context.Background())
 	e.open, e.shut = context.WithCancel(e.ctx)
 	for range c.Loops {
@@ -214,16 +229,17 @@ func (e *Engine) serveNet(ctx context.Context, ln net.Listener, tag any) error {
 	}
 }
 
-// Add serves a connection that somebody else accepted, of any kind; it belongs to the engine from then on. Accept is told of it, unless
-// there is no room.
-func (e *Engine) Add(nc net.Conn, tag any) {
+// Add serves a connection that somebody else accepted, of any kind; it belongs to the engine from then on. It tells if there was room for
+// it; else it was closed. Accept is told of it, unless the engine ends meanwhile.
+func (e *Engine) Add(nc net.Conn, tag any) bool {
 	l := e.next()
 	c := newClient(l, addrPort(nc.RemoteAddr()), addrPort(nc.LocalAddr()), tag)
 	if !e.admit() {
 		nc.Close()
-		return
+		return false
 	}
 	l.do(task{c: c, what: doAdd, nc: nc})
+	return true
 }
 
 // admit counts a new client, if there is room for it.
@@ -296,6 +312,9 @@ func (c *Conn) Admit(caller any) { c.c.l.do(task{c: c.c, what: doAdmit, arg: cal
 
 // AdmitRaw lets the connection itself in, whatever it speaks: it is one call, which is decided at once.
 func (c *Conn) AdmitRaw(caller any) { c.c.l.do(task{c: c.c, what: doAdmit, arg: caller, n: 1}) }
+
+// Drain ends the connection after the calls that it has; one without a call is closed. A raw one goes on. From any goroutine.
+func (c *Conn) Drain() { c.c.l.do(task{c: c.c, what: doLeave}) }
 
 // Close cuts the connection and what it carries. From any goroutine, any number of times.
 func (c *Conn) Close() { c.c.l.do(task{c: c.c, what: doCut}) }

@@ -389,8 +389,8 @@ func numbered(from, to int) string {
 	return b.String()
 }
 
-func repeat(s string, n int) []string {
-	all := make([]string, n)
+func repeat[T any](s T, n int) []T {
+	all := make([]T, n)
 	for i := range all {
 		all[i] = s
 	}

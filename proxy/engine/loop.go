@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/meshagent/meshagent/proxy/http1"
+	"github.com/meshagent/meshagent/proxy/http2"
 )
 
 // loop serves a part of the connections. Everything in it and in its connections, calls and pools belongs to whoever runs it: the
@@ -32,6 +33,7 @@ type loop struct {
 	spare   []task         // the inbox's other memory
 	todo    []*conn        // to be stepped
 	dirty   []*conn        // to be flushed
+	batch   []*conn        // those of HTTP/2, when the turn is over: many streams share a write
 	later   []*conn        // to be stepped in the next turn: others come first
 	conns   map[*conn]bool // all that are open
 	pools   map[*Upstream]*pool
@@ -39,6 +41,14 @@ type loop struct {
 	owed    int     // goroutines that will hand us something soon
 	stopped bool
 	edit    http1.Edit // for what is passed on as it came, less what is dropped
+
+	// Of HTTP/2.
+	scratch http2.Scratch
+	open    http2.Request
+	fields  []http2.Field // to be written next
+	names   []byte        // of some of them
+	head    []byte        // of an answer, or trailers, as HTTP/1 has them
+	wants   []*Call       // are to have a connection when what was read is dealt with
 }
 
 // task is something that other goroutines want of a loop.
@@ -60,6 +70,7 @@ const (
 	doAddFD         // the same, as a descriptor
 	doAdmit         // c, for arg; as raw if n is not 0
 	doCut           // c
+	doLeave         // c
 	doDialed        // for pool: nc or err
 	doForget        // pool's upstream was closed: arg
 	doListen        // arg
@@ -122,6 +133,15 @@ func (l *loop) turn() (more bool) {
 	l.todo = append(l.todo, l.later...)
 	l.later = l.later[:0]
 	l.settle()
+	for len(l.batch) > 0 {
+		for i := 0; i < len(l.batch); i++ {
+			c := l.batch[i]
+			c.dirty = false
+			c.flush()
+		}
+		l.batch = l.batch[:0]
+		l.settle()
+	}
 	if l.poll == nil {
 		l.setAlarm()
 	}
@@ -177,6 +197,9 @@ func (l *loop) perform(t *task) {
 		}
 	case doCut:
 		t.c.cut()
+	case doLeave:
+		t.c.leave = true
+		l.queue(t.c)
 	case doDialed:
 		l.owed--
 		t.pool.dialed(t)
@@ -268,11 +291,31 @@ type each struct {
 func (l *loop) each(e *each) {
 	defer e.wg.Done()
 	for c := range l.conns {
-		if x := c.x; x != nil && c.pub != nil && x.decided {
+		switch x := c.x; {
+		case c.pub == nil:
+		case c.h != nil:
+			for s := range c.h.Streams() {
+				if x := s.Owner.(*Call); x.decided {
+					e.f(x)
+				}
+			}
+		case x != nil && x.decided:
 			e.f(x)
 		}
 	}
 }
+
+// connectAll gets calls their connections.
+func (l *loop) connectAll() {
+	for _, x := range l.wants {
+		x.connectNow()
+	}
+	clear(l.wants)
+	l.wants = l.wants[:0]
+}
+
+// since is the time since Engine.base.
+func (l *loop) since() time.Duration { return time.Duration(l.now) }
 
 func (l *loop) getCall(c *conn) *Call {
 	var x *Call
@@ -294,6 +337,9 @@ func (l *loop) putCall(x *Call) {
 	l.wheel.set(&x.timer, 0)
 	l.buffers.put(x.req)
 	l.buffers.put(x.head)
+	l.buffers.put(x.early)
+	l.clearLane(&x.ask)
+	l.clearLane(&x.ans)
 	x.reset()
 	if len(l.calls) < maxCalls {
 		l.calls = append(l.calls, x)

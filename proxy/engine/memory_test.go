@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -139,8 +140,14 @@ func (c *memoryConn) Close() error {
 // SetLinger makes Close a reset.
 func (c *memoryConn) SetLinger(int) error { c.resets.Store(true); return nil }
 
-func (c *memoryConn) LocalAddr() net.Addr              { return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 2} }
-func (c *memoryConn) RemoteAddr() net.Addr             { return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 3} }
-func (c *memoryConn) SetDeadline(time.Time) error      { return nil }
+func (c *memoryConn) LocalAddr() net.Addr  { return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 2} }
+func (c *memoryConn) RemoteAddr() net.Addr { return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 3} }
+
+// SetDeadline ends both ways then.
+func (c *memoryConn) SetDeadline(at time.Time) error {
+	time.AfterFunc(time.Until(at), func() { c.in.finish(os.ErrDeadlineExceeded); c.out.finish(os.ErrDeadlineExceeded) })
+	return nil
+}
+
 func (c *memoryConn) SetReadDeadline(time.Time) error  { return nil }
 func (c *memoryConn) SetWriteDeadline(time.Time) error { return nil }

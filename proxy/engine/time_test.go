@@ -158,7 +158,9 @@ func TestDeadlines(t *testing.T) {
 			client: func(p *peer) { p.send(get); p.expect(okay); time.Sleep(6 * time.Second); p.send(get); p.expect(okay) },
 			want:   []string{"GET / 200 - 1", "GET / 200 - 1"}},
 		{name: "A9: a dial that takes too long", limits: Limits{Dial: short},
-			decide: func(w *world, c *Call) { c.Decision.Upstream = w.e.Upstream(UpstreamConfig{Name: "nowhere", Dial: never}) },
+			decide: func(w *world, c *Call) {
+				c.Decision.Upstream = w.e.Upstream(UpstreamConfig{Name: "nowhere", Dial: never})
+			},
 			client: func(p *peer) { p.send(get); p.status(503, "no connection to the upstream") },
 			want:   []string{"GET / 503 UF 0"}},
 		{name: "C14: a client may wait for 100-continue as long as the server thinks", only: "memory",

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/meshagent/meshagent/proxy/http1"
+	"github.com/meshagent/meshagent/proxy/http2"
 )
 
 // Protocol is what a connection speaks.
@@ -28,6 +29,7 @@ type UpstreamConfig struct {
 	// may take its time for handshakes. Its error becomes Call.Err.
 	Dial        func(context.Context) (net.Conn, error)
 	DialTimeout time.Duration // Limits.Dial if it is 0
+	Idle        time.Duration // of a connection without a call. Limits.UpstreamIdle if it is 0; 5 min if Protocol is HTTP2
 	Streams     int           // of a connection of HTTP/2 at one time; 100 if it is 0
 	Conns       int           // of a loop at one time; no limit if it is 0
 }
@@ -36,8 +38,9 @@ type UpstreamConfig struct {
 // for each pair of identities. It is made when configuration is, not for each request.
 type Upstream struct {
 	UpstreamConfig
-	e      *Engine
-	closed atomic.Bool
+	e       *Engine
+	options http2.Options // of its connections, if they speak HTTP/2
+	closed  atomic.Bool
 }
 
 // Upstream makes an upstream.
@@ -45,7 +48,18 @@ func (e *Engine) Upstream(c UpstreamConfig) *Upstream {
 	if c.DialTimeout <= 0 {
 		c.DialTimeout = e.Limits.Dial
 	}
-	return &Upstream{UpstreamConfig: c, e: e}
+	switch {
+	case c.Idle > 0:
+	case c.Protocol == HTTP2:
+		c.Idle = 5 * time.Minute
+	default:
+		c.Idle = e.Limits.UpstreamIdle
+	}
+	if c.Streams <= 0 {
+		c.Streams = 100
+	}
+	r := e.Limits.Response
+	return &Upstream{UpstreamConfig: c, e: e, options: http2.Options{Streams: c.Streams, HeadBytes: r.Bytes, Fields: r.Fields}}
 }
 
 // Close ends the connections that carry no request, and others after the one they have. Calls that are decided for it later are
@@ -54,151 +68,6 @@ func (u *Upstream) Close() {
 	u.closed.Store(true)
 	for _, l := range u.e.loops {
 		l.do(task{what: doForget, arg: u})
-	}
-}
-
-// pool is the connections of one loop to an upstream.
-type pool struct {
-	l       *loop
-	up      *Upstream
-	idle    []*conn // the one used last is the next
-	wait    []*Call // for a connection
-	dialing int
-}
-
-func (l *loop) pool(u *Upstream) *pool {
-	p := l.pools[u]
-	if p == nil {
-		p = &pool{l: l, up: u}
-		if !u.closed.Load() {
-			l.pools[u] = p
-		}
-	}
-	return p
-}
-
-func (p *pool) closeIdle() {
-	for _, c := range p.idle {
-		c.close(false)
-	}
-	clear(p.idle)
-	p.idle = p.idle[:0]
-}
-
-// fail fails all that wait.
-func (p *pool) fail(f Flag) {
-	for len(p.wait) > 0 {
-		p.wait[0].failed(f)
-	}
-}
-
-// remove takes out a connection that is not used any more.
-func (p *pool) remove(c *conn) {
-	for i, o := range p.idle {
-		if o == c {
-			p.idle = append(p.idle[:i], p.idle[i+1:]...)
-			return
-		}
-	}
-}
-
-// put takes a connection that can carry a call.
-func (p *pool) put(c *conn) {
-	c.since = p.l.now
-	for i, x := range p.wait {
-		if !x.replayed || !c.used {
-			p.wait = append(p.wait[:i], p.wait[i+1:]...)
-			c.carry(x)
-			return
-		}
-	}
-	if p.l.stopped || p.up.closed.Load() || p.l.e.draining.Load() {
-		c.close(false)
-		return
-	}
-	c.arm()
-	p.idle = append(p.idle, c)
-}
-
-// justUsed is for how long we believe that a connection is still there without asking the kernel, when the request could be replayed.
-const justUsed = 1e6
-
-// acquire gets the call a connection: one that was used before, or else, and if fresh in any case, a new one.
-func (x *Call) acquire(fresh bool) {
-	l := x.l
-	p := l.pool(x.Decision.Upstream)
-	for n := len(p.idle); n > 0 && !fresh; n = len(p.idle) {
-		c := p.idle[n-1]
-		p.idle = p.idle[:n-1]
-		if l.now-c.since < justUsed && x.idempotent() || c.s.alive() {
-			c.carry(x)
-			return
-		}
-		c.close(false)
-	}
-	x.pool = p
-	p.wait = append(p.wait, x)
-	if l.stopped {
-		x.failed(UpstreamUnreachable)
-		return
-	}
-	p.dialing++
-	l.owed++
-	l.e.wg.Go(func() {
-		ctx, cancel := context.WithTimeout(l.e.ctx, p.up.DialTimeout)
-		defer cancel()
-		nc, err := p.up.Dial(ctx)
-		l.do(task{what: doDialed, pool: p, nc: nc, err: err})
-	})
-}
-
-// dialed takes what a dial came to.
-func (p *pool) dialed(t *task) {
-	l := p.l
-	p.dialing--
-	if t.err == nil && !l.stopped {
-		c := newConn(l)
-		c.pool = p
-		if c.s = l.socket(c, t.nc, 0, false); c.s != nil {
-			l.conns[c] = true
-			p.put(c)
-			return
-		}
-	} else if t.nc != nil {
-		t.nc.Close()
-	}
-	if len(p.wait) > p.dialing {
-		p.wait[0].Err = t.err
-		p.wait[0].failed(UpstreamUnreachable)
-	}
-}
-
-// carry sends the request.
-func (c *conn) carry(x *Call) {
-	c.x, x.up, x.pool = x, c, nil
-	x.Result.Attempts++
-	x.held, x.window, x.before, x.active = false, c.l.now, x.Result.Received, c.l.now
-	n, err := c.s.write(x.req)
-	switch {
-	case err != nil:
-		c.fail()
-	case n < len(x.req):
-		c.room(len(x.req) - n)
-		c.out = append(c.out, x.req[n:]...)
-	case !c.s.flushed():
-		c.markDirty()
-	}
-	if n > 0 || err == nil { // what was not taken now will be
-		x.wrote = true
-		if !x.idempotent() {
-			x.forget()
-		}
-	}
-	c.arm()
-	x.arm()
-	if !x.whole {
-		x.client.arm()
-		c.l.queue(x.client)
 	}
 }
 
@@ -214,22 +83,37 @@ func (x *Call) leave(reset bool) {
 			}
 		}
 	}
-	if up := x.up; up != nil {
+	switch up := x.up; {
+	case up == nil:
+	case x.us != nil:
+		x.release()
+	default:
 		x.up, up.x = nil, nil
 		up.close(reset)
 	}
 }
 
+// release gives a stream of the upstream back, which is cancelled if it has not ended.
+func (x *Call) release() {
+	up, s, n := x.up, x.us, &x.ask
+	x.up, x.us = nil, nil
+	x.l.buffers.put(n.rest)
+	n.rest, n.at = nil, 0
+	up.used = true
+	up.closeStream(s, http2.Cancel)
+}
+
 // maxAttempts bounds what a handler can ask for.
-const maxAttempts = 10
+const maxAttempts = 101
 
 // failed ends a try. If the call can go on it is tried again, by decision of the handler.
 func (x *Call) failed(f Flag) {
 	x.leave(true)
+	x.failures++
 	switch {
 	case x.begun:
 		x.cutOff(f)
-	case x.again() && x.Result.Attempts < maxAttempts && !x.l.stopped && x.l.e.Handler.Retry(x, f):
+	case x.again() && x.failures < maxAttempts && !x.l.stopped && x.l.e.Handler.Retry(x, f):
 		x.retry()
 	case f == UpstreamTimeout:
 		x.refuse(504, "the upstream did not answer in time", f)
@@ -237,6 +121,10 @@ func (x *Call) failed(f Flag) {
 		x.refuse(502, "the upstream's answer is malformed", f)
 	case f == UpstreamClosed:
 		x.refuse(503, "the upstream closed the connection before it answered", f)
+	case f == UpstreamRefused:
+		x.refuse(503, "the upstream did not look at the request", f)
+	case f == UpstreamFull:
+		x.refuse(503, "the upstream has as many calls as it may have", f)
 	default:
 		x.refuse(503, "no connection to the upstream", f)
 	}
@@ -263,7 +151,7 @@ func (c *conn) stepUpstream() {
 		if x == nil || x.tunnel {
 			break
 		}
-		if x.client.blocked {
+		if x.clientBlocked() {
 			return
 		}
 		buf, err := c.pull()
@@ -297,18 +185,24 @@ func (c *conn) stepUpstream() {
 
 // lost acts on the end of an upstream connection.
 func (c *conn) lost(x *Call, err error) {
-	switch {
-	case x.begun && err == io.EOF && x.resBody.End() == nil:
+	if x.begun && err == io.EOF && x.resBody.End() == nil {
 		x.reuse = false
 		x.endAnswer()
-	case c.used && !x.replayed && x.again() && !c.l.stopped:
-		// It had ended before it saw the request, most likely: the one thing that pools cannot prevent.
-		x.leave(true)
-		x.replayed = true
-		x.acquire(true)
-	default:
-		x.failed(UpstreamClosed)
+		return
 	}
+	x.lost()
+}
+
+// lost acts on the end of the connection that carried the call.
+func (x *Call) lost() {
+	if !x.up.used || x.replayed || !x.again() || x.l.stopped {
+		x.failed(UpstreamClosed)
+		return
+	}
+	// It had ended before it saw the request, most likely: the one thing that pools cannot prevent.
+	x.leave(true)
+	x.replayed = true
+	x.acquire(true)
 }
 
 // readHead reads a head of the answer and passes it on.
@@ -322,105 +216,149 @@ func (c *conn) readHead(x *Call, buf []byte) {
 		c.use(buf, 0)
 		return
 	}
-	cl, d, res := x.client, &x.Decision, &x.res
-	if !res.Interim() {
-		x.Response = res
-		again := c.l.e.Handler.Respond(x)
-		if x.Response = nil; again && x.CanRetry() {
-			x.leave(true)
-			x.retry()
-			return
-		}
-	}
-	room := n + 256
-	for _, pairs := range [...][]http1.Pair{d.Response.Set, d.Response.Add} {
-		for i := range pairs {
-			room += len(pairs[i].Name) + len(pairs[i].Value) + 4
-		}
-	}
-	cl.room(room)
-	if res.Interim() {
-		cl.out, _, _ = http1.AppendResponse(cl.out, res, x.asked, x.dropping(&d.Response)) // no error: it adds nothing
-		c.use(buf, n)
-		x.interim, x.window = true, c.l.now
-		cl.arm()
+	body := x.res.Body()
+	if !x.passHead(n, body.Done()) {
 		return
 	}
-	tunnel := res.Framing.Kind == http1.Tunnel
-	d.Response.Close = d.Response.Close || !x.whole || x.asked.Upgrade && !tunnel || c.l.e.draining.Load()
-	out, reply, err := http1.AppendResponse(cl.out, res, x.asked, &d.Response)
-	if err != nil {
-		c.l.e.Log.Error("an answer cannot be sent on as it was decided", "error", err)
-		x.leave(true)
-		x.refuse(500, err.Error(), "")
-		return
-	}
-	cl.out = out
-	x.begun, x.reply, x.reuse, x.tunnel = true, reply, res.KeepAlive, tunnel
-	x.resBody, x.resW = res.Body(), reply.Framing.Writer()
-	x.Result.Status, x.active = res.Status, c.l.now
 	c.use(buf, n)
 	switch {
-	case tunnel:
-		cl.arm()
-		c.l.queue(cl)
-		c.l.queue(c)
-	case x.resBody.Done():
+	case x.res.Interim():
+	case x.tunnel:
+		x.startTunnel()
+	case body.Done():
 		x.endAnswer()
-		return
 	}
-	if x.kept {
-		x.forget()
+}
+
+// passHead passes on a head of an answer, which is in x.res and n bytes long. end tells that it is all. The call goes on with this answer
+// if passHead is true.
+func (x *Call) passHead(n int, end bool) bool {
+	res, l := &x.res, x.l
+	if res.Interim() {
+		x.passInterim(n)
+		return true
 	}
+	if res.Status == 101 && !switchesTo(x.Request.Upgrade, res.Upgrade) {
+		x.failed(UpstreamMalformed)
+		return false
+	}
+	x.Response = res
+	again := l.e.Handler.Respond(x)
+	if x.Response = nil; again && x.CanRetry() {
+		x.leave(true)
+		x.retry()
+		return false
+	}
+	tunnel := res.Framing.Kind == http1.Tunnel
+	if x.raw {
+		if !tunnel { // there is nobody who could be told
+			x.leave(true)
+			x.finish(false)
+			return false
+		}
+		x.begun, x.tunnel = true, true
+		return true
+	}
+	x.Result.Status = res.Status
+	if err := x.writeHead(n, end); err != nil {
+		l.e.Log.Error("an answer cannot be sent on as it was decided", "error", err)
+		x.leave(true)
+		x.refuse(500, err.Error(), "")
+		return false
+	}
+	x.begun, x.tunnel, x.reuse, x.active = true, tunnel, res.KeepAlive, l.now
+	x.resBody, x.resW = res.Body(), x.reply.Framing.Writer()
+	x.forget()
 	x.arm()
+	return true
+}
+
+// writeHead writes the final head of an answer to the client.
+func (x *Call) writeHead(n int, end bool) (err error) {
+	c, d := x.client, &x.Decision
+	if x.cs != nil {
+		if d.Response.Close {
+			c.shutdown()
+		}
+		x.ans.end = end
+		return x.respond(end)
+	}
+	tunnel := x.res.Framing.Kind == http1.Tunnel
+	d.Response.Close = d.Response.Close || !x.whole || x.asked.Upgrade && !tunnel || c.drains()
+	c.room(n + pairsSize(&d.Response))
+	c.out, x.reply, err = http1.AppendResponse(c.out, &x.res, x.asked, &d.Response)
+	return err
+}
+
+// passInterim passes on an answer that another one follows.
+func (x *Call) passInterim(n int) {
+	c := x.client
+	switch {
+	case x.raw:
+		return
+	case x.cs != nil:
+		x.respond(false) // no error: it adds nothing
+	default:
+		c.room(n + 256)
+		c.out, _, _ = http1.AppendResponse(c.out, &x.res, x.asked, x.dropping(&x.Decision.Response)) // no error: it adds nothing
+	}
+	x.interim, x.window = true, x.l.now
+	c.arm()
 }
 
 // readAnswer passes on a part of the answer's body.
 func (c *conn) readAnswer(x *Call, buf []byte) {
-	cl, used := x.client, 0
-	for {
+	for used := 0; ; {
 		data, n, done, err := x.resBody.Next(buf[used:], &x.resTrail)
 		if err != nil {
 			x.failed(UpstreamMalformed)
 			return
 		}
 		if len(data) > 0 {
-			x.Result.Sent += int64(len(data))
-			cl.room(32)
-			cl.out, _ = x.resW.Before(cl.out, len(data)) // no error: the body's reader knows the same length
-			cl.push(data)
-			if x.reply.Framing.Kind == http1.Chunked {
-				cl.room(2)
-				cl.out = x.resW.After(cl.out, len(data))
-			}
+			x.toClient(data, done)
 		}
 		used += n
 		if done {
-			cl.endBody(x)
+			x.endBody()
 			c.use(buf, used)
 			x.endAnswer()
 			return
 		}
 		if n == 0 {
-			break
+			c.use(buf, used)
+			return
 		}
 	}
-	c.use(buf, used)
 }
 
-// endBody writes the end of the answer's body.
-func (c *conn) endBody(x *Call) {
-	if x.reply.Framing.Kind == http1.Chunked {
-		c.room(8)
-		c.out, _ = x.resW.End(c.out, &x.resTrail, x.dropping(&x.Decision.Response)) // no error: nothing is left, nothing is added
+// endBody writes the end of the answer's body, with its trailers, of which it makes a copy.
+func (x *Call) endBody() {
+	c, n, t := x.client, &x.ans, &x.resTrail
+	if t.Len() > 0 {
+		n.tail = t.Append(x.l.buffers.get(trailerSize(t)), nil)
+		t.Parse(n.tail, true) // no error: it was parsed
+	}
+	switch {
+	case x.cs == nil && x.reply.Framing.Kind == http1.Chunked:
+		c.room(8 + len(n.tail))
+		c.out, _ = x.resW.End(c.out, t, x.dropping(&x.Decision.Response)) // no error: nothing is left, nothing is added
+	case x.cs != nil && n.tail != nil:
+		c.giveTrailers(x, x.cs, n)
+	case x.cs != nil && !n.end:
+		c.give(x.cs, n, nil, true)
 	}
 }
 
 // endAnswer ends a call whose answer was passed on.
 func (x *Call) endAnswer() {
 	up := x.up
-	if x.begun && x.resBody.End() == nil && !x.resBody.Done() { // it ended with its connection
-		x.client.endBody(x)
+	if x.us != nil {
+		x.release()
+		x.finish(x.reply.KeepAlive && x.whole)
+		return
+	}
+	if x.resBody.End() == nil && !x.resBody.Done() { // it ended with its connection
+		x.endBody()
 	}
 	x.up, up.x = nil, nil
 	if x.reuse && x.whole && up.at == len(up.in) && !up.broken && len(up.out) == 0 {

@@ -22,6 +22,7 @@ import (
 type scenario struct {
 	name    string // begins with the row of BEHAVIOURS
 	only    string // drivers, if not all
+	not     string // protocols that it makes no sense over: see protocols
 	limits  Limits
 	decide  func(w *world, c *Call)              // sends to the servers if it is nil
 	retry   func(w *world, c *Call, f Flag) bool // never if it is nil
@@ -39,23 +40,29 @@ func drivers() []string {
 	return []string{"goroutines", "memory"}
 }
 
+// protocols are what the engine speaks: with its clients, and with its servers. Scripts speak HTTP/1: where the engine speaks HTTP/2
+// another engine stands between, which changes nothing.
+var protocols = []string{"h1-h1"}
+
 func (s *scenario) play(t *testing.T) {
 	for _, d := range drivers() {
-		if s.only != "" && !strings.Contains(s.only, d) {
-			continue
-		}
-		t.Run(d, func(t *testing.T) {
-			if d == "memory" {
-				synctest.Test(t, func(t *testing.T) { s.run(t, d) })
-				return
+		for _, via := range protocols {
+			if s.only != "" && !strings.Contains(s.only, d) || strings.Contains(s.not, via) || d == "goroutines" && via != "h1-h1" {
+				continue
 			}
-			s.run(t, d)
-		})
+			t.Run(d+" "+via, func(t *testing.T) {
+				if d == "memory" {
+					synctest.Test(t, func(t *testing.T) { s.run(t, d, via) })
+					return
+				}
+				s.run(t, d, via)
+			})
+		}
 	}
 }
 
-func (s *scenario) run(t *testing.T, driver string) {
-	w := newWorld(t, driver, s)
+func (s *scenario) run(t *testing.T, driver, via string) {
+	w := newWorldVia(t, driver, via, s)
 	defer w.end()
 	client := w.dial()
 	w.in(func() { s.client(client) })
@@ -123,6 +130,10 @@ func listen(t testing.TB, driver string) listenDialer {
 }
 
 func newWorld(t testing.TB, driver string, s *scenario) *world {
+	return newWorldVia(t, driver, "h1-h1", s)
+}
+
+func newWorldVia(t testing.TB, driver, via string, s *scenario) *world {
 	w := &world{t: t, s: s, driver: driver, front: listen(t, driver), calls: make(chan string, 4096),
 		passed: make(chan struct{}, 16)}
 	var err error
@@ -130,19 +141,20 @@ func newWorld(t testing.TB, driver string, s *scenario) *world {
 		t.Fatal(err)
 	}
 	back := listen(t, driver)
-	w.up = w.e.Upstream(UpstreamConfig{Name: "servers", Dial: back.dial})
 	ctx, stop := context.WithCancel(context.Background())
 	w.stop = stop
-	w.wg.Go(func() {
-		if err := w.e.Run(ctx); err != nil {
-			t.Errorf("Run: %v", err)
-		}
-	})
-	w.wg.Go(func() {
-		if err := w.e.Serve(ctx, w.front, nil); err != nil {
-			t.Errorf("Serve: %v", err)
-		}
-	})
+	front, servers := w.front, UpstreamConfig{Name: "servers", Dial: back.dial}
+	if strings.HasPrefix(via, "h2") {
+		front = listen(t, driver)
+		w.relay(ctx, w.front, UpstreamConfig{Name: "engine", Protocol: HTTP2, Dial: front.dial})
+	}
+	if strings.HasSuffix(via, "h2") {
+		between := listen(t, driver)
+		w.relay(ctx, between, servers)
+		servers = UpstreamConfig{Name: "relay", Protocol: HTTP2, Dial: between.dial}
+	}
+	w.up = w.e.Upstream(servers)
+	w.serve(ctx, w.e, front)
 	if len(s.servers) == 0 {
 		back.Close()
 	}
@@ -167,6 +179,41 @@ func newWorld(t testing.TB, driver string, s *scenario) *world {
 	w.wg.Go(func() { <-ctx.Done(); back.Close() })
 	return w
 }
+
+// serve runs an engine.
+func (w *world) serve(ctx context.Context, e *Engine, ln listenDialer) {
+	w.wg.Go(func() {
+		if err := e.Run(ctx); err != nil {
+			w.t.Errorf("Run: %v", err)
+		}
+	})
+	w.wg.Go(func() {
+		if err := e.Serve(ctx, ln, nil); err != nil {
+			w.t.Errorf("Serve: %v", err)
+		}
+	})
+}
+
+// relay runs an engine that sends everything to one upstream.
+func (w *world) relay(ctx context.Context, ln listenDialer, to UpstreamConfig) {
+	h := &relay{world: w}
+	e, err := New(Config{Handler: h, Loops: 1, Portable: w.driver != "loops"})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	h.to = e.Upstream(to)
+	w.serve(ctx, e, ln)
+}
+
+type relay struct {
+	*world
+	to *Upstream
+}
+
+func (r *relay) Decide(c *Call)         { c.Decision.Upstream, c.Decision.Connect = r.to, true }
+func (r *relay) Retry(*Call, Flag) bool { return false }
+func (r *relay) Respond(*Call) bool     { return false }
+func (r *relay) Done(*Call)             {}
 
 // end stops the engine and waits for all.
 func (w *world) end() {
@@ -225,7 +272,11 @@ type peer struct {
 }
 
 func (w *world) peer(nc net.Conn) *peer {
-	nc.SetDeadline(time.Now().Add(patience))
+	d := patience
+	if w.driver == "memory" { // where hours pass at once
+		d = 3 * time.Hour
+	}
+	nc.SetDeadline(time.Now().Add(d))
 	return &peer{nc, w}
 }
 

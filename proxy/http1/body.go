@@ -3,6 +3,33 @@ package http1
 // Trailer is the fields behind a chunked body.
 type Trailer struct{ Head }
 
+// Parse reads trailers that another protocol brought: lines as behind a chunked body, and an empty one, of a request or of a response.
+// What t gives are slices of buf. An error is an *Error, and leaves t empty.
+func (t *Trailer) Parse(buf []byte, response bool) error {
+	r := ofRequestTrailer
+	if response {
+		r = ofResponseTrailer
+	}
+	t.reset()
+	n, f := t.parseFields(buf, r, Options{Bytes: MaxTrailerBytes, Fields: MaxFields})
+	if f == nil && n != len(buf) {
+		f = faultTrailerSize
+	}
+	if f != nil {
+		t.reset()
+		return f.of(response)
+	}
+	return nil
+}
+
+// Reset empties t.
+func (t *Trailer) Reset() { t.reset() }
+
+// Append appends the trailers as lines that Parse reads, less those of drop.
+func (t *Trailer) Append(dst []byte, drop *Names) []byte {
+	return append(t.appendFields(dst, &Edit{Drop: drop}, 0), "\r\n"...)
+}
+
 // Body finds the bytes of a body, and its end, in what is read behind a head. The zero Body is one without bytes.
 type Body struct {
 	left      int64 // bytes of the body, or of the chunk

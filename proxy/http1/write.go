@@ -36,13 +36,13 @@ func (h *Head) Passes(i int, drop, protect *Names) bool {
 	return (!f.named || protect.Has(name)) && !drop.Has(name)
 }
 
-// appendFields appends the fields that pass, less the ids of which without has the bits. Neighbours that are written as we would
+// appendFields appends the fields that go on, less the ids of which without has the bits. Neighbours that are written as we would
 // are copied at once.
 func (h *Head) appendFields(dst []byte, e *Edit, without uint32) []byte {
 	var run span
 	for i := range h.n {
 		f := &h.fields[i]
-		if !h.Passes(i, e.Drop, e.Protect) || without>>f.id&1 != 0 || isSet(e.Set, f.name.of(h.buf)) {
+		if !h.goes(i, e, without) {
 			continue
 		}
 		if f.exact && f.name.from == run.to {
@@ -57,6 +57,11 @@ func (h *Head) appendFields(dst []byte, e *Edit, without uint32) []byte {
 		dst = appendLine(dst, f.name.of(h.buf), f.value.of(h.buf))
 	}
 	return append(dst, run.of(h.buf)...)
+}
+
+func (h *Head) goes(i int, e *Edit, without uint32) bool {
+	f := &h.fields[i]
+	return h.Passes(i, e.Drop, e.Protect) && without>>f.id&1 == 0 && !isSet(e.Set, f.name.of(h.buf))
 }
 
 func isSet(set []Pair, name []byte) bool {
@@ -172,28 +177,36 @@ func appendFraming(dst []byte, f Framing) []byte {
 // AppendRequest appends the head of r, parsed and still in its buffer, as it goes to the next hop. The body is framed as it came: a
 // Writer of r.Framing writes it. On an error dst is as it was: r has no Host and e gives none, or what e gives cannot be written.
 func AppendRequest(dst []byte, r *Request, e *Edit) ([]byte, error) {
-	path, host, without := r.Path, r.Host, uint32(0)
+	path, host := r.Path, r.Host
 	if e.Target != nil {
 		path = e.Target
 	}
 	if e.Host != nil {
 		host = e.Host
 	}
-	if r.Framing.Kind != Chunked {
-		without |= 1 << idTrailer
-	}
-	if !r.Expect100 {
-		without |= 1 << idExpect
-	}
 	out, err := AppendRequestLine(dst, r.Method, path, host)
 	if err == nil {
-		out, err = r.appendEdited(out, e, without)
+		out, err = r.appendEdited(out, e, r.without())
 	}
 	if err != nil {
 		return dst, err
 	}
 	return AppendRequestEnd(out, RequestEnd{r.Framing, r.Upgrade, r.TETrailers, e.Close}), nil
 }
+
+// without has the ids of fields that say nothing to the next hop.
+func (r *Request) without() (ids uint32) {
+	if r.Framing.Kind != Chunked {
+		ids |= 1 << idTrailer
+	}
+	if !r.Expect100 {
+		ids |= 1 << idExpect
+	}
+	return ids
+}
+
+// Sends tells if AppendRequest sends field i on: for those who write the head in another protocol.
+func (r *Request) Sends(i int, e *Edit) bool { return r.goes(i, e, r.without()) }
 
 func (h *Head) appendEdited(dst []byte, e *Edit, without uint32) ([]byte, error) {
 	dst, err := appendPairs(h.appendFields(dst, e, without), e.Set)
@@ -269,16 +282,22 @@ func AppendResponse(dst []byte, r *Response, asked Asked, e *Edit) ([]byte, Repl
 	if asked.Proto == HTTP10 && r.Status < 200 {
 		return dst, reply, nil
 	}
-	without := uint32(0)
-	if reply.Framing.Kind != Chunked {
-		without |= 1 << idTrailer
-	}
-	out, err := r.appendEdited(AppendStatusLine(dst, r.Status, r.Reason), e, without)
+	out, err := r.appendEdited(AppendStatusLine(dst, r.Status, r.Reason), e, reply.Framing.without())
 	if err != nil {
 		return dst, reply, err
 	}
 	return asked.AppendResponseEnd(out, r.Status, reply, r.Upgrade), reply, nil
 }
+
+func (f Framing) without() (ids uint32) {
+	if f.Kind != Chunked {
+		ids = 1 << idTrailer
+	}
+	return ids
+}
+
+// Sends tells if field i goes on, as AppendResponse would have it where the body can have trailers if it came chunked.
+func (r *Response) Sends(i int, e *Edit) bool { return r.goes(i, e, r.Framing.without()) }
 
 // Writer frames a body. It refuses more or fewer bytes than the head announced: the connection must then be cut off.
 type Writer struct {

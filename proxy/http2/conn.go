@@ -129,6 +129,9 @@ func (c *Conn) InHead() bool { return c.blockID != 0 }
 // CanOpen tells if Open would open a stream now.
 func (c *Conn) CanOpen() bool { return c.mayOpen() == nil }
 
+// Most is how many streams of ours may be open at once, by our options and what the server's settings say so far.
+func (c *Conn) Most() int { return int(min(uint32(c.opts.Streams), c.peerStreams)) }
+
 // Tunnels tells if the server allows extended CONNECT.
 func (c *Conn) Tunnels() bool { return c.peerTunnels }
 
