@@ -20,8 +20,8 @@ const (
 	maxBackup     = 64 << 20 // bytes
 )
 
-// Backup writes everything that was acknowledged before the call. Any server can. The CA's keys in it are sealed; gossip keys
-// and hashes of tokens are not. Errors: ErrNoLeader, those of w.
+// Backup writes everything that was acknowledged before the call. Any server can. Keys are in it as
+// whoever wrote them sealed them, and tokens as hashes. Errors: ErrNoLeader, those of w.
 func (s *Store) Backup(ctx context.Context, w io.Writer) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
