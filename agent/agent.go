@@ -80,6 +80,8 @@ type Agent struct {
 	policies   []mesh.Policy // as the catalog has them; of followPolicy
 	policyAt   uint64        // store index of policies
 
+	keyring atomic.Pointer[control.Keyring] // of gossip; replaced by followPolicy
+
 	lost atomic.Pointer[lostServers] // since when no server answers; nil while one does
 
 	publishing sync.Mutex // orders publishInstances and withdraw; guards withdrawn
@@ -254,9 +256,10 @@ func (a *Agent) openGossip(m *control.Membership) (err error) {
 	if err != nil {
 		return err
 	}
+	a.keyring.Store(&control.Keyring{Version: max(m.Keyring, 1), Keys: m.GossipKeys})
 	a.gossip, err = gossip.New(gossip.Config{
 		Self: mesh.Node{ID: a.id, Name: a.cfg.Name, Addr: a.addr, MeshPort: a.cfg.Ports.Mesh, Locality: loc, Labels: a.cfg.Labels,
-			Server: !a.server.IsZero(), Agent: a.version},
+			Server: !a.server.IsZero(), Agent: a.version, Keyring: m.Keyring, Bundle: a.leaves.Bundle().Version},
 		Key: a.key, Bind: netip.AddrPortFrom(a.addr, a.cfg.Ports.Gossip), Label: m.TrustDomain.String(), Keyring: m.GossipKeys,
 		Seeds: a.seeds, Fetcher: control.NewRecords(a.port), Log: a.log, Metrics: a.metrics})
 	return err

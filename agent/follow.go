@@ -107,6 +107,10 @@ func (a *Agent) takeChanges(c *control.Changes) {
 			a.leaves.SetBundle(b)
 			a.member.update(func(m *control.Membership) { m.Bundle = c.Bundle })
 		}
+		a.gossip.SetBundle(a.leaves.Bundle().Version)
+	}
+	if c.Keyring != nil {
+		a.takeKeyring(*c.Keyring)
 	}
 	changed := c.Full || len(c.Policies)+len(c.Deleted) > 0
 	ps := slices.Clone(a.policies)
@@ -124,6 +128,22 @@ func (a *Agent) takeChanges(c *control.Changes) {
 		a.policyTask()
 		a.policyTask = nil
 	}
+}
+
+// takeKeyring makes gossip use other keys, and keeps them for the next start. An older keyring comes from a server that is behind.
+func (a *Agent) takeKeyring(k control.Keyring) {
+	switch own := a.keyring.Load(); {
+	case k.Version < own.Version:
+		return
+	case k.Version > own.Version:
+		if err := a.gossip.SetKeyring(k.Version, k.Keys); err != nil {
+			a.log.Error("gossip keyring not taken", "keyring", k, "err", err)
+			return
+		}
+		a.member.update(func(m *control.Membership) { m.GossipKeys, m.Keyring = k.Keys, k.Version })
+		a.log.Info("gossip keyring taken", "keyring", k)
+	}
+	a.keyring.Store(&k)
 }
 
 // followGossip feeds the catalog with records, and tells gossip which policy is live here.

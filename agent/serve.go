@@ -74,7 +74,7 @@ func (a *Agent) serveAPI(ctx context.Context) error {
 	}
 	a.apiTask()
 	b := &backend{a}
-	cfg := server.Config{Snapshots: a.catalog, Status: a.status, Ready: a.ready.Pending, Local: b, Mesh: b, Tokens: b, Leave: a.leaveMesh,
+	cfg := server.Config{Snapshots: a.catalog, Status: a.status, Ready: a.ready.Pending, Local: b, Mesh: b, Tokens: b, Keyring: b, Leave: a.leaveMesh,
 		DNS: a.askDNS, Metrics: a.metrics.Handler(), Log: a.log}
 	if a.service != nil {
 		cfg.Store = b
@@ -287,6 +287,24 @@ func (b *backend) Tokens(ctx context.Context, o server.Operator) (api.Tokens, er
 
 func (b *backend) DeleteToken(ctx context.Context, o server.Operator, id string) error {
 	return told(b.servers().DeleteToken(ctx, b.operator(o), id))
+}
+
+func (b *backend) Keyring() api.Keyring { return keyring(*b.keyring.Load()) }
+
+func (b *backend) RotateKeyring(ctx context.Context, o server.Operator) (api.Keyring, error) {
+	k, err := b.servers().RotateKeyring(ctx, b.operator(o))
+	if err != nil {
+		return api.Keyring{}, told(err)
+	}
+	return keyring(k), nil
+}
+
+func keyring(k control.Keyring) api.Keyring {
+	out := api.Keyring{Version: k.Version, Final: k.Final(), Step: string(k.Step), Changed: k.Changed}
+	for i, id := range k.Keys.IDs() {
+		out.Keys = append(out.Keys, api.Key{ID: id, Primary: i == 0})
+	}
+	return out
 }
 
 func (b *backend) Backup(ctx context.Context, o server.Operator, w io.Writer) error {

@@ -93,6 +93,9 @@ func New(cfg Config) *CA {
 	return &CA{cfg: cfg, issued: cfg.Metrics.Counter("meshagent_ca_issued_total", "Certificates signed by this server.", "kind")}
 }
 
+// Sealer returns what the CA's keys are sealed with, for other secrets of the same store.
+func (c *CA) Sealer() Sealer { return c.cfg.Sealer }
+
 // load reads the state, from memory when the store's value is the one read before.
 func (c *CA) load(ctx context.Context) (*State, uint64, error) {
 	v, index, err := c.cfg.Store.Load(ctx)

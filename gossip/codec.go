@@ -125,7 +125,7 @@ func encode(r *mesh.Record, key crypto.Signer) ([]byte, error) {
 }
 
 // The extras of a record come behind its instances: number, length, value. A reader passes over numbers that it does not know,
-// so that a newer agent may say more. What was never changed is left out: agents that know no extras read such a record too.
+// so that a newer agent may say more. What was never changed, and so is 1, is left out: agents that know no extras read such a record too.
 const (
 	extraKeyring = 1
 	extraBundle  = 2
@@ -139,6 +139,7 @@ func (w *writer) extra(number, v uint64) {
 }
 
 func (r *reader) extras(n *mesh.Node) {
+	n.Keyring, n.Bundle = 1, 1 // who says nothing has the first of each
 	for len(r.b) > 0 && !r.bad {
 		number, v := r.uint(), reader{b: r.take(r.uint())}
 		switch number {

@@ -115,6 +115,7 @@ func New(cfg Config) (*Gossip, error) {
 	}
 	cfg.Self.Incarnation = uint64(time.Now().UnixNano())
 	cfg.Self.Version, cfg.Self.Status = 1, mesh.Alive
+	cfg.Self.Keyring, cfg.Self.Bundle = max(cfg.Self.Keyring, 1), max(cfg.Self.Bundle, 1)
 	if err := cfg.Self.Check(); err != nil {
 		return nil, fmt.Errorf("gossip: %w", err)
 	}

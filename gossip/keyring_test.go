@@ -133,7 +133,7 @@ func TestRotation(t *testing.T) {
 				})
 			}
 		}
-		back := l.start(6, nil) // with the key of before
+		back := l.start(6, func(c *Config) { c.Key = off.key }) // with the keyring of before
 		time.Sleep(time.Minute)
 		if st := back.statuses(); len(st) != 1 || hs[0].NumMembers() != 5 {
 			t.Errorf("with the old key it sees %v, and is seen among %d", st, hs[0].NumMembers())

@@ -201,7 +201,7 @@ type Node struct {
 	Agent    string     `json:"agent,omitempty"` // version of its meshagent
 	// PolicyIndex is the store index of the policies that the node's data path applies.
 	PolicyIndex uint64 `json:"policyIndex,omitempty"`
-	// Keyring and Bundle are the versions of the gossip keyring and of the trust bundle that the node uses; 0 and 1 are the first.
+	// Keyring and Bundle are the versions of the gossip keyring and of the trust bundle that the node uses, from 1.
 	Keyring uint64 `json:"keyring,omitempty"`
 	Bundle  uint64 `json:"bundle,omitempty"`
 	// Incarnation and Version order the records of a node: a later start of the agent has a higher Incarnation, a later

@@ -230,6 +230,26 @@ type Live struct {
 	Pending []string `json:"pending,omitempty"` // names of nodes, 100 at most
 }
 
+// Keyring is the answer of GET /keyring and of POST /keyring/rotate: the keys of gossip by name, as this agent knows them, and how
+// many of the living nodes have them. With ?version=N, nodes are counted that have version N or a later one; with ?wait=D the
+// answer waits until all have, D at most.
+type Keyring struct {
+	Version uint64    `json:"version"`
+	Final   uint64    `json:"final"`          // version with which the rotation under way is over; version when there is none
+	Step    string    `json:"step,omitempty"` // of the rotation under way: install, use
+	Keys    []Key     `json:"keys"`
+	Changed time.Time `json:"changed,omitzero"`
+	Have    int       `json:"have"`
+	Nodes   int       `json:"nodes"`
+	Pending []string  `json:"pending,omitempty"` // names of nodes that lack it, 100 at most
+}
+
+// Key is a key of gossip without its secret.
+type Key struct {
+	ID      string `json:"id"`      // the beginning of a hash
+	Primary bool   `json:"primary"` // it encrypts; the others only decrypt
+}
+
 // TokenSpec is the body of POST /tokens: what a join token is good for. Zero fields are the defaults.
 type TokenSpec struct {
 	Server   bool   `json:"server,omitempty"`

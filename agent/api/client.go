@@ -227,6 +227,24 @@ func (c *Client) Live(ctx context.Context, index uint64, wait time.Duration) (l 
 	return l, c.do(ctx, http.MethodGet, "/live", q, nil, &l)
 }
 
+// Keyring returns the keyring of gossip, by names. With a version above 0, nodes are counted that have it or a later one, and it
+// waits until all have, wait at most.
+func (c *Client) Keyring(ctx context.Context, version uint64, wait time.Duration) (k Keyring, err error) {
+	q := url.Values{}
+	if version > 0 {
+		q.Set("version", strconv.FormatUint(version, 10))
+	}
+	if wait > 0 {
+		q.Set("wait", wait.String())
+	}
+	return k, c.do(ctx, http.MethodGet, "/keyring", q, nil, &k)
+}
+
+// RotateKeyring begins to replace the key of gossip.
+func (c *Client) RotateKeyring(ctx context.Context) (k Keyring, err error) {
+	return k, c.do(ctx, http.MethodPost, "/keyring/rotate", nil, nil, &k)
+}
+
 // CreateToken makes a join token.
 func (c *Client) CreateToken(ctx context.Context, s TokenSpec) (t NewToken, err error) {
 	return t, c.do(ctx, http.MethodPost, "/tokens", nil, s, &t)

@@ -2,7 +2,6 @@ package control
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -34,8 +33,7 @@ func Found(ctx context.Context, store raftstore.API, c *ca.CA, td mesh.TrustDoma
 	if err := publish(ctx, store, c); err != nil {
 		return nil, err
 	}
-	gossip := make([]byte, 32)
-	rand.Read(gossip)
+	gossip := ca.NewKey()
 	admin := "meshadm_" + randomText(25)
 	servers := []netip.AddrPort{addr}
 	tok, tokOp, err := newToken(TokenSpec{}, servers)
@@ -43,8 +41,12 @@ func Found(ctx context.Context, store raftstore.API, c *ca.CA, td mesh.TrustDoma
 		return nil, err
 	}
 	now := time.Now().UTC()
+	ringOp, err := putKeyring(c.Sealer(), Keyring{Version: 1, Keys: Keys{gossip[:]}, Changed: now}, 0)
+	if err != nil {
+		return nil, err
+	}
 	r, err := store.Txn(ctx, state.Txn{RequestID: randomText(10), Ops: []state.Op{
-		put(tableMesh, keyGossip, gossipEntry{Keys: [][]byte{gossip}}, 0),
+		ringOp,
 		put(tableNode, id.String(), NodeEntry{ID: id, Name: name, Server: true, Joined: now}, 0),
 		put(tableAPIToken, hashSecret(admin), apiTokenEntry{Name: "admin", Created: now}, 0),
 		tokOp,

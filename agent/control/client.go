@@ -180,6 +180,12 @@ func (c *Client) DeleteToken(ctx context.Context, o Operator, id string) error {
 	return err
 }
 
+// RotateKeyring is Service.RotateKeyring.
+func (c *Client) RotateKeyring(ctx context.Context, o Operator) (Keyring, error) {
+	out, err := call[keyringOut](ctx, c, write, "keyring/rotate", o.Token, none{})
+	return out.Keyring, err
+}
+
 // Leave is Service.Leave for this host.
 func (c *Client) Leave(ctx context.Context) error {
 	_, err := call[none](ctx, c, write, "leave", "", none{})
@@ -374,6 +380,7 @@ type API interface {
 	CreateToken(ctx context.Context, o Operator, spec TokenSpec) (string, error)
 	Tokens(ctx context.Context, o Operator) ([]TokenEntry, error)
 	DeleteToken(ctx context.Context, o Operator, id string) error
+	RotateKeyring(ctx context.Context, o Operator) (Keyring, error)
 	Leave(ctx context.Context) error
 }
 

@@ -10,7 +10,7 @@
 //	node      NODE-ID                     a host that joined: role, services it may run
 //	token     TOKEN-ID                    join tokens: hash of the secret, uses left, expiry
 //	apitoken  HASH                        tokens for the HTTP API
-//	mesh      gossip                      gossip keys
+//	mesh      gossip                      keyring of gossip, sealed
 //
 // # Guarantees
 //
@@ -85,10 +85,6 @@ type TokenEntry struct {
 type apiTokenEntry struct {
 	Name    string    `json:"name"`
 	Created time.Time `json:"created"`
-}
-
-type gossipEntry struct {
-	Keys [][]byte `json:"keys"` // the first encrypts
 }
 
 type policyEntry struct {

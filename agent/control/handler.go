@@ -118,6 +118,10 @@ func (s *Service) Handler(forward func(ctx context.Context, method string, body 
 	mux.HandleFunc("POST /v1/token/delete", member(handle(maxSmall, func(r *http.Request, in deleteIn) (none, error) {
 		return none{}, s.DeleteToken(r.Context(), operator(r), in.ID)
 	})))
+	mux.HandleFunc("POST /v1/keyring/rotate", member(handle(maxSmall, func(r *http.Request, _ none) (keyringOut, error) {
+		k, err := s.RotateKeyring(r.Context(), operator(r))
+		return keyringOut{k}, err
+	})))
 	mux.HandleFunc("POST /v1/leave", handle(maxSmall, func(r *http.Request, _ none) (none, error) {
 		return none{}, s.Leave(r.Context(), meshport.Peer(r.Context()))
 	}))

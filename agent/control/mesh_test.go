@@ -21,6 +21,7 @@ import (
 	"github.com/meshagent/meshagent/agent/meshport"
 	"github.com/meshagent/meshagent/ca"
 	"github.com/meshagent/meshagent/ca/leaf"
+	"github.com/meshagent/meshagent/gossip"
 	"github.com/meshagent/meshagent/internal/run"
 	"github.com/meshagent/meshagent/mesh"
 	"github.com/meshagent/meshagent/raftstore"
@@ -49,12 +50,14 @@ type world struct {
 // newWorld returns a world whose hosts stop with the test, also with one that fails.
 func newWorld(t testing.TB) *world {
 	w := &world{t: t, ports: map[string]*listener{}, dead: map[string]bool{}, seal: ca.NewKey()}
-	t.Cleanup(func() {
-		for _, h := range w.hosts {
-			h.stop()
-		}
-	})
+	t.Cleanup(w.stopAll)
 	return w
+}
+
+func (w *world) stopAll() {
+	for _, h := range w.hosts {
+		h.stop()
+	}
 }
 
 type listener struct {
@@ -124,6 +127,7 @@ type host struct {
 	ca      *ca.CA
 	founded *Founding
 	raft    *meshport.Queue
+	gossip  *gossip.Gossip // of tests that have one
 	peers   *Peers
 	running []func() // each stops a part
 }
@@ -290,6 +294,21 @@ func (f forward) Forward(ctx context.Context, addr, method string, body []byte) 
 	return f.host.peers.Forward(ctx, addr, method, body)
 }
 
+// records is what gossip says of the hosts. Without gossip there is only what each uses itself.
+func (h *host) records() (out []*mesh.Record) {
+	if h.gossip != nil {
+		return h.gossip.Load()
+	}
+	for _, o := range h.hosts {
+		n := mesh.Node{ID: o.id, Status: mesh.Failed, Keyring: 1}
+		if o.leaves != nil {
+			n.Status, n.Bundle = mesh.Alive, o.leaves.Bundle().Version
+		}
+		out = append(out, &mesh.Record{Node: n})
+	}
+	return out
+}
+
 func (h *host) openStore(first bool) {
 	h.raft = meshport.NewQueue(&net.TCPAddr{})
 	st, err := raftstore.Open(raftstore.Config{ID: h.id, Advertise: h.addr.String(), Memory: raftstore.NewMemory(),
@@ -299,7 +318,8 @@ func (h *host) openStore(first bool) {
 	}
 	h.store = st
 	h.ca = ca.New(ca.Config{TrustDomain: td, Store: CAStore(st), Sealer: ca.NewKeySealer(h.seal), Params: h.params, Log: discard})
-	h.service = NewService(Config{TrustDomain: td, Store: thinking{st, h.think}, Raft: st, CA: h.ca, SealKey: h.seal, Servers: h.servers, Log: discard})
+	h.service = NewService(Config{TrustDomain: td, Store: thinking{st, h.think}, Raft: st, CA: h.ca, SealKey: h.seal, Servers: h.servers,
+		Records: h.records, Log: discard})
 	h.start("store", st.Run)
 	h.running = append(h.running, func() { h.raft.Close() })
 }

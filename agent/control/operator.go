@@ -153,7 +153,7 @@ func (s *Service) DeleteToken(ctx context.Context, o Operator, id string) error 
 	return err
 }
 
-// Backup writes the whole store: policy, tokens, hosts, the sealed CA and, in the open, gossip keys. Errors: ErrUnauthorized,
+// Backup writes the whole store: policy, tokens, hosts, and the CA and the keys of gossip, sealed. Errors: ErrUnauthorized,
 // those of raftstore.Store.Backup.
 func (s *Service) Backup(ctx context.Context, o Operator, w io.Writer) error {
 	if err := s.Authorize(ctx, o); err != nil {
@@ -178,6 +178,14 @@ func (s *Service) Restore(ctx context.Context, o Operator, r io.Reader) error {
 		if n, err := decode[NodeEntry](&e); err == nil && n.Server {
 			ops = append(ops, state.Op{Kind: state.Put, Table: tableNode, Key: e.Key, Value: e.Value})
 		}
+	}
+	// What gossip is encrypted with now stays: the hosts have no other keys, and their versions only rise.
+	ring, err := s.cfg.Store.Get(ctx, tableMesh, keyGossip, raftstore.Linearizable)
+	if err != nil {
+		return err
+	}
+	if ring != nil {
+		ops = append(ops, state.Op{Kind: state.Put, Table: tableMesh, Key: keyGossip, Value: ring.Value})
 	}
 	bundle, err := s.cfg.CA.Bundle(ctx)
 	if err != nil {

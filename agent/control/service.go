@@ -14,6 +14,7 @@ import (
 	"github.com/meshagent/meshagent/agent/meshport"
 	"github.com/meshagent/meshagent/ca"
 	"github.com/meshagent/meshagent/internal/backoff"
+	"github.com/meshagent/meshagent/internal/run"
 	"github.com/meshagent/meshagent/mesh"
 	"github.com/meshagent/meshagent/raftstore"
 	"github.com/meshagent/meshagent/raftstore/state"
@@ -42,6 +43,8 @@ type Config struct {
 	SealKey     [32]byte // handed to new servers
 	// Servers returns the mesh ports of the servers, for the lists that hosts keep, those believed alive first.
 	Servers func() []netip.AddrPort
+	// Records returns what gossip knows of the hosts, as gossip.Gossip.Load does.
+	Records func() []*mesh.Record
 	Log     *slog.Logger // not nil
 }
 
@@ -50,11 +53,12 @@ type Service struct {
 	cfg       Config
 	strangers *meshport.RateLimit
 	joining   chan struct{} // holds a token while a join is under way
+	began     time.Time
 }
 
 // NewService returns a Service.
 func NewService(cfg Config) *Service {
-	return &Service{cfg: cfg, strangers: meshport.NewRateLimit(meshport.JoinRate, meshport.JoinRateAll), joining: make(chan struct{}, 1)}
+	return &Service{cfg: cfg, strangers: meshport.NewRateLimit(meshport.JoinRate, meshport.JoinRateAll), joining: make(chan struct{}, 1), began: time.Now()}
 }
 
 // JoinRequest is what a new host sends once it trusts the server.
@@ -73,7 +77,8 @@ type Membership struct {
 	Node        [][]byte         `json:"node"`
 	Server      [][]byte         `json:"server,omitempty"`
 	Bundle      []byte           `json:"bundle"`
-	GossipKeys  [][]byte         `json:"gossipKeys"`
+	GossipKeys  Keys             `json:"gossipKeys"`        // the first encrypts
+	Keyring     uint64           `json:"keyring,omitempty"` // version of GossipKeys; 0 is 1
 	Servers     []netip.AddrPort `json:"servers"`
 	SealKey     []byte           `json:"sealKey,omitempty"`
 }
@@ -231,10 +236,10 @@ func (s *Service) membership(ctx context.Context, id mesh.NodeID, csr []byte, se
 		return nil, err
 	}
 	if e == nil {
-		return nil, errors.New("the store holds no gossip key: was this mesh made by `meshagent init`?")
+		return nil, errNoKeyring
 	}
-	g, err := decode[gossipEntry](e)
-	m.GossipKeys = g.Keys
+	k, err := openKeyring(s.cfg.CA.Sealer(), e)
+	m.GossipKeys, m.Keyring = k.Keys, k.Version
 	return m, err
 }
 
@@ -413,8 +418,15 @@ func (s *Service) AddServer(ctx context.Context, caller mesh.Identity, addr stri
 	return s.cfg.Raft.AddServer(ctx, n.entry.ID, addr)
 }
 
-// Run publishes the CA's bundle whenever the CA changes, on the leader, until ctx ends.
+// Run publishes the CA's bundle whenever the CA changes, and rotates gossip keys, on the leader, until ctx ends.
 func (s *Service) Run(ctx context.Context) error {
+	var g run.Group
+	g.Add("bundle", s.publishBundles)
+	g.Add("keyring", s.turnKeyring)
+	return g.Run(ctx)
+}
+
+func (s *Service) publishBundles(ctx context.Context) error {
 	wait := backoff.Backoff{Base: 100 * time.Millisecond, Max: 10 * time.Second}
 	var index uint64
 	for {

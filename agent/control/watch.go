@@ -9,19 +9,20 @@ import (
 	"github.com/meshagent/meshagent/raftstore/state"
 )
 
-// Changes is what agents hear of the store: policy and trust, nothing else.
+// Changes is what agents hear of the store: policy, trust and the keys of gossip, nothing else.
 type Changes struct {
 	Index    uint64           `json:"index"`
 	Full     bool             `json:"full,omitempty"` // Policies are all there are
 	Policies []mesh.Policy    `json:"policies,omitempty"`
 	Deleted  []mesh.PolicyKey `json:"deleted,omitempty"`
-	Bundle   []byte           `json:"bundle,omitempty"` // when it changed
+	Bundle   []byte           `json:"bundle,omitempty"`  // when it changed
+	Keyring  *Keyring         `json:"keyring,omitempty"` // when it changed
 }
 
 // behindTime is how long a server that knows less than the caller has to catch up, before it answers with what it has.
 const behindTime = 5 * time.Second
 
-// Watch waits until policy or bundle change after an index, raftstore.MaxWatch at most, and returns what changed. The calling
+// Watch waits until policy, bundle or keyring change after an index, raftstore.MaxWatch at most, and returns what changed. The calling
 // host must be a member when it asks and when it is answered. Errors: ErrForbidden, those of the store, the cause of ctx.
 func (s *Service) Watch(ctx context.Context, caller mesh.Identity, after uint64) (*Changes, error) {
 	if err := s.known(ctx, caller); err != nil {
@@ -46,8 +47,8 @@ func (s *Service) Watch(ctx context.Context, caller mesh.Identity, after uint64)
 		if err := s.known(ctx, caller); err != nil {
 			return nil, err
 		}
-		out, err := changesOf(c)
-		if err != nil || wctx.Err() != nil || c.Index == at || out.Full || out.Bundle != nil || len(out.Policies)+len(out.Deleted) > 0 {
+		out, err := s.changesOf(c)
+		if err != nil || wctx.Err() != nil || c.Index == at || out.Full || out.Bundle != nil || out.Keyring != nil || len(out.Policies)+len(out.Deleted) > 0 {
 			return out, err
 		}
 		at = c.Index // a token, a host: nothing to wake every agent for
@@ -67,10 +68,19 @@ func (s *Service) catchUp(ctx context.Context, at, want uint64) {
 	}
 }
 
-func changesOf(c state.Changes) (*Changes, error) {
+func (s *Service) changesOf(c state.Changes) (*Changes, error) {
 	out := &Changes{Index: c.Index, Full: c.Full}
 	for _, e := range c.Entries {
 		switch e.Table {
+		case tableMesh:
+			if e.Key != keyGossip {
+				continue
+			}
+			k, err := openKeyring(s.cfg.CA.Sealer(), &e)
+			if err != nil {
+				return nil, err
+			}
+			out.Keyring = &k
 		case tablePolicy:
 			p, err := policyOf(e)
 			if err != nil {

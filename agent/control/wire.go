@@ -128,6 +128,9 @@ type (
 	tokensOut struct {
 		Tokens []TokenEntry `json:"tokens"`
 	}
+	keyringOut struct {
+		Keyring Keyring `json:"keyring"`
+	}
 	deleteIn struct {
 		ID string `json:"id"`
 	}

@@ -116,13 +116,11 @@ func (res *written) print(w io.Writer, dryRun bool, took time.Duration) {
 }
 
 // live waits until policy of a store index is live on all nodes, max at most.
-func live(ctx context.Context, c *api.Client, index uint64, max time.Duration) (l api.Live, err error) {
-	for end := time.Now().Add(max); ; {
-		left := time.Until(end)
-		if l, err = c.Live(ctx, index, min(left, api.MaxWait)); err != nil || l.Live >= l.Nodes || left <= api.MaxWait {
-			return l, err
-		}
-	}
+func live(ctx context.Context, c *api.Client, index uint64, max time.Duration) (api.Live, error) {
+	return untilAll(time.Now().Add(max), func(wait time.Duration) (api.Live, bool, error) {
+		l, err := c.Live(ctx, index, wait)
+		return l, l.Live == l.Nodes, err
+	})
 }
 
 // show names a policy as people do: virtualservice web, virtualservice shop/web.

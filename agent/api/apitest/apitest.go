@@ -29,11 +29,12 @@ type State struct {
 	Pending  []string   // tasks that the agent waits for
 	Records  []*mesh.Record
 	Policies []mesh.Policy
-	Behind   []string // names of nodes that do not take policy from now on
+	Behind   []string // names of nodes that take neither policy nor keys from now on
 	Index    uint64   // of the store
 	Locals   []api.Local
 	Problems []api.Problem // files of services that were not taken
 	Tokens   []api.Token
+	Keyring  api.Keyring           // a rotation goes on with each Update that finds it everywhere
 	Answers  map[string]api.Answer // of DNS, by "NAME TYPE"; NXDOMAIN for what is not here
 	Backup   []byte                // what a backup gives and the last restore gave; nil: this host is a client
 	Left     bool                  // Leave was called
@@ -93,7 +94,7 @@ func (f *Fake) Close() error {
 
 // Config returns what the Fake's handlers stand on, for tests that serve them by themselves. Store is nil if it is no server now.
 func (f *Fake) Config() server.Config {
-	c := server.Config{Snapshots: f, Status: f.status, Ready: func() []string { return f.read().Pending }, Local: locals{f}, Mesh: policies{f}, Tokens: tokens{f},
+	c := server.Config{Snapshots: f, Status: f.status, Ready: func() []string { return f.read().Pending }, Local: locals{f}, Mesh: policies{f}, Tokens: tokens{f}, Keyring: keyring{f},
 		Leave: f.leave, DNS: f.dns, Log: slog.New(slog.DiscardHandler), Store: store{f}}
 	if f.read().Backup == nil {
 		c.Store = nil
@@ -107,7 +108,7 @@ func Node(n byte) mesh.NodeID { return mesh.NodeIDFromBytes([16]byte{n}) }
 func start() State {
 	node := func(n byte, name string) mesh.Node {
 		return mesh.Node{ID: Node(n), Name: name, Addr: netip.AddrFrom4([4]byte{127, 0, 1, n}), MeshPort: 15008, Server: n == 1, Agent: "test",
-			PolicyIndex: 10, Incarnation: 1, Version: 1}
+			PolicyIndex: 10, Keyring: 1, Bundle: 1, Incarnation: 1, Version: 1}
 	}
 	instance := func(n byte, service string, port uint16, p mesh.Protocol, version string) mesh.Instance {
 		return mesh.Instance{ID: service, Node: Node(n), Service: mesh.MustServiceName(service), Addr: netip.AddrFrom4([4]byte{127, 0, 0, 1}), Port: port,
@@ -131,6 +132,7 @@ func start() State {
 		Index:   10,
 		Tokens:  []api.Token{{ID: "first", Role: "client", Uses: 3, Expires: time.Now().Add(time.Hour)}},
 		Answers: map[string]api.Answer{"web.service.mesh A": {Rcode: "NOERROR", Rows: []string{"web.service.mesh. 5 IN A 127.64.0.1"}}},
+		Keyring: api.Keyring{Version: 1, Final: 1, Keys: []api.Key{{ID: "0000000a", Primary: true}}},
 		Backup:  []byte("a backup\n"),
 	}
 }
@@ -149,10 +151,14 @@ func (f *Fake) publishLocked() {
 	if f.snap != nil {
 		version += f.snap.Version
 	}
+	follows := func(r *mesh.Record) bool {
+		return !slices.Contains(s.Behind, r.Node.Name) && r.Node.Status <= mesh.Suspect
+	}
+	s.Keyring = turn(s.Keyring, !slices.ContainsFunc(s.Records, func(r *mesh.Record) bool { return !follows(r) && r.Node.Status <= mesh.Suspect }))
 	recs := make([]*mesh.Record, len(s.Records))
 	for i, r := range s.Records {
-		if !slices.Contains(s.Behind, r.Node.Name) && r.Node.Status <= mesh.Suspect {
-			r.Node.PolicyIndex = s.Index
+		if follows(r) {
+			r.Node.PolicyIndex, r.Node.Keyring = s.Index, s.Keyring.Version
 		}
 		recs[i] = r.Clone()
 	}

@@ -135,6 +135,15 @@ func TestClientAndServer(t *testing.T) {
 				t.Errorf("deregistered twice: %v", err)
 			}
 
+			ring, err := c.RotateKeyring(ctx)
+			if ok(err); ring.Version != 2 || ring.Final != 4 || ring.Step != "install" || len(ring.Keys) != 2 || !ring.Keys[0].Primary {
+				t.Errorf("%+v", ring)
+			}
+			ring, err = c.Keyring(ctx, ring.Final, time.Second)
+			if ok(err); ring.Version != 4 || ring.Step != "" || ring.Have != 3 || ring.Nodes != 3 || len(ring.Keys) != 1 {
+				t.Errorf("%+v", ring)
+			}
+
 			tok, err := c.CreateToken(ctx, api.TokenSpec{Server: true, TTL: "1h"})
 			if ok(err); !strings.HasPrefix(tok.Token, "mesh1.server.") {
 				t.Errorf("%+v", tok)

@@ -195,55 +195,6 @@ func (s *Server) putCheck(c *call) (any, error) {
 	return nil, s.cfg.Local.UpdateTTL(c.ctx, c.vars["namespace"], c.vars["id"], c.vars["check"], t)
 }
 
-// maxPending is how many names of nodes Live tells.
-const maxPending = 100
-
-func (s *Server) getLive(c *call) (any, error) {
-	index, ok, err := c.number("index")
-	if err != nil {
-		return nil, err
-	}
-	if !ok {
-		return nil, invalid("give the index that a write answered with", "query: index is missing")
-	}
-	end := time.Now()
-	if c.query.Has("wait") {
-		d, err := c.wait()
-		if err != nil {
-			return nil, err
-		}
-		end = end.Add(d)
-	}
-	for snap := s.cfg.Snapshots.Load(); ; {
-		l := live(snap, index)
-		left := time.Until(end)
-		if l.Live == l.Nodes || left <= 0 || s.stopping.Err() != nil {
-			return l, nil
-		}
-		if snap, err = s.next(c, snap.Version, left); err != nil {
-			return nil, err
-		}
-	}
-}
-
-func live(snap *mesh.Snapshot, index uint64) api.Live {
-	l := api.Live{Index: index}
-	for _, n := range snap.Nodes {
-		switch {
-		case n.Status > mesh.Suspect:
-			continue
-		case n.PolicyIndex >= index:
-			l.Live++
-		default:
-			l.Pending = append(l.Pending, n.Name)
-		}
-		l.Nodes++
-	}
-	slices.Sort(l.Pending)
-	l.Pending = l.Pending[:min(len(l.Pending), maxPending)]
-	return l
-}
-
 func (s *Server) getTokens(c *call) (any, error) {
 	t, err := s.cfg.Tokens.Tokens(c.ctx, c.op)
 	t.Tokens = list(t.Tokens)

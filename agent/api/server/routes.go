@@ -50,6 +50,8 @@ var routes = []route{
 	{method: "GET", path: prefix + "/policies/{group}/{kind}/{namespace}/{name}", do: (*Server).getPolicy, query: append([]string{"consistency"}, poll...)},
 	{method: "DELETE", path: prefix + "/policies/{group}/{kind}/{namespace}/{name}", do: (*Server).deletePolicy, auth: true, query: []string{"index", "dryRun"}},
 	{method: "GET", path: prefix + "/live", do: (*Server).getLive, query: []string{"index", "wait"}},
+	{method: "GET", path: prefix + "/keyring", do: (*Server).getKeyring, query: []string{"version", "wait"}},
+	{method: "POST", path: prefix + "/keyring/rotate", do: (*Server).postRotateKeyring, auth: true},
 	{method: "GET", path: prefix + "/tokens", do: (*Server).getTokens, auth: true},
 	{method: "POST", path: prefix + "/tokens", do: (*Server).postTokens, auth: true, body: maxSmallBody},
 	{method: "DELETE", path: prefix + "/tokens/{id}", do: (*Server).deleteToken, auth: true},

@@ -61,6 +61,13 @@ type Tokens interface {
 	DeleteToken(ctx context.Context, o Operator, id string) error
 }
 
+// Keyring is the keys of gossip. The counts of nodes in its answers are filled in by the Server.
+type Keyring interface {
+	Keyring() api.Keyring
+	// RotateKeyring authorizes o itself.
+	RotateKeyring(ctx context.Context, o Operator) (api.Keyring, error)
+}
+
 // Store is what only a server has. Each method authorizes its Operator itself.
 type Store interface {
 	Backup(ctx context.Context, o Operator, w io.Writer) error
@@ -75,6 +82,7 @@ type Config struct {
 	Local     Local
 	Mesh      Mesh
 	Tokens    Tokens
+	Keyring   Keyring
 	Store     Store                           // nil on a client
 	Leave     func(ctx context.Context) error // returns when the host has left; the agent then ends by itself
 	DNS       func(ctx context.Context, name, qtype string) (api.Answer, error)

@@ -1,0 +1,100 @@
+package server
+
+import (
+	"slices"
+	"time"
+
+	"github.com/meshagent/meshagent/agent/api"
+	"github.com/meshagent/meshagent/mesh"
+)
+
+// maxPending is how many names of nodes an answer tells.
+const maxPending = 100
+
+// spread is on how many of the living nodes something is.
+type spread struct {
+	have, nodes int
+	pending     []string
+}
+
+func spreadOf(snap *mesh.Snapshot, has func(*mesh.Node) bool) (sp spread) {
+	for _, n := range snap.Nodes {
+		switch {
+		case n.Status > mesh.Suspect:
+			continue
+		case has(n):
+			sp.have++
+		default:
+			sp.pending = append(sp.pending, n.Name)
+		}
+		sp.nodes++
+	}
+	slices.Sort(sp.pending)
+	sp.pending = sp.pending[:min(len(sp.pending), maxPending)]
+	return sp
+}
+
+// spread counts nodes; with ?wait it waits until all have it, the time is up or the agent ends.
+func (s *Server) spread(c *call, has func(*mesh.Node) bool) (spread, error) {
+	end := time.Now()
+	if c.query.Has("wait") {
+		d, err := c.wait()
+		if err != nil {
+			return spread{}, err
+		}
+		end = end.Add(d)
+	}
+	for snap := s.cfg.Snapshots.Load(); ; {
+		sp := spreadOf(snap, has)
+		left := time.Until(end)
+		if sp.have == sp.nodes || left <= 0 || s.stopping.Err() != nil {
+			return sp, nil
+		}
+		var err error
+		if snap, err = s.next(c, snap.Version, left); err != nil {
+			return spread{}, err
+		}
+	}
+}
+
+func (s *Server) getLive(c *call) (any, error) {
+	index, ok, err := c.number("index")
+	if err != nil {
+		return nil, err
+	}
+	if !ok {
+		return nil, invalid("give the index that a write answered with", "query: index is missing")
+	}
+	sp, err := s.spread(c, func(n *mesh.Node) bool { return n.PolicyIndex >= index })
+	return api.Live{Index: index, Live: sp.have, Nodes: sp.nodes, Pending: sp.pending}, err
+}
+
+func (s *Server) getKeyring(c *call) (any, error) {
+	version, ok, err := c.number("version")
+	if err != nil {
+		return nil, err
+	}
+	if !ok {
+		version = s.cfg.Keyring.Keyring().Version
+	}
+	sp, err := s.spread(c, hasKeyring(version))
+	return keyring(s.cfg.Keyring.Keyring(), sp), err
+}
+
+// hasKeyring reports whether a node has a version of the keyring, or a later one.
+func hasKeyring(version uint64) func(*mesh.Node) bool {
+	return func(n *mesh.Node) bool { return n.Keyring >= version }
+}
+
+func keyring(k api.Keyring, sp spread) api.Keyring {
+	k.Keys, k.Have, k.Nodes, k.Pending = list(k.Keys), sp.have, sp.nodes, sp.pending
+	return k
+}
+
+func (s *Server) postRotateKeyring(c *call) (any, error) {
+	k, err := s.cfg.Keyring.RotateKeyring(c.ctx, c.op)
+	if err != nil {
+		return nil, err
+	}
+	return keyring(k, spreadOf(s.cfg.Snapshots.Load(), hasKeyring(k.Version))), nil
+}
