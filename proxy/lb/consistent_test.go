@@ -42,9 +42,9 @@ func spreadOf(got []float64) (most, least, deviation float64) {
 	return slices.Max(got), slices.Min(got), math.Sqrt(sum / float64(len(got)))
 }
 
-// TestBalance: beside the paper on Maglev (NSDI 2016, section 5.3, figure 12), in which 1,000 instances need to be provisioned for so much more
-// than the mean: Maglev nothing, Karger's hashing 29.7 % and rendezvous 49.5 % with 65,537 places, 10.3 % and 12.3 % with 655,373. The ring's
-// deviation is that of ketama: 1/sqrt(points of an instance), with 160 points 8 %.
+// TestBalance: beside the paper on Maglev (NSDI 2016, section 5.3, figure 12), in which 1,000 instances need to be provisioned for so
+// much more than the mean: Maglev nothing, Karger's hashing 29.7 % and rendezvous 49.5 % with 65,537 places, 10.3 % and 12.3 % with
+// 655,373. The ring's deviation is that of ketama: 1/sqrt(points of an instance), with 160 points 8 %.
 func TestBalance(t *testing.T) {
 	for _, c := range []struct {
 		a                         Algorithm
@@ -135,13 +135,13 @@ func TestDisruption(t *testing.T) {
 		m, l := 100*float64(moved)/keys, 100*float64(lost)/keys
 		t.Logf("%v, %d places: %d of %d go: they had %.2f %% of the keys, and %.2f %% move though they need not", c.a, c.size, c.gone, c.n, l, m)
 		if m > c.moved || math.Abs(l-c.per) > c.per/2 {
-			t.Errorf("%v, %d places, %d of %d go: %.2f %% move, at most %.2f %% may; %.2f %% were of those gone", c.a, c.size, c.gone, c.n, m, c.moved, l)
+			t.Errorf("want at most %.2f %% to move, and %.2f %% to be of those gone", c.moved, c.per)
 		}
 	}
 }
 
-// TestEjectionMovesNoOtherKey: who sits out loses its keys to all others, nobody else loses one, and it gets them back. The next choice of a
-// key for a retry is always the same, too.
+// TestEjectionMovesNoOtherKey: who sits out loses its keys to all others, nobody else loses one, and it gets them back. The next
+// choice of a key for a retry is always the same, too.
 func TestEjectionMovesNoOtherKey(t *testing.T) {
 	const keys, n = 60_000, 20
 	for _, a := range []Algorithm{RingHash, Maglev} {
@@ -213,7 +213,8 @@ func TestSizes(t *testing.T) {
 			if !slices.IsSorted(r.points) || len(r.points) != len(r.owner) {
 				t.Errorf("%d instances, a ring of %d: points are not in order", n, size)
 			}
-			for _, at := range []uint64{0, 1, r.points[0], r.points[0] + 1, r.points[len(r.points)-1], r.points[len(r.points)-1] + 1, math.MaxUint64} {
+			first, last := r.points[0], r.points[len(r.points)-1]
+			for _, at := range []uint64{0, 1, first, first + 1, last, last + 1, math.MaxUint64} {
 				i, _ := slices.BinarySearch(r.points, at)
 				if got, _ := r.next(at); got != int(r.owner[i%len(r.points)]) {
 					t.Errorf("%d instances, a ring of %d: %#x is %d's, want %d's", n, size, at, got, r.owner[i%len(r.points)])

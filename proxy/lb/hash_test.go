@@ -60,7 +60,7 @@ func TestHashSpreads(t *testing.T) {
 	}
 	flips, pairs := 0, 0
 	for i := range 2000 {
-		s := []byte(fmt.Sprintf("user-%d", i))
+		s := fmt.Appendf(nil, "user-%d", i)
 		h := Hash(s)
 		for bit := range len(s) * 8 {
 			s[bit/8] ^= 1 << (bit % 8)

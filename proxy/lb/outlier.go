@@ -30,8 +30,8 @@ type Outlier struct {
 	SuccessRate SuccessRate
 }
 
-// SuccessRate is Envoy's detection by success rate: in each Interval, among the instances with enough calls in the last, those sit out whose
-// rate lies more than Stdev standard deviations below the mean. Pickers that share endpoints should have the same Interval.
+// SuccessRate is Envoy's detection by success rate: in each Interval, among the instances with enough calls in the last, those sit
+// out whose rate lies more than Stdev standard deviations below the mean. Pickers that share endpoints should have the same Interval.
 type SuccessRate struct {
 	MinHosts    int     // with enough calls; 0 is off; Envoy's default is 5
 	MinRequests int     // in the interval; Envoy's default is 100
