@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/meshagent/meshagent/agent"
+	"github.com/meshagent/meshagent/mesh"
 	"github.com/meshagent/meshagent/mesh/policy"
 )
 
@@ -59,11 +60,14 @@ func validatePolicies(cmd *cobra.Command, names []string, strict bool) error {
 	for i := range ps {
 		ps[i].Created = uint64(i + 1) // as if applied in this order
 	}
-	warnings := policy.Check(ps)
-	for _, p := range warnings {
-		fmt.Fprintf(cmd.ErrOrStderr(), "warning: %s: %s\n", show(p.Key), indent(p.Reason))
+	n := 0
+	for _, f := range policy.Analyze(mesh.TrustDomain{}, ps, nil) {
+		if f.Level != policy.Info {
+			n++
+			fmt.Fprintf(cmd.ErrOrStderr(), "warning: %s: %s\n", show(f.Key), indent(f.Reason))
+		}
 	}
-	if n := len(warnings); n > 0 && strict {
+	if n > 0 && strict {
 		return fmt.Errorf("%s", plural(n, "warning"))
 	}
 	verb := "are"

@@ -485,37 +485,3 @@ func (m *Model) Service(s mesh.ServiceName) *ServicePolicy {
 	}
 	return noPolicy
 }
-
-// Check returns what is wrong between resources that are each valid: a subset that no DestinationRule has.
-func Check(all []mesh.Policy) []Problem {
-	td, err := mesh.ParseTrustDomain("check")
-	if err != nil {
-		panic(err) // a constant
-	}
-	m := Compile(td, 0, all)
-	out := slices.Clone(m.problems)
-	missing := func(key mesh.PolicyKey, ds []Split) {
-		for _, d := range ds {
-			if d.Subset == "" {
-				continue
-			}
-			if _, ok := m.Service(d.Service).Destination.Subsets[d.Subset]; !ok {
-				out = append(out, Problem{key, codeNotFound, fmt.Sprintf("routes to subset %q of %s, which no DestinationRule defines: such calls are answered with 503", d.Subset, d.Service)})
-			}
-		}
-	}
-	seen := map[*HTTPRoute]bool{}
-	for _, sp := range m.services {
-		for r := range sp.AllHTTP() {
-			if !seen[r] {
-				seen[r] = true
-				missing(r.Policy, r.Action.Destinations)
-			}
-		}
-		for r := range sp.AllTCP() {
-			missing(r.Policy, r.Destinations)
-		}
-	}
-	slices.SortFunc(out, func(a, b Problem) int { return strings.Compare(a.Key.String()+a.Reason, b.Key.String()+b.Reason) })
-	return slices.Compact(out)
-}

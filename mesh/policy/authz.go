@@ -67,6 +67,19 @@ type pattern struct {
 	text string
 }
 
+// String returns it as it is written.
+func (p pattern) String() string {
+	switch p.kind {
+	case Prefix:
+		return p.text + "*"
+	case Suffix:
+		return "*" + p.text
+	case Present:
+		return "*"
+	}
+	return p.text
+}
+
 func (p pattern) match(s []byte) bool {
 	switch p.kind {
 	case Exact:

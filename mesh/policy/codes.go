@@ -1,9 +1,59 @@
 package policy
 
-// Codes of problems. Those of Istio are its own; the others are ours, or the reasons of conditions of the Gateway API.
+// Codes of findings. Those of Istio are its own; those without a number are reasons of conditions of the Gateway API; the others
+// are ours. docs/analyze.md explains each.
 const (
 	codeNotFound            = "IST0101"
 	codeInvalid             = "IST0106"
 	codeTwoVirtualServices  = "IST0109"
+	codeWhichPort           = "IST0112"
+	codeSelectsNothing      = "IST0127"
+	codeUnreachable         = "IST0130"
+	codeDuplicateMatch      = "IST0131"
+	codeEmptySubset         = "IST0173"
+	codeRuleForNothing      = "IST0174"
 	codeTwoDestinationRules = "MESH0101"
+	codeHostNotFound        = "MESH0102"
+	codeProtocol            = "MESH0103"
+	codeNobody              = "MESH0104"
+	codeConflicted          = "Conflicted"
+	codeRefNotPermitted     = "RefNotPermitted"
+	codeBackendNotFound     = "BackendNotFound"
+	codeNoParent            = "NoMatchingParent"
 )
+
+// Level says how bad a Finding is.
+type Level string
+
+// The levels.
+const (
+	Error   Level = "error"   // calls fail, or a policy is not what it says
+	Warning Level = "warning" // without effect as it is; it may be meant so
+	Info    Level = "info"    // superfluous
+)
+
+// code is what is the same for all findings of a code.
+type code struct {
+	name  string
+	level Level
+}
+
+var codes = map[string]code{
+	codeNotFound:            {"ReferencedResourceNotFound", Error},
+	codeInvalid:             {"SchemaValidationError", Error},
+	codeTwoVirtualServices:  {"ConflictingMeshGatewayVirtualServiceHosts", Error},
+	codeWhichPort:           {"VirtualServiceDestinationPortSelectorRequired", Error},
+	codeSelectsNothing:      {"NoMatchingWorkloadsFound", Warning},
+	codeUnreachable:         {"VirtualServiceUnreachableRule", Warning},
+	codeDuplicateMatch:      {"VirtualServiceIneffectiveMatch", Info},
+	codeEmptySubset:         {"DestinationRuleSubsetNotSelectPods", Warning},
+	codeRuleForNothing:      {"UnknownDestinationRuleHost", Warning},
+	codeTwoDestinationRules: {"ConflictingDestinationRules", Warning},
+	codeHostNotFound:        {"VirtualServiceHostNotFound", Warning},
+	codeProtocol:            {"ProtocolMismatch", Error},
+	codeNobody:              {"NoSuchCaller", Warning},
+	codeConflicted:          {"Conflicted", Warning},
+	codeRefNotPermitted:     {"RefNotPermitted", Error},
+	codeBackendNotFound:     {"BackendNotFound", Error},
+	codeNoParent:            {"NoMatchingParent", Warning},
+}

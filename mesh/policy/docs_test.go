@@ -104,7 +104,30 @@ func TestDocsExamples(t *testing.T) {
 			all = append(all, p)
 		}
 	}
-	for _, p := range Check(all) {
-		t.Errorf("%+v", p)
+	for _, f := range Analyze(td, all, nil) {
+		t.Errorf("%+v", f)
+	}
+}
+
+// TestDocsExplainEveryCode: docs/analyze.md has a heading for each code, with its name and level, and no other.
+func TestDocsExplainEveryCode(t *testing.T) {
+	b, err := os.ReadFile("../../docs/analyze.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got, want []string
+	for _, m := range regexp.MustCompile("(?m)^### (.*)$").FindAllStringSubmatch(string(b), -1) {
+		got = append(got, m[1])
+	}
+	for id, c := range codes {
+		if id != c.name {
+			id += ": " + c.name
+		}
+		want = append(want, fmt.Sprintf("%s (%s)", id, c.level))
+	}
+	slices.Sort(got)
+	slices.Sort(want)
+	if !slices.Equal(got, want) {
+		t.Errorf("docs/analyze.md explains\n%v\nthere are\n%v", got, want)
 	}
 }

@@ -23,8 +23,7 @@ const RootNamespace = "istio-system"
 
 // Problem is what is wrong with a stored policy although it was accepted: it cannot be understood, and what it governs is
 // denied (only a newer server can have stored it); or another policy governs the same host, and it is without effect there; or it
-// refers to what it may not; or, from Check alone, it leads calls to where nothing answers. Reason is a sentence for log, API and
-// operators.
+// refers to what it may not. Reason is a sentence for log, API and operators. Analyze finds more.
 type Problem struct {
 	Key    mesh.PolicyKey
 	Code   string // see docs/analyze.md: Istio's, or the reason of a condition of the Gateway API
