@@ -112,6 +112,7 @@ type Call struct {
 	kept     bool   // req holds all of it that came
 	wrote    bool   // a byte of it may have reached an upstream
 	raw      bool   // it is not a request, but a connection
+	extended bool   // it came as extended CONNECT
 	replayed bool   // on a fresh connection because an old one had ended
 	failures int    // tries that failed
 	refusals int    // how often an upstream did not look at it
@@ -134,6 +135,7 @@ type Call struct {
 	begun    bool // its final head went to the client
 	tunnel   bool
 	reuse    bool  // the upstream connection can be used again
+	stalled  bool  // the upstream was not read, or got no window, since the client did not take more
 	active   int64 // when the request had ended, then when bytes came last
 }
 
@@ -148,9 +150,9 @@ func (x *Call) reset() {
 	x.Scratch, x.Response, x.Trailer, x.Err, x.Conn = x.Scratch[:0], nil, nil, nil, nil
 	x.client, x.cs, x.up, x.us, x.avoid, x.pool, x.start, x.wake, x.tried = nil, nil, nil, nil, nil, nil, 0, 0, 0
 	x.head, x.size, x.req, x.early, x.headLen, x.window, x.before, x.active = nil, 0, nil, nil, 0, 0, 0, 0
-	x.unclear, x.held, x.interim, x.raw, x.failures, x.refusals = false, false, false, false, 0, 0
+	x.unclear, x.held, x.interim, x.raw, x.extended, x.failures, x.refusals = false, false, false, false, false, 0, 0
 	x.decided, x.headed, x.wanting, x.whole, x.kept, x.wrote, x.replayed = false, false, false, false, false, false, false
-	x.heard, x.begun, x.tunnel, x.reuse = false, false, false, false
+	x.heard, x.begun, x.tunnel, x.reuse, x.stalled = false, false, false, false, false
 }
 
 // clientBlocked tells that the client does not take what comes of the answer.
@@ -182,7 +184,9 @@ func (x *Call) clientReady() {
 	default:
 		x.up.repay(x.us, &x.ans)
 	}
-	x.active = x.l.now // it was the client that we waited for
+	if x.cs == nil || x.stalled { // it was the client that we waited for
+		x.stalled, x.active = false, x.l.now
+	}
 	x.arm()
 	if x.tunnel {
 		x.endTunnelIfDone()

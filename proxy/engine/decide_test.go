@@ -10,22 +10,22 @@ func TestDecisions(t *testing.T) {
 	busy := "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 4\r\n\r\nbusy"
 	to := func(w *world, c *Call) { c.Decision.Upstream = w.up }
 	for _, s := range []scenario{
-		{name: "an answer that is to be tried again",
+		{name: "an answer that is to be tried again", not: noServerStreams,
 			respond: func(w *world, c *Call) bool { return c.Response.Status == 503 && c.CanRetry() },
 			servers: []func(*peer){serves(get, busy, 1), serves(get, okay, 1)},
 			client:  func(p *peer) { p.send(get); p.expect(okay) },
 			want:    []string{"GET / 200 - 2"}},
-		{name: "an answer that is to be tried again, with a body",
+		{name: "an answer that is to be tried again, with a body", not: noServerStreams,
 			respond: func(w *world, c *Call) bool { return c.Response.Status == 503 && c.CanRetry() },
 			servers: []func(*peer){serves(put, busy, 1), serves(put, okay, 1)},
 			client:  func(p *peer) { p.send(put); p.expect(okay) },
 			want:    []string{"PUT / 200 - 2"}},
-		{name: "an answer that is never good enough",
+		{name: "an answer that is never good enough", not: noServerStreams,
 			respond: func(w *world, c *Call) bool { return true },
 			servers: repeat(serves(get, busy, 1), 101),
 			client:  func(p *peer) { p.send(get); p.expect(busy) },
 			want:    []string{"GET / 503 - 101"}},
-		{name: "an edit of the answer by its status",
+		{name: "an edit of the answer by its status", not: noClientStreams,
 			respond: func(w *world, c *Call) bool { c.Decision.Response.Close = c.Response.Status == 200; return false },
 			servers: []func(*peer){serves(get, okay, 1)},
 			client: func(p *peer) {
@@ -71,7 +71,7 @@ func TestDecisions(t *testing.T) {
 			decide: func(w *world, c *Call) { to(w, c); c.Decision.Delay = 3e9 },
 			client: func(p *peer) { p.send(get); p.settle(); p.closeWrite(); p.gone() },
 			want:   []string{"GET / 0 DC 0"}},
-		{name: "a pause before a retry", only: "memory",
+		{name: "a pause before a retry", not: noServerStreams, only: "memory",
 			respond: func(w *world, c *Call) bool { c.Decision.Delay = 1e9; return c.Response.Status == 503 },
 			servers: []func(*peer){serves(get, busy, 1), serves(get, okay, 1)},
 			client: func(p *peer) {

@@ -75,6 +75,7 @@ func (c *conn) request(ev *http2.Event) {
 		x.malformed(errTooLarge)
 		return
 	}
+	x.extended = len(ev.Head.Protocol) > 0
 	x.head = appendRequestHead(l.buffers.get(headSize(ev.Head)), ev.Head, ev.End)
 	n, err := x.Request.Parse(x.head, l.e.Limits.Request)
 	if err == nil && n < len(x.head) {

@@ -16,7 +16,8 @@ func (c *conn) openStreams() {
 
 // takes tells if a connection can carry one more call.
 func (c *conn) takes(x *Call) bool {
-	return !c.closing && !c.dead && !c.broken && c != x.avoid && c.h.Len() < c.pool.per() && c.h.CanOpen()
+	usable := !c.closing && !c.dead && !c.broken && c != x.avoid
+	return usable && c.h.Len() < c.pool.per() && c.h.CanOpen() && (c.h.settled || !x.asked.Upgrade || x.raw)
 }
 
 // carryStream sends the request on a stream.
@@ -26,8 +27,8 @@ func (c *conn) carryStream(x *Call) {
 		h.heard, c.since = l.now, 0
 	}
 	r, tunnel := x.openRequest()
-	if len(r.Protocol) > 0 && !h.Tunnels() && h.settled {
-		x.refuse(502, "the upstream does not let connections be upgraded", UpstreamRefused)
+	if len(r.Protocol) > 0 && !h.Tunnels() {
+		x.refuse(501, "the upstream does not let connections be upgraded", UpstreamRefused)
 		return
 	}
 	c.space(fieldsSize(l.fields) + len(r.Path) + len(r.Authority))
@@ -92,21 +93,17 @@ func (c *conn) answerEvent(ev *http2.Event) {
 		c.answerHead(x, ev)
 	case http2.EventData:
 		x.active = c.l.now
-		if x.tunnel {
-			x.toClient(ev.Data, ev.End)
-			c.credit(x.us, &x.ans, len(ev.Data), x.clientBlocked())
-			if ev.End {
-				x.endTunnelIfDone()
-			}
-			return
-		}
 		x.toClient(ev.Data, ev.End)
-		if ev.End {
+		if ev.End && !x.tunnel {
 			x.endBody()
 			x.endAnswer()
 			return
 		}
-		c.credit(x.us, &x.ans, len(ev.Data), x.clientBlocked())
+		x.stalled = x.clientBlocked()
+		c.credit(x.us, &x.ans, len(ev.Data), x.stalled)
+		if ev.End {
+			x.endTunnelIfDone()
+		}
 	case http2.EventTrailers:
 		if x.tunnel { // they have no place in one
 			x.toClient(nil, true)

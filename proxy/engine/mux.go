@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"errors"
 	"io"
 
 	"github.com/meshagent/meshagent/proxy/http2"
@@ -162,31 +163,34 @@ func (c *conn) events(buf []byte) bool {
 
 // failMux ends a connection whose peer does not speak HTTP/2 as one must. It is told why.
 func (c *conn) failMux() {
-	c.closing = true
-	f := ClientMalformed
-	if c.pool != nil {
-		f = UpstreamMalformed
-		c.pool.remove(c)
+	c.closing, c.linger = true, c.pool == nil
+	if c.pool == nil {
+		c.cutStreams(ClientMalformed)
+	} else {
+		c.cutStreams(UpstreamMalformed)
 	}
-	c.cutStreams(f)
-	c.linger = c.pool == nil
 	c.markDirty()
 }
 
 // lostMux acts on the end of a connection.
 func (c *conn) lostMux(reset bool) {
 	c.closing = true
-	if c.pool != nil {
-		c.pool.remove(c)
-		c.cutStreams(UpstreamClosed)
-	} else {
+	if c.pool == nil {
 		c.cutStreams(ClientGone)
+	} else {
+		c.cutStreams(UpstreamClosed)
 	}
 	c.close(reset)
 }
 
+var errLost = errors.New("engine: the connection ended before it could be used")
+
 // cutStreams ends all calls of a connection that is closing.
 func (c *conn) cutStreams(f Flag) {
+	if p := c.pool; p != nil {
+		p.remove(c)
+		defer p.disappoint(errLost)
+	}
 	for s := range c.h.Streams() {
 		x := s.Owner.(*Call)
 		switch {

@@ -146,7 +146,7 @@ func (x *Call) acquire(fresh bool) {
 // dial opens as many connections as those need that wait. Who cannot have one is told.
 func (p *pool) dial() {
 	l := p.l
-	for len(p.wait) > p.dialing*p.per() {
+	for p.short() > 0 {
 		if n := p.up.Conns; n > 0 && p.open+p.dialing >= n {
 			p.wait[len(p.wait)-1].failed(UpstreamFull)
 			continue
@@ -183,8 +183,24 @@ func (p *pool) dialed(t *task) {
 	} else if t.nc != nil {
 		t.nc.Close()
 	}
-	for n := len(p.wait) - p.dialing*p.per(); n > 0 && len(p.wait) > 0; n-- {
-		p.wait[0].Err = t.err
+	p.disappoint(t.err)
+}
+
+// short is for how many of those that wait there will be no connection. One of HTTP/2 may take more when its settings have come.
+func (p *pool) short() int {
+	coming := p.dialing
+	for _, c := range p.muxes {
+		if !c.h.settled && !c.closing {
+			coming++
+		}
+	}
+	return len(p.wait) - coming*p.per()
+}
+
+// disappoint fails those for whom a connection was coming that did not come.
+func (p *pool) disappoint(err error) {
+	for n := p.short(); n > 0 && len(p.wait) > 0; n-- {
+		p.wait[0].Err = err
 		p.wait[0].failed(UpstreamUnreachable)
 	}
 }

@@ -13,15 +13,15 @@ func TestDeadlines(t *testing.T) {
 		return func(w *world, c *Call) { d.Upstream = w.up; c.Decision = d }
 	}
 	for _, s := range []scenario{
-		{name: "C20: nothing comes", limits: Limits{Head: short},
+		{name: "C20: nothing comes", not: noClientStreams, limits: Limits{Head: short},
 			client: func(p *peer) { p.end() }},
-		{name: "C20: a head that does not end", limits: Limits{Head: short},
+		{name: "C20: a head that does not end", not: noClientStreams, limits: Limits{Head: short},
 			client: func(p *peer) {
 				p.send("GET / HTTP/1.1\r\nHost: x\r\nA")
 				p.status(408, "the head of the request took too long")
 				p.end()
 			}, want: []string{"- - 408 SI 0"}},
-		{name: "C20: a head that comes byte by byte", only: "memory",
+		{name: "C20: a head that comes byte by byte", not: noClientStreams, only: "memory",
 			client: func(p *peer) {
 				p.w.wg.Go(func() {
 					for _, c := range "GET / HTTP/1.1\r\nHost: x\r\n" + strings.Repeat("A: b\r\n", 10) {
@@ -37,17 +37,17 @@ func TestDeadlines(t *testing.T) {
 					p.fail("it took %v", d)
 				}
 			}, want: []string{"- - 408 SI 0"}},
-		{name: "C20: an idle connection is closed, and closing it is no answer", limits: Limits{Idle: short},
+		{name: "C20: an idle connection is closed, and closing it is no answer", not: noClientStreams, limits: Limits{Idle: short},
 			servers: []func(*peer){serves(get, okay, 1)},
 			client:  func(p *peer) { p.send(get); p.expect(okay); p.end() }, want: []string{"GET / 200 - 1"}},
-		{name: "C20: a body that stops", limits: Limits{BodyIdle: short},
+		{name: "C20: a body that stops", not: noClientStreams, limits: Limits{BodyIdle: short},
 			servers: []func(*peer){func(p *peer) { p.head(); p.expect("hel"); p.gone() }},
 			client: func(p *peer) {
 				p.send("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhel")
 				p.status(408, "the body of the request came too slowly")
 				p.end()
 			}, want: []string{"POST / 408 SI 1"}},
-		{name: "C20: a body that comes too slowly", only: "memory",
+		{name: "C20: a body that comes too slowly", not: noClientStreams, only: "memory",
 			servers: []func(*peer){func(p *peer) { p.head(); p.any() }},
 			client: func(p *peer) {
 				p.send("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n")
@@ -61,7 +61,7 @@ func TestDeadlines(t *testing.T) {
 				})
 				p.status(408, "the body of the request came too slowly")
 			}, want: []string{"POST / 408 SI 1"}},
-		{name: "C20: a body that comes slowly enough", only: "memory",
+		{name: "C20: a body that comes slowly enough", not: noClientStreams, only: "memory",
 			servers: []func(*peer){func(p *peer) { p.head(); p.expect(strings.Repeat("x", 10000)); p.send(okay) }},
 			client: func(p *peer) {
 				p.send("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10000\r\n\r\n")
@@ -71,7 +71,7 @@ func TestDeadlines(t *testing.T) {
 				}
 				p.expect(okay)
 			}, want: []string{"POST / 200 - 1"}},
-		{name: "C20: a client that does not read its answer", only: "memory",
+		{name: "C20: a client that does not read its answer", not: noClientStreams, only: "memory",
 			servers: []func(*peer){func(p *peer) {
 				p.expect(get)
 				p.send("HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
@@ -86,7 +86,7 @@ func TestDeadlines(t *testing.T) {
 				}
 				time.Sleep(2 * time.Second)
 			}, want: []string{"GET / 200 SI 1"}},
-		{name: "C20: a server that does not read its request", only: "memory",
+		{name: "C20: a server that does not read its request", not: noServerStreams, only: "memory",
 			servers: []func(*peer){func(p *peer) { p.head(); time.Sleep(time.Minute) }},
 			client: func(p *peer) {
 				p.w.wg.Go(func() {

@@ -119,6 +119,7 @@ func (c *conn) stepTunnel() {
 	}
 	for range turns {
 		if up && (x.ans.end || x.clientBlocked()) || !up && (x.ask.end || x.upBlocked()) {
+			x.stalled = x.stalled || up && !x.ans.end
 			return
 		}
 		buf, err := c.pull()

@@ -8,8 +8,8 @@ import (
 // TestTunnels plays BEHAVIOURS C23: upgrades, and CONNECT where it is allowed.
 func TestTunnels(t *testing.T) {
 	const (
-		ask      = "GET /chat HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n"
-		switched = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n"
+		ask      = "GET /chat HTTP/1.1\r\nHost: x\r\nUpgrade: chat\r\nConnection: upgrade\r\n\r\n"
+		switched = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: chat\r\nConnection: upgrade\r\n\r\n"
 	)
 	for _, s := range []scenario{
 		{name: "C23: bytes right behind the 101, then half-close, the client first",
@@ -35,12 +35,15 @@ func TestTunnels(t *testing.T) {
 				p.closeWrite()
 				p.expect("mine")
 				p.end()
+				p.w.pass(p)
 			}},
 			client: func(p *peer) {
 				p.send(ask)
 				p.expect(switched + "last words")
 				p.end()
 				p.send("mine")
+				p.closeWrite()
+				p.w.await(p)
 			}, want: []string{"GET /chat 101 - 1"}},
 		{name: "C23: what the client sends too early waits for the 101",
 			servers: []func(*peer){func(p *peer) {
@@ -53,14 +56,14 @@ func TestTunnels(t *testing.T) {
 				p.expect(switched)
 				p.end()
 			}, want: []string{"GET /chat 101 - 1"}},
-		{name: "C23: an upgrade that is not granted ends the connection: nothing behind it is a request",
+		{name: "C23: an upgrade that is not granted ends the connection: nothing behind it is a request", not: noStreams,
 			servers: []func(*peer){func(p *peer) { p.expect(ask); p.send(okay); p.gone() }},
 			client: func(p *peer) {
 				p.send(ask + get)
 				p.expect("HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
 				p.end()
 			}, want: []string{"GET /chat 200 - 1"}},
-		{name: "C23: a 101 that nobody asked for: 502",
+		{name: "C23: a 101 that nobody asked for: 502", not: noServerStreams,
 			servers: []func(*peer){func(p *peer) { p.expect(get); p.send(switched); p.gone() }},
 			client: func(p *peer) {
 				p.send(get)
@@ -72,7 +75,7 @@ func TestTunnels(t *testing.T) {
 				p.send("GET / HTTP/1.1\r\nHost: x\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\nConnection: upgrade, http2-settings\r\n\r\n")
 				p.expect(okay)
 			}, want: []string{"GET / 200 - 1"}},
-		{name: "C23: an upgrade that the handler does not pass on",
+		{name: "C23: an upgrade that the handler does not pass on", not: noClientStreams,
 			decide:  func(w *world, c *Call) { c.Decision.Upstream = w.up; c.Request.Upgrade = nil },
 			servers: []func(*peer){serves("GET /chat HTTP/1.1\r\nHost: x\r\n\r\n", okay, 1)},
 			client:  func(p *peer) { p.send(ask); p.expect(okay) }, want: []string{"GET /chat 200 - 1"}},

@@ -152,6 +152,7 @@ func (c *conn) stepUpstream() {
 			break
 		}
 		if x.clientBlocked() {
+			x.stalled = true
 			return
 		}
 		buf, err := c.pull()
@@ -258,6 +259,10 @@ func (x *Call) passHead(n int, end bool) bool {
 		}
 		x.begun, x.tunnel = true, true
 		return true
+	}
+	if x.extended && !tunnel && res.Status/100 == 2 { // which would grant the upgrade
+		x.refuse(502, "the upstream did not upgrade the connection", UpstreamMalformed)
+		return false
 	}
 	x.Result.Status = res.Status
 	if err := x.writeHead(n, end); err != nil {
