@@ -34,7 +34,10 @@ func application() http.Handler {
 			w.(http.Flusher).Flush()
 		}
 	})
-	mux.HandleFunc("/echo", func(w http.ResponseWriter, r *http.Request) { io.Copy(w, r.Body) })
+	mux.HandleFunc("/echo", func(w http.ResponseWriter, r *http.Request) {
+		http.NewResponseController(w).EnableFullDuplex() // HTTP/2 always is
+		io.Copy(w, r.Body)
+	})
 	mux.HandleFunc("/count", func(w http.ResponseWriter, r *http.Request) {
 		n, err := io.Copy(io.Discard, r.Body)
 		fmt.Fprintf(w, "%d bytes, %v, trailer %q\n", n, err, r.Trailer.Get("X-Checksum"))

@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"testing"
 	"time"
+
+	"github.com/meshagent/meshagent/test/lab"
 )
 
 // interopCases are those of gRPC's doc/interop-test-descriptions.md that need no cloud. pick_first_unary is not one of them: it asks
@@ -26,22 +28,27 @@ const orcaBalancer = `{"loadBalancingConfig": [{"test_backend_metrics_load_balan
 // TestGRPCInterop: gRPC's own client calls its own server, as every implementation of gRPC is tested (BEHAVIOURS 24).
 func TestGRPCInterop(t *testing.T) {
 	app, caller := twoHops(t, 131)
+	startInterop(t, app)
+	callInterop(t, caller.Reach("interop"))
+}
+
+// startInterop starts the server and declares it as the service interop.
+func startInterop(t *testing.T, app *lab.Host) {
+	t.Helper()
+	t.Setenv("GRPC_GO_LOG_SEVERITY_LEVEL", "info") // so that it says where it listens
+	port := spawn(t, regexp.MustCompile(`interop server listening on .*:(\d+)`), tool(t, "google.golang.org/grpc/interop/server"), "--port", "0")
+	app.Define("interop", "grpc", netip.MustParseAddrPort(app.Addr()+":"+port))
+}
+
+// callInterop calls it at an address.
+func callInterop(t *testing.T, to netip.AddrPort) {
 	client := tool(t, "google.golang.org/grpc/interop/client")
-	server := tool(t, "google.golang.org/grpc/interop/server")
-	t.Setenv("GRPC_GO_LOG_SEVERITY_LEVEL", "info")
-	port := spawn(t, regexp.MustCompile(`interop server listening on .*:(\d+)`), server, "--port", "0")
-	n, err := strconv.Atoi(port)
-	if err != nil {
-		t.Fatal(err)
-	}
-	app.Define("interop", "grpc", netip.AddrPortFrom(netip.MustParseAddr(app.Addr()), uint16(n)))
-	to := caller.Reach("interop")
 	for _, name := range interopCases {
 		t.Run(name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 			defer cancel()
-			out, err := exec.CommandContext(ctx, client, "--test_case", name, "--server_host", to.Addr().String(), "--server_port", strconv.Itoa(int(to.Port())), "--soak_iterations", "100", "--soak_overall_timeout_seconds", "20",
-				"--service_config_json", orcaBalancer).CombinedOutput()
+			out, err := exec.CommandContext(ctx, client, "--test_case", name, "--server_host", to.Addr().String(), "--server_port", strconv.Itoa(int(to.Port())),
+				"--soak_iterations", "100", "--soak_overall_timeout_seconds", "20", "--service_config_json", orcaBalancer).CombinedOutput()
 			if err != nil {
 				t.Errorf("%v\n%s", err, out)
 			}
