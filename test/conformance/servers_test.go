@@ -4,7 +4,6 @@ package conformance
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -29,20 +28,13 @@ func at(h *lab.Host, port int) netip.AddrPort {
 // awaitListening waits until a program accepts connections.
 func awaitListening(t *testing.T, at netip.AddrPort) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
-	for {
+	lab.Await(t, fmt.Sprintf("a listener at %v", at), 20*time.Second, func() error {
 		c, err := net.DialTimeout("tcp", at.String(), time.Second)
 		if err == nil {
 			c.Close()
-			return
 		}
-		select {
-		case <-ctx.Done():
-			t.Fatalf("nobody listens at %v: %v", at, err)
-		case <-time.After(10 * time.Millisecond):
-		}
-	}
+		return err
+	})
 }
 
 // startNginx starts nginx in one process with what stands in its http block.
@@ -52,13 +44,13 @@ func startNginx(t *testing.T, servers string) {
 	if err := os.WriteFile(filepath.Join(dir, "big"), big, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	temp := ""
+	var temp strings.Builder
 	for _, kind := range []string{"client_body", "proxy", "fastcgi", "uwsgi", "scgi"} {
-		temp += fmt.Sprintf("%s_temp_path %s;\n", kind, filepath.Join(dir, kind))
+		fmt.Fprintf(&temp, "%s_temp_path %s;\n", kind, filepath.Join(dir, kind))
 	}
 	conf := filepath.Join(dir, "nginx.conf")
 	text := fmt.Sprintf("daemon off;\nmaster_process off;\npid %s;\nevents { worker_connections 1024; }\nhttp {\naccess_log off;\nroot %s;\n%s%s}\n",
-		filepath.Join(dir, "pid"), dir, temp, servers)
+		filepath.Join(dir, "pid"), dir, &temp, servers)
 	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -120,9 +120,15 @@ func New(t testing.TB, net, servers, clients int) *Cluster {
 	return c
 }
 
-// Await asks until it is so. It is for states that another process reaches in its own time.
+// Await is Await for the cluster's test.
 func (c *Cluster) Await(what string, most time.Duration, f func() error) {
 	c.t.Helper()
+	Await(c.t, what, most, f)
+}
+
+// Await asks until it is so. It is for states that another process reaches in its own time.
+func Await(t testing.TB, what string, most time.Duration, f func() error) {
+	t.Helper()
 	end := time.Now().Add(most)
 	for {
 		err := f()
@@ -130,7 +136,7 @@ func (c *Cluster) Await(what string, most time.Duration, f func() error) {
 			return
 		}
 		if time.Now().After(end) {
-			c.t.Fatalf("not within %v: %s: %v", most, what, err)
+			t.Fatalf("not within %v: %s: %v", most, what, err)
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
