@@ -149,7 +149,7 @@ func AppendRequestEnd(dst []byte, e RequestEnd) []byte {
 	for _, o := range [...]struct {
 		on   bool
 		name string
-	}{{e.Close, "close"}, {upgrade, "upgrade"}, {e.TETrailers, "te"}} {
+	}{{e.Close, "close"}, {upgrade, "Upgrade"}, {e.TETrailers, "te"}} {
 		if o.on {
 			dst = append(dst, sep...)
 			dst = append(dst, o.name...)
@@ -264,11 +264,11 @@ func (a Asked) AppendResponseEnd(dst []byte, status int, r Reply, upgrade []byte
 	ends := !r.KeepAlive && status >= 200 && r.Framing.Kind != Tunnel
 	switch {
 	case ends && switches:
-		dst = append(dst, "Connection: close, upgrade\r\n"...)
+		dst = append(dst, "Connection: close, Upgrade\r\n"...)
 	case ends:
 		dst = append(dst, "Connection: close\r\n"...)
 	case switches:
-		dst = append(dst, "Connection: upgrade\r\n"...)
+		dst = append(dst, "Connection: Upgrade\r\n"...)
 	case status >= 200 && r.KeepAlive && a.Proto == HTTP10:
 		dst = append(dst, "Connection: keep-alive\r\n"...)
 	}
