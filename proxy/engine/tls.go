@@ -70,14 +70,14 @@ const (
 	recordCost = 64                         // bytes by which a record is longer than what it carries, at most
 )
 
-// record returns the length of the record that b begins with; 0 if it is not whole. Of one that is too long TLS needs the head only, to
-// refuse it.
+// record returns the length of the record that b begins with; 0 if it is not whole. Of one that is too long, and of what is no TLS, TLS
+// needs the head only, to refuse it.
 func record(b []byte) int {
 	if len(b) < recordHead {
 		return 0
 	}
 	switch n := recordHead + int(b[3])<<8 + int(b[4]); {
-	case n > maxRecord:
+	case n > maxRecord, b[1] != 3: // the major version
 		return recordHead
 	case n > len(b):
 		return 0
