@@ -285,7 +285,8 @@ func (a *analysis) unused() {
 				others = append(others, by(other))
 			}
 			slices.Sort(others)
-			a.add(id.key, codeUnreachable, id.path(), "move it up, or remove it", "is never used: what it matches is taken by %s", strings.Join(slices.Compact(others), ", "))
+			a.add(id.key, codeUnreachable, id.path(), "move it up, or remove it", "is never used: what it matches is taken by %s",
+				strings.Join(slices.Compact(others), ", "))
 			continue
 		}
 		for at, other := range u.taken {
@@ -301,7 +302,9 @@ func (a *analysis) authz(p *authz, root bool) {
 	selected := false
 	for svc, s := range a.services {
 		if root || svc.Namespace() == p.key.Namespace {
-			selected = selected || slices.ContainsFunc(s.Instances, func(i *mesh.Instance) bool { return p.selects(&Target{Service: svc, Labels: i.Labels}) })
+			selected = selected || slices.ContainsFunc(s.Instances, func(i *mesh.Instance) bool {
+				return p.selects(&Target{Service: svc, Labels: i.Labels})
+			})
 		}
 	}
 	if !selected && len(p.selector) > 0 {

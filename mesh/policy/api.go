@@ -337,7 +337,8 @@ func (m *Model) add(p mesh.Policy, g *gateway) {
 		host, d, _ := compileDestinationRule(p.PolicyKey, s)
 		sp := m.service(host)
 		if sp.Destination.Policy.Kind != "" {
-			m.problem(p.PolicyKey, codeTwoDestinationRules, fmt.Sprintf("%s has the DestinationRule %s already, which is older: it stays", host, sp.Destination.Policy.Name))
+			m.problem(p.PolicyKey, codeTwoDestinationRules, fmt.Sprintf("%s has the DestinationRule %s already, which is older: it stays",
+				host, sp.Destination.Policy.Name))
 			return
 		}
 		sp.Destination = d

@@ -162,10 +162,10 @@ func (m *Model) merge(svc mesh.ServiceName, b *Binding, routes []*gatewayRoute) 
 	for _, r := range routes {
 		switch {
 		case r.key.Kind != first.key.Kind:
-			m.problem(r.key, codeConflicted, fmt.Sprintf("is without effect%s: the %s %s is bound there, which goes before",
+			m.problem(r.key, codeConflicted, fmt.Sprintf("is without effect at %s: the %s %s is bound there, which goes before",
 				b.at(svc), first.key.Kind, first.key.Name))
 		case r.key.Kind == "TCPRoute" && r != first:
-			m.problem(r.key, codeConflicted, fmt.Sprintf("is without effect%s: the TCPRoute %s is bound there, which is older",
+			m.problem(r.key, codeConflicted, fmt.Sprintf("is without effect at %s: the TCPRoute %s is bound there, which is older",
 				b.at(svc), first.key.Name))
 		case r.key.Kind == "TCPRoute":
 			b.TCP = []*TCPRoute{{Policy: r.key, Destinations: r.tcp}}
@@ -188,7 +188,7 @@ func (m *Model) merge(svc mesh.ServiceName, b *Binding, routes []*gatewayRoute) 
 
 // at says in words which calls are bound.
 func (b *Binding) at(svc mesh.ServiceName) string {
-	s := " at " + svc.String()
+	s := svc.String()
 	if b.Port != 0 {
 		s += fmt.Sprintf(", port %d", b.Port)
 	}
@@ -201,7 +201,8 @@ func (b *Binding) at(svc mesh.ServiceName) string {
 // beside tells a VirtualService that routes of the Gateway API go before it.
 func (m *Model) beside(svc mesh.ServiceName, sp *ServicePolicy) {
 	tell := func(what, at string, of, first mesh.PolicyKey) {
-		m.problem(of, codeConflicted, fmt.Sprintf("its %s rules are without effect%s: the %s %s is bound there, which goes before", what, at, first.Kind, first.Name))
+		m.problem(of, codeConflicted, fmt.Sprintf("its %s rules are without effect at %s: the %s %s is bound there, which goes before",
+			what, at, first.Kind, first.Name))
 	}
 	for _, b := range sp.Bound {
 		if len(b.HTTP) > 0 && len(sp.HTTP) > 0 {

@@ -5,6 +5,8 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+
+	"github.com/meshagent/meshagent/mesh"
 )
 
 // RouteHTTP returns the first rule that matches a request. nil, true is the default: the service itself. nil, false means that
@@ -14,11 +16,8 @@ func (sp *ServicePolicy) RouteHTTP(r *Request) (*HTTPRoute, bool) {
 		return nil, false
 	}
 	routes := sp.HTTP
-	for i := range sp.Bound {
-		if b := &sp.Bound[i]; b.HTTP != nil && b.binds(r) {
-			routes = b.HTTP
-			break
-		}
+	if b := sp.boundHTTP(r); b != nil {
+		routes = b.HTTP
 	}
 	for _, route := range routes {
 		if len(route.Matches) == 0 {
@@ -39,11 +38,8 @@ func (sp *ServicePolicy) RouteTCP(r *Request) (*TCPRoute, bool) {
 		return nil, false
 	}
 	routes := sp.TCP
-	for i := range sp.Bound {
-		if b := &sp.Bound[i]; b.TCP != nil && b.binds(r) {
-			routes = b.TCP
-			break
-		}
+	if b := sp.boundTCP(r); b != nil {
+		routes = b.TCP
 	}
 	for _, route := range routes {
 		if len(route.Matches) == 0 {
@@ -56,6 +52,26 @@ func (sp *ServicePolicy) RouteTCP(r *Request) (*TCPRoute, bool) {
 		}
 	}
 	return nil, routes == nil
+}
+
+// boundHTTP returns the routes of the Gateway API for a request; nil when there are none.
+func (sp *ServicePolicy) boundHTTP(r *Request) *Binding {
+	for i := range sp.Bound {
+		if b := &sp.Bound[i]; b.HTTP != nil && b.binds(r) {
+			return b
+		}
+	}
+	return nil
+}
+
+// boundTCP is boundHTTP for connections.
+func (sp *ServicePolicy) boundTCP(r *Request) *Binding {
+	for i := range sp.Bound {
+		if b := &sp.Bound[i]; b.TCP != nil && b.binds(r) {
+			return b
+		}
+	}
+	return nil
 }
 
 func (b *Binding) binds(r *Request) bool {
@@ -86,6 +102,24 @@ func (sp *ServicePolicy) AllTCP() iter.Seq[*TCPRoute] {
 			}
 		}
 	}
+}
+
+// Destinations returns the services that some rule sends calls to.
+func (sp *ServicePolicy) Destinations() (out []mesh.ServiceName) {
+	add := func(ds []Split) {
+		for _, d := range ds {
+			if !d.Service.IsZero() && !slices.Contains(out, d.Service) {
+				out = append(out, d.Service)
+			}
+		}
+	}
+	for r := range sp.AllHTTP() {
+		add(r.Action.Destinations)
+	}
+	for r := range sp.AllTCP() {
+		add(r.Destinations)
+	}
+	return out
 }
 
 // source checks what both requests and connections have.

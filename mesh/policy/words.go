@@ -117,7 +117,15 @@ func (r *Retry) String() string {
 
 // String returns the algorithm's name as policies have it.
 func (l LB) String() string {
-	return [...]string{LeastRequest: "LEAST_REQUEST", RoundRobin: "ROUND_ROBIN", Random: "RANDOM"}[l]
+	switch l {
+	case LeastRequest:
+		return "LEAST_REQUEST"
+	case RoundRobin:
+		return "ROUND_ROBIN"
+	case Random:
+		return "RANDOM"
+	}
+	return fmt.Sprintf("LB %d", l)
 }
 
 // nameOf names a policy as people do.

@@ -1,0 +1,299 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/url"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/meshagent/meshagent/agent/api"
+	"github.com/meshagent/meshagent/mesh"
+	"github.com/meshagent/meshagent/mesh/policy"
+)
+
+// question is what explain is asked.
+type question struct {
+	from, to, host string
+	port           uint16
+	namespace      string
+	headers        []string
+	method, target string // target is a path with a query
+}
+
+func newExplain(g *globals) *cobra.Command {
+	var q question
+	c := &cobra.Command{
+		Use:   "explain --from SERVICE --to SERVICE [METHOD PATH]",
+		Short: "Say what would become of a call, and why",
+		Long: `Works out what would become of a call that is not made: each rule that is asked and why it does not match, the rule that counts, where it
+sends the call and in what shares, the instances there with weight and health, retries and time-outs, and for each instance
+whether it lets the call in and which policy decides that.
+
+For a service that does not speak HTTP leave out METHOD and PATH: it is about a connection then.`,
+		Example: `  meshagent explain --from frontend --to my-service GET /x -H 'end-user: jason'
+  meshagent explain --from batch.jobs --to db
+  meshagent explain --from frontend --to api --port 8080 POST '/orders?dry=1' -o json`,
+		Args: argCount(0, 2),
+	}
+	out, ns := outputFlag(c), namespaceFlag(c)
+	c.Flags().StringVar(&q.from, "from", "", "the service that calls, or a SPIFFE ID")
+	c.Flags().StringVar(&q.to, "to", "", "the service that is called")
+	c.Flags().Uint16Var(&q.port, "port", 0, "the port that is called; the service's only one without it")
+	c.Flags().StringVar(&q.host, "host", "", "the Host of the request; the service's name without it")
+	c.Flags().StringArrayVarP(&q.headers, "header", "H", nil, "header of the request, as 'name: value'; again for more")
+	c.RunE = func(cmd *cobra.Command, args []string) error {
+		if q.namespace = *ns; len(args) > 0 {
+			q.method, q.target = args[0], "/"
+		}
+		if len(args) > 1 {
+			q.target = args[1]
+		}
+		return g.call(cmd, 0, func(ctx context.Context, c *api.Client) error {
+			e, names, err := explain(ctx, c, q)
+			if err != nil {
+				return err
+			}
+			return out.print(cmd.OutOrStdout(), e, func(w io.Writer) { printExplanation(w, e, names) })
+		})
+	}
+	return c
+}
+
+// explain asks the agent for policy and services, and works it out. names are those of nodes.
+func explain(ctx context.Context, c *api.Client, q question) (e *policy.Explanation, names map[mesh.NodeID]string, err error) {
+	to, ok := mesh.ParseHost(q.to, q.namespace)
+	if !ok {
+		return nil, nil, usagef("--to %q is not the name of a service", q.to)
+	}
+	r, err := q.request(to)
+	if err != nil {
+		return nil, nil, err
+	}
+	ps, td, err := policies(ctx, c)
+	if err != nil {
+		return nil, nil, err
+	}
+	m := policy.Compile(td, 0, ps)
+	names = map[mesh.NodeID]string{}
+	usable := map[*mesh.Instance]bool{}
+	v := policy.View{Services: map[mesh.ServiceName]*mesh.Service{}, Usable: func(i *mesh.Instance) bool { return usable[i] }}
+	learn := func(name mesh.ServiceName) (*mesh.Service, error) {
+		s, err := service(ctx, c, name)
+		if s == nil || err != nil {
+			return nil, err
+		}
+		for i, x := range s.live {
+			names[x.Node] = x.NodeName
+			usable[s.Instances[i]] = x.Usable
+		}
+		v.Services[name] = &s.Service
+		return &s.Service, nil
+	}
+	called, err := learn(to)
+	if err != nil {
+		return nil, nil, err
+	}
+	if r.Source, err = caller(q, td, learn); err != nil {
+		return nil, nil, err
+	}
+	if r.Port, err = q.called(to, called); err != nil {
+		return nil, nil, err
+	}
+	for _, s := range m.Service(to).Destinations() {
+		if _, err := learn(s); err != nil {
+			return nil, nil, err
+		}
+	}
+	if called != nil && called.Protocol(r.Port).L7() != (r.Method != "") {
+		if r.Method == "" {
+			return nil, nil, usagef("%s speaks %s: write a method and a path", to, called.Protocol(r.Port))
+		}
+		return nil, nil, usagef("%s speaks %s at port %d: leave out method and path", to, called.Protocol(r.Port), r.Port)
+	}
+	return m.Explain(v, to, r), names, nil
+}
+
+// request is the request as the data path sees it, but for caller and port.
+func (q *question) request(to mesh.ServiceName) (*policy.Request, error) {
+	if q.from == "" {
+		return nil, usagef("--from is missing: which service calls?")
+	}
+	headers := map[string][]string{}
+	for _, h := range q.headers {
+		name, value, ok := strings.Cut(h, ":")
+		if name = strings.ToLower(strings.TrimSpace(name)); !ok || name == "" {
+			return nil, usagef("--header %q is not of the form 'name: value'", h)
+		}
+		headers[name] = append(headers[name], strings.TrimSpace(value))
+	}
+	r := &policy.Request{Method: q.method, Scheme: "http", Authority: q.host, Header: func(n string) []string { return headers[n] }}
+	if q.method == "" {
+		if len(q.headers) > 0 || q.host != "" {
+			return nil, usagef("only a request has headers and a host: write its method and path")
+		}
+		return r, nil
+	}
+	if r.Authority == "" {
+		r.Authority = to.FQDN()
+	}
+	u, err := url.ParseRequestURI(q.target)
+	if err != nil || !strings.HasPrefix(q.target, "/") {
+		return nil, usagef("%q is not a path: begin it with a slash", q.target)
+	}
+	r.Path, r.Query = u.Path, u.RawQuery
+	if headers["host"] == nil {
+		headers["host"] = []string{r.Authority}
+	}
+	return r, nil
+}
+
+// caller is who --from names: an identity, or a service with the identity and labels of one of its instances.
+func caller(q question, td mesh.TrustDomain, learn func(mesh.ServiceName) (*mesh.Service, error)) (policy.Source, error) {
+	if strings.HasPrefix(q.from, "spiffe://") {
+		id, err := mesh.ParseIdentity(q.from)
+		if err != nil {
+			return policy.Source{}, usagef("--from: %v", err)
+		}
+		return policy.Source{Identity: id}, nil
+	}
+	name, ok := mesh.ParseHost(q.from, q.namespace)
+	if !ok {
+		return policy.Source{}, usagef("--from %q is not the name of a service", q.from)
+	}
+	s, err := learn(name)
+	if err != nil {
+		return policy.Source{}, err
+	}
+	if s != nil && len(s.Instances) > 0 {
+		return policy.Source{Identity: s.Instances[0].Identity(td), Labels: s.Instances[0].Labels}, nil
+	}
+	id, err := mesh.WorkloadIdentity(td, name.Namespace(), name.Name())
+	return policy.Source{Identity: id}, err
+}
+
+// called is the port that is called.
+func (q *question) called(to mesh.ServiceName, s *mesh.Service) (uint16, error) {
+	if q.port != 0 || s == nil {
+		return q.port, nil
+	}
+	ps := s.Ports()
+	if len(ps) > 1 {
+		return 0, usagef("%s has the ports %s: say which with --port", to, ports(ps))
+	}
+	return ps[0], nil
+}
+
+func printExplanation(w io.Writer, e *policy.Explanation, names map[mesh.NodeID]string) {
+	to := e.Service.FQDN()
+	if e.Port != 0 {
+		to += fmt.Sprintf(", port %d", e.Port)
+	}
+	fmt.Fprintf(w, "%s calls %s\n\n", e.Caller, to)
+	if e.Bound != "" {
+		fmt.Fprintf(w, "Routes of the Gateway API are bound to the call at %s\n", e.Bound)
+	}
+	if len(e.Rules) == 0 {
+		fmt.Fprintln(w, "No rule is asked: it goes where it is addressed")
+	}
+	for _, t := range e.Rules {
+		name := ""
+		if t.Name != "" {
+			name = fmt.Sprintf(" (%s)", t.Name)
+		}
+		fmt.Fprintln(w, clean(fmt.Sprintf("%s %s%s: %s", show(t.Policy), t.Path, name, &t)))
+	}
+	line := func(what string, values ...string) {
+		if v := strings.Join(values, ", "); v != "" {
+			fmt.Fprintf(w, "  %-9s %s\n", what, clean(v))
+		}
+	}
+	line("fault", e.Fault...)
+	line("headers", e.Headers...)
+	if a := e.Answer; a != nil {
+		printReply(w, a)
+		return
+	}
+	if e.Path != "" {
+		line("sent as", e.Host+e.Path)
+		line("time-out", orNone(e.Timeout))
+		retries := "none"
+		if e.Retries > 0 {
+			retries = fmt.Sprintf("%d on %s", e.Retries, e.RetryOn)
+		}
+		line("retries", retries)
+		line("each try", e.PerTry)
+	}
+	for _, s := range e.Shares {
+		printShare(w, s, names)
+	}
+}
+
+func orNone(s string) string {
+	if s == "" {
+		return "none"
+	}
+	return s
+}
+
+func printReply(w io.Writer, a *policy.Reply) {
+	what := fmt.Sprintf("answered with %d", a.Status)
+	if a.Status == 0 {
+		what = "closed"
+	}
+	if a.Location != "" {
+		what += ", Location " + a.Location
+	}
+	fmt.Fprintf(w, "\nIt is %s: %s\n", clean(what), clean(a.Reason))
+}
+
+func printShare(w io.Writer, s policy.Share, names map[mesh.NodeID]string) {
+	what := []string{s.Service.String()}
+	if s.Service.IsZero() {
+		what[0] = "nowhere"
+	}
+	if s.Subset != "" {
+		what = append(what, "subset "+s.Subset)
+	}
+	if s.Port != 0 {
+		what = append(what, fmt.Sprintf("port %d", s.Port))
+	}
+	if s.LB != "" {
+		what = append(what, s.LB)
+	}
+	if s.ConnectTimeout != "" {
+		what = append(what, "connects within "+s.ConnectTimeout)
+	}
+	fmt.Fprintf(w, "\n%.4g %% to %s\n", s.Percent, clean(strings.Join(slices.Concat(what, s.Headers), ", ")))
+	if s.Problem != "" {
+		fmt.Fprintf(w, "  Such calls fail: %s\n", s.Problem)
+	}
+	if len(s.Instances) == 0 {
+		return
+	}
+	t := newTable(w, "  NODE", "INSTANCE", "HEALTH", "WEIGHT", "LABELS", "PICKED", "AUTHORIZATION")
+	for _, p := range s.Instances {
+		picked := "yes"
+		if !p.Picked {
+			picked = "no: " + p.Why
+		}
+		i := p.Instance
+		t.row("  "+names[i.Node], i.ID, i.Health, i.Weight, labels(i.Labels), picked, verdict(p))
+	}
+	t.flush()
+}
+
+func verdict(p policy.Place) string {
+	switch {
+	case p.Allowed && p.Policy == nil:
+		return "allowed: no policy is about it"
+	case p.Allowed:
+		return "allowed by " + show(*p.Policy)
+	case p.Policy == nil:
+		return "denied: " + p.Reason
+	}
+	return "denied by " + show(*p.Policy)
+}
