@@ -260,8 +260,8 @@ type fdSocket struct {
 	p     *poller
 	c     *conn
 	fd    int
-	empty bool // nothing to read until the next event
-	hup   bool // the peer has ended: the end is to be read behind the bytes
+	empty bool       // nothing to read until the next event
+	hup   bool       // the peer has ended: the end is to be read behind the bytes
 	over  *tlsSocket // if it is TLS
 }
 

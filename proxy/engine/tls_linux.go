@@ -37,6 +37,8 @@ func newTLSSocket(fd *fdSocket, t *tls.Conn, k *Link) *tlsSocket {
 	}
 	if len(k.in) > 0 { // it came behind the handshake, so there will be no event for it
 		l.queue(fd.c)
+	} else {
+		k.in = nil
 	}
 	fd.over = &tlsSocket{fdSocket: fd, tls: t, link: k}
 	return fd.over
