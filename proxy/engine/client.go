@@ -501,7 +501,7 @@ func (x *Call) cutOff(f Flag) {
 		return
 	}
 	// For a client that reads until the connection's end only a reset is no end.
-	reset := c.blocked || c.broken || x.tunnel || !x.begun && f != ClientGone || x.begun && x.reply.Framing.Kind == http1.UntilClose
+	reset := c.blocked && f == ClientSlow || c.broken || x.tunnel || !x.begun && f != ClientGone || x.begun && x.reply.Framing.Kind == http1.UntilClose
 	x.end(http2.NoError)
 	if reset {
 		c.close(true)

@@ -12,7 +12,8 @@ import (
 )
 
 // The engine thinks in HTTP/1.1: a head of HTTP/2 is written as one and parsed again, which also holds it to the rules of both. What is
-// sent on in HTTP/2 is made of that.
+// sent on in HTTP/2 is made of that. A body of known length for which trailers are announced gets chunks, for without them HTTP/1 has
+// no trailers.
 
 func headSize(h *http2.Head) int {
 	n := 256 + len(h.Method) + len(h.Path) + len(h.Authority) + len(h.Protocol)
@@ -42,7 +43,7 @@ func appendRequestHead(b []byte, h *http2.Head, end bool) []byte {
 		}
 		b = appendLine(b, "upgrade", h.Protocol)
 		b = append(b, "connection: upgrade\r\n"...)
-	case h.Length >= 0:
+	case h.Length >= 0 && (end || h.Get("trailer") == nil):
 		b = appendLength(b, h.Length)
 	case !end && string(method) != "CONNECT":
 		b = append(b, "transfer-encoding: chunked\r\n"...)
@@ -69,7 +70,7 @@ func (x *Call) appendResponseHead(b []byte, h *http2.Head, end bool) []byte {
 			b = appendLine(b, "sec-websocket-accept", acceptOf(key))
 		}
 	case h.Status < 200 || h.Status == 204 || x.asked.Connect && h.Status < 300:
-	case h.Length >= 0 && (end || h.Length > 0):
+	case h.Length >= 0 && (end || h.Length > 0 && h.Get("trailer") == nil):
 		b = appendLength(b, h.Length)
 	case x.asked.Head || h.Status == 304:
 	case end:

@@ -93,7 +93,7 @@ func (s *scenario) run(t *testing.T, driver, via string) {
 	}
 }
 
-const patience = 2 * time.Second
+const patience = 10 * time.Second
 
 // world is an engine with servers.
 type world struct {
