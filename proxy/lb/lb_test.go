@@ -265,6 +265,48 @@ func TestEveryMemberIsProposed(t *testing.T) {
 	}
 }
 
+// counter counts what a source proposes.
+type counter struct {
+	source
+	n int
+}
+
+func (c *counter) next(at uint64) (int, uint64) {
+	c.n++
+	return c.source.next(at)
+}
+
+// TestFewProposals: a pick does not come to look at all members while most are well, nor when all are new.
+func TestFewProposals(t *testing.T) {
+	const draws = 10_000
+	forAll(t, func(t *testing.T, a Algorithm) {
+		for _, c := range []struct {
+			name   string
+			gone   int
+			age    int64
+			expect float64 // proposals for each member that is taken
+		}{{"all well", 0, 100, 1}, {"a quarter sits out", 5, 100, 4. / 3}, {"half sit out", 10, 100, 2}, {"all are new", 0, 1, 1}} {
+			cs := equal(20)
+			for i := range cs {
+				cs[i].Endpoint.Start(start - c.age*second)
+				if i < c.gone {
+					out(&cs[i], start+1)
+				}
+			}
+			p := New(Config{Algorithm: a, Chance: chance(1), RingSize: 1 << 14, Warmup: Warmup{Window: time.Minute}}, cs)
+			count := &counter{source: p.groups[0].source}
+			p.groups[0].source = count
+			shares(p, 20, draws, nil, start)
+			if algorithms[a].better != nil {
+				c.expect *= 2.1 // the second must be another
+			}
+			if got := float64(count.n) / draws; got > c.expect*1.1 {
+				t.Errorf("%s: %.2f proposals, want %.2f", c.name, got, c.expect)
+			}
+		}
+	})
+}
+
 func TestPickDoesNotAllocate(t *testing.T) {
 	forAll(t, func(t *testing.T, a Algorithm) {
 		cs := table(1, 2, 3, 4)

@@ -2,6 +2,7 @@ package lb
 
 import (
 	"math"
+	"slices"
 	"testing"
 
 	"github.com/meshagent/meshagent/mesh"
@@ -103,6 +104,51 @@ func TestPanic(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestKeyDecidesLevel: where the key decides, it decides on the level and the share, too.
+func TestKeyDecidesLevel(t *testing.T) {
+	for _, l := range []Locality{{From: near[0], Prefer: true}, {Distribute: []Distribute{{"*", []Share{{"us", 30}, {"*", 70}}}}}} {
+		for _, a := range []Algorithm{RingHash, Maglev} {
+			cs := at([]mesh.Locality{near[0], near[3]}, 50, 100)
+			p := New(Config{Algorithm: a, TableSize: 4099, Locality: l}, cs)
+			if !slices.Equal(owners(p, 1000), owners(p, 1000)) {
+				t.Errorf("%v: a key goes here and there", a)
+			}
+			if far := percents(p, cs)[1]; far < 28 || far > 38 {
+				t.Errorf("%v: %.1f %% go far", a, far)
+			}
+		}
+	}
+}
+
+// TestRetryGoesFar: an instance of a further level that was not tried is better than one nearby that was, and one that was is better than
+// one that is not well.
+func TestRetryGoesFar(t *testing.T) {
+	forAll(t, func(t *testing.T, a Algorithm) {
+		cs := equal(4)
+		for i := range cs {
+			cs[i].Locality = near[[]int{0, 0, 2, 3}[i]]
+		}
+		out(&cs[1], start+second)
+		p := New(Config{Algorithm: a, Locality: Locality{From: near[0], Prefer: true}}, cs)
+		var tried []*Endpoint
+		for key := range uint64(200) {
+			tried = tried[:0]
+			got := map[int]bool{}
+			for range 3 {
+				i := p.Pick(key+1, tried, start)
+				got[i] = true
+				tried = append(tried, cs[i].Endpoint)
+			}
+			if len(got) != 3 || got[1] {
+				t.Fatalf("three tries go to %v", got)
+			}
+			if i := p.Pick(key+1, tried, start); i == 1 {
+				t.Fatal("the fourth goes to one that is not well")
+			}
+		}
+	})
 }
 
 // TestHealthComesBack: a Picker notices that an ejection is over, and one that another Picker decided on.

@@ -64,6 +64,14 @@ func TestEjection(t *testing.T) {
 			a: 55o-------55
 			b: oooooooooooo
 			=> E---------E-`},
+		{"nor does it count when that is over", fast(Outlier{Consecutive5xxErrors: 2}), `
+			a: 5555-5--5
+			b: ooooooooo
+			=> -E---E---`},
+		{"more ejections than the bound takes are not remembered (2, 4, 6, 6, 6 s; 10 s well, 4 s)", fast(Outlier{Consecutive5xxErrors: 1}), `
+			a: 5-5---5-----5-----5-----oooooooooo5---5
+			b: ooooooooooooooooooooooooooooooooooooooo
+			=> E-E---E-----E-----E---------------E---E`},
 		{"each ejection is longer by the base, up to the bound (2, 4, 6, 6 s)", fast(Outlier{Consecutive5xxErrors: 1}), `
 			a: 55555555555555555555555
 			b: ooooooooooooooooooooooo

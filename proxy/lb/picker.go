@@ -152,10 +152,12 @@ func (p *Picker) Pick(key uint64, tried []*Endpoint, now int64) int {
 	if len(p.groups) == 0 {
 		return -1
 	}
-	if key == 0 {
-		key = p.c.Chance()
+	if p.groups[0].hashed {
+		if key == 0 {
+			key = p.c.Chance()
+		}
+		key = mix(key) // whatever the caller has for a key
 	}
-	key = mix(key)
 	g, who := p.draw(key, now)
 	v := pass{key, now, tried, who, proposals}
 	if i := g.pick(&v); i >= 0 {
