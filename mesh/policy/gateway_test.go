@@ -500,3 +500,52 @@ func TestRegularExpressionsStandBetweenExactAndPrefix(t *testing.T) {
 		}
 	}
 }
+
+func TestNothingIsAllocatedForARoute(t *testing.T) {
+	m := compileAll(t, route("default/r", "  - {matches: [{path: {value: /a}, headers: [{name: h, value: x}]}, {path: {type: RegularExpression, value: '/b/.*'}}, {path: {value: /c}}], backendRefs: [{name: v1, port: 1}]}\n")+
+		gw("HTTPRoute", "shop/c", "  parentRefs: [{kind: Service, name: echo, namespace: default}]\n  rules: [{backendRefs: [{name: v1, port: 1}]}]\n"))
+	r := get("/c/d", "")
+	echo := mesh.MustServiceName("echo")
+	if n := testing.AllocsPerRun(100, func() {
+		if route, ok := m.Service(echo).RouteHTTP(r); !ok || route.Policy.Name != "r" {
+			t.Fatal("refused")
+		}
+	}); n != 0 {
+		t.Errorf("%v allocations per request", n)
+	}
+}
+
+// BenchmarkCompile: 1,000 services with ten rules each, as HTTPRoutes and as VirtualServices; and what Analyze adds.
+func BenchmarkCompile(b *testing.B) {
+	many := func(one func(name string) string) []mesh.Policy {
+		var all strings.Builder
+		for i := range 1000 {
+			all.WriteString(one(fmt.Sprintf("s%d", i)))
+		}
+		ps, err := Parse("bench.yaml", []byte(all.String()))
+		if err != nil {
+			b.Fatal(err)
+		}
+		return ps
+	}
+	for kind, ps := range map[string][]mesh.Policy{
+		"HTTPRoute": many(func(name string) string {
+			return gw("HTTPRoute", "default/"+name, "  parentRefs: [{kind: Service, name: "+name+"}]\n  rules:\n"+
+				strings.Repeat("  - {matches: [{path: {value: /a/b}, headers: [{name: x, value: y}]}], backendRefs: [{name: "+name+", port: 80}]}\n", 10))
+		}),
+		"VirtualService": many(func(name string) string {
+			return virtual(name, "{hosts: ["+name+"], http: ["+strings.Repeat("{match: [{uri: {prefix: /a/b}, headers: {x: {exact: y}}}], route: [{destination: {host: "+name+"}}]},", 10)+"]}")
+		}),
+	} {
+		b.Run(kind, func(b *testing.B) {
+			for b.Loop() {
+				Compile(td, 1, ps)
+			}
+		})
+		b.Run(kind+"/Analyze", func(b *testing.B) {
+			for b.Loop() {
+				Analyze(td, ps, nil)
+			}
+		})
+	}
+}
