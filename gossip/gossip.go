@@ -128,12 +128,13 @@ func New(cfg Config) (*Gossip, error) {
 		bad: cfg.Metrics.Counter("meshagent_gossip_bad_total", "Received gossip that was dropped.", "reason")}
 	g.members.Store(1)
 	g.queue = &memberlist.TransmitLimitedQueue{RetransmitMult: 4, NumNodes: g.NumMembers}
+	g.queue.QueueBroadcast(anchor{})
 	g.self = &mesh.Record{Node: cfg.Self}
 	if err := g.publishLocked(); err != nil {
 		return nil, err
 	}
 	cfg.Metrics.GaugeFunc("meshagent_gossip_members", "Members alive, as this host sees it.", func() float64 { return float64(g.NumMembers()) })
-	cfg.Metrics.GaugeFunc("meshagent_gossip_queue", "Broadcasts waiting.", func() float64 { return float64(g.queue.NumQueued()) })
+	cfg.Metrics.GaugeFunc("meshagent_gossip_queue", "Broadcasts waiting.", func() float64 { return float64(g.queue.NumQueued() - 1) })
 	return g, nil
 }
 
@@ -175,6 +176,18 @@ func (b broadcast) Invalidates(o memberlist.Broadcast) bool {
 }
 func (b broadcast) Message() []byte { return b.msg }
 func (b broadcast) Finished()       {}
+
+// anchor lies at the bottom of the queue for good, too large for any packet: a queue that runs empty counts its messages anew,
+// and takes two of one length and one number for the same, so that one of them is never sent (hashicorp/memberlist#263, #322).
+// What memberlist's own queue loses that way comes back with the next push/pull.
+type anchor struct{}
+
+var tooLarge [1 << 16]byte
+
+func (anchor) Invalidates(memberlist.Broadcast) bool { return false }
+func (anchor) Message() []byte                       { return tooLarge[:] }
+func (anchor) Finished()                             {}
+func (anchor) UniqueBroadcast()                      {}
 
 func (g *Gossip) touchLocked() {
 	g.version++
