@@ -194,9 +194,9 @@ func (p *Picker) eject(i int, now int64, why Reason) {
 func (p *Picker) mayEject(i int, now int64) bool {
 	all, sitting, others := 0, 0, 0 // others: well, beside i
 	for g := range p.groups {
-		for _, m := range p.groups[g].members {
+		for j := range p.groups[g].members {
 			all++
-			switch {
+			switch m := &p.groups[g].members[j]; {
 			case m.end.out(now):
 				if m.index == i {
 					return false
@@ -286,7 +286,8 @@ func (p *Picker) sweep(slot, now int64) {
 		return
 	}
 	mean := sum / n
-	floor := mean - c.Stdev*math.Sqrt(max(0, squares/n-mean*mean))
+	const rounding = 1e-9 // equal rates are not below their mean
+	floor := mean - c.Stdev*math.Sqrt(max(0, squares/n-mean*mean)) - rounding
 	for i, r := range p.rates(slot - 1) {
 		if r < floor {
 			p.eject(i, now, LowSuccessRate)
@@ -298,8 +299,10 @@ func (p *Picker) sweep(slot, now int64) {
 func (p *Picker) rates(slot int64) func(func(i int, rate float64) bool) {
 	return func(yield func(int, float64) bool) {
 		for g := range p.groups {
-			for _, m := range p.groups[g].members {
-				if all, ok := m.end.rate.of(slot); all > 0 && all >= p.c.Outlier.SuccessRate.MinRequests && !yield(m.index, float64(ok)/float64(all)) {
+			for j := range p.groups[g].members {
+				m := &p.groups[g].members[j]
+				all, ok := m.end.rate.of(slot)
+				if all >= max(1, p.c.Outlier.SuccessRate.MinRequests) && !yield(m.index, float64(ok)/float64(all)) {
 					return
 				}
 			}

@@ -177,6 +177,7 @@ func TestSuccessRate(t *testing.T) {
 	}{
 		{"one is worse", "100/100 100/100 100/100 100/100 100/50", 5, "4"},
 		{"all are bad", "100/50 100/50 100/50 100/50 100/50", 5, ""},
+		{"all are equally bad", strings.Repeat("100/11 ", 5), 5, ""},
 		{"not by enough", "100/100 100/90 100/80 100/70 100/60", 5, ""},
 		{"too few instances with calls", "100/100 100/100 100/100 99/99 100/50", 5, ""},
 		{"the one that is worse has too few", "100/100 100/100 100/100 100/100 99/0 100/100", 5, ""},
