@@ -127,7 +127,6 @@ func (x *Call) decide() {
 	x.whole = x.whole || x.body.Done() || r.Framing.Kind == http1.Tunnel
 	x.asked = r.Asked()
 	x.l.e.Handler.Decide(x)
-	x.asked.Upgrade = r.Upgrade != nil // which Decide may have taken out
 	if x.cs != nil {
 		x.l.wants = append(x.l.wants, x)
 	}
@@ -173,6 +172,8 @@ func (x *Call) follow(body []byte) {
 		return
 	}
 	protocol := d.Upstream.Protocol
+	// The handler may have taken the upgrade out. In HTTP/2 it is CONNECT, which is neither another method nor has a body.
+	x.asked.Upgrade = r.Upgrade != nil && (protocol != HTTP2 || r.Framing.Kind == http1.None && string(r.Method) == "GET")
 	switch {
 	case x.raw && protocol == HTTP1, protocol == Raw && !x.asked.Connect:
 		x.l.e.Log.Error("an upstream was decided that cannot carry the call", "upstream", d.Upstream.Name)

@@ -70,7 +70,7 @@ func (x *Call) appendResponseHead(b []byte, h *http2.Head, end bool) []byte {
 			b = appendLine(b, "sec-websocket-accept", acceptOf(key))
 		}
 	case h.Status < 200 || h.Status == 204 || x.asked.Connect && h.Status < 300:
-	case h.Length >= 0 && (end || h.Length > 0 && h.Get("trailer") == nil):
+	case h.Length >= 0 && (end || x.asked.Head || h.Length > 0 && h.Get("trailer") == nil):
 		b = appendLength(b, h.Length)
 	case x.asked.Head || h.Status == 304:
 	case end:
