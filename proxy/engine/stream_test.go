@@ -105,11 +105,11 @@ func TestLargeBodies(t *testing.T) {
 		{name: "a tunnel",
 			servers: []func(*peer){func(p *peer) {
 				p.head()
-				p.send("HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n")
+				p.send("HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n")
 				io.CopyN(p, p, mega)
 			}},
 			client: func(p *peer) {
-				p.send("GET / HTTP/1.1\r\nHost: x\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n")
+				p.send("GET / HTTP/1.1\r\nHost: x\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n")
 				p.w.wg.Go(func() { io.Copy(p, &pattern{size: mega}); p.closeWrite() })
 				p.head()
 				p.body(mega)

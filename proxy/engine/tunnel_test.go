@@ -8,8 +8,8 @@ import (
 // TestTunnels plays BEHAVIOURS C23: upgrades, and CONNECT where it is allowed.
 func TestTunnels(t *testing.T) {
 	const (
-		ask      = "GET /chat HTTP/1.1\r\nHost: x\r\nUpgrade: chat\r\nConnection: upgrade\r\n\r\n"
-		switched = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: chat\r\nConnection: upgrade\r\n\r\n"
+		ask      = "GET /chat HTTP/1.1\r\nHost: x\r\nUpgrade: chat\r\nConnection: Upgrade\r\n\r\n"
+		switched = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: chat\r\nConnection: Upgrade\r\n\r\n"
 	)
 	for _, s := range []scenario{
 		{name: "C23: bytes right behind the 101, then half-close, the client first",
@@ -72,7 +72,7 @@ func TestTunnels(t *testing.T) {
 		{name: "C23: h2c is not sent on",
 			servers: []func(*peer){serves(get, okay, 1)},
 			client: func(p *peer) {
-				p.send("GET / HTTP/1.1\r\nHost: x\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\nConnection: upgrade, http2-settings\r\n\r\n")
+				p.send("GET / HTTP/1.1\r\nHost: x\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\nConnection: Upgrade, http2-settings\r\n\r\n")
 				p.expect(okay)
 			}, want: []string{"GET / 200 - 1"}},
 		{name: "C23: an upgrade that the handler does not pass on", not: noClientStreams,
