@@ -21,14 +21,14 @@ type level struct {
 var changes atomic.Int64
 
 // arrange makes the levels of the groups, which are in order.
-func (p *Picker) arrange(order []spot) {
-	for i := 0; i < len(order); {
-		n := i
-		for n < len(order) && order[n].level == order[i].level {
+func (p *Picker) arrange() {
+	for left := p.groups; len(left) > 0; {
+		n := 1
+		for n < len(left) && left[n].members[0].spot.level == left[0].members[0].spot.level {
 			n++
 		}
-		p.levels = append(p.levels, level{groups: p.groups[i:n]})
-		i = n
+		p.levels = append(p.levels, level{groups: left[:n]})
+		left = left[n:]
 	}
 	p.plain = len(p.groups) == 1 && p.c.Outlier.MinHealthPercent == 0
 }

@@ -26,6 +26,7 @@ type Picker struct {
 
 // member is a candidate in its group.
 type member struct {
+	spot   spot
 	end    *Endpoint
 	index  int // of the candidate
 	weight uint32
@@ -33,7 +34,7 @@ type member struct {
 	since  int64   // of end
 	scale  float64 // mean weight of the group, by its own
 	name   string
-	hash   uint64 // of name
+	hash   uint64 // of name, where the key decides
 }
 
 // group is the candidates of a level that share a part of its calls. The algorithm works within it.
@@ -54,24 +55,27 @@ type group struct {
 func New(c Config, cs []Candidate) *Picker {
 	c.defaults()
 	p := &Picker{c: c, cs: cs}
-	spots := map[spot][]member{}
+	ms := make([]member, 0, len(cs))
 	for i := range cs {
-		if at, ok := c.Locality.place(&cs[i]); ok && cs[i].Weight > 0 {
-			k := &cs[i]
-			spots[at] = append(spots[at], member{end: k.Endpoint, index: i, weight: k.Weight, down: k.Down, since: k.Endpoint.since.Load(),
-				name: k.Name})
+		k := &cs[i]
+		if at, ok := c.Locality.place(k); ok && k.Weight > 0 {
+			ms = append(ms, member{spot: at, end: k.Endpoint, index: i, weight: k.Weight, down: k.Down, name: k.Name,
+				since: k.Endpoint.since.Load()})
 		}
 	}
-	order := make([]spot, 0, len(spots))
-	for at := range spots {
-		order = append(order, at)
+	slices.SortStableFunc(ms, func(a, b member) int { return cmp.Or(a.spot.level-b.spot.level, a.spot.share-b.spot.share) })
+	for len(ms) > 0 {
+		n := 1
+		for n < len(ms) && ms[n].spot == ms[0].spot {
+			n++
+		}
+		p.groups = append(p.groups, group{members: ms[:n:n]})
+		ms = ms[n:]
 	}
-	slices.SortFunc(order, func(a, b spot) int { return cmp.Or(a.level-b.level, a.share-b.share) })
-	p.groups = make([]group, len(order))
-	for i, at := range order {
-		p.groups[i].init(&p.c, spots[at], c.Locality.weight(at))
+	for i := range p.groups {
+		p.groups[i].init(&p.c)
 	}
-	p.arrange(order)
+	p.arrange()
 	return p
 }
 
@@ -88,18 +92,15 @@ func (c *Config) defaults() {
 	c.Outlier.defaults()
 }
 
-func (g *group) init(c *Config, ms []member, share uint64) {
-	a := &algorithms[c.Algorithm]
-	g.c, g.members, g.better, g.hashed, g.share = c, ms, a.better, a.hashed, share
-	if a.hashed {
-		slices.SortStableFunc(ms, func(a, b member) int { return cmp.Or(strings.Compare(a.name, b.name), cmp.Compare(a.weight, b.weight)) })
+func (g *group) init(c *Config) {
+	a, ms := &algorithms[c.Algorithm], g.members
+	g.c, g.better, g.hashed, g.share = c, a.better, a.hashed, c.Locality.weight(ms[0].spot)
+	if g.hashed {
+		g.order()
 	}
 	sum := 0.0
 	for i := range ms {
 		sum += float64(ms[i].weight)
-		if ms[i].hash = Hash(ms[i].name); i > 0 && ms[i].name == ms[i-1].name { // nobody should do that
-			ms[i].hash = mix(ms[i-1].hash)
-		}
 	}
 	g.oldest = math.MaxInt64
 	for i := range ms {
@@ -108,6 +109,17 @@ func (g *group) init(c *Config, ms []member, share uint64) {
 		g.oldest, g.latest = min(g.oldest, m.since), max(g.latest, m.since)
 	}
 	g.source = a.source(c, ms)
+}
+
+// order sorts members by name, as all hosts do, and hashes the names.
+func (g *group) order() {
+	ms := g.members
+	slices.SortStableFunc(ms, func(a, b member) int { return cmp.Or(strings.Compare(a.name, b.name), cmp.Compare(a.weight, b.weight)) })
+	for i := range ms {
+		if ms[i].hash = Hash(ms[i].name); i > 0 && ms[i].name == ms[i-1].name { // nobody should do that
+			ms[i].hash = mix(ms[i-1].hash)
+		}
+	}
 }
 
 // Endpoint returns the state of candidate i.
