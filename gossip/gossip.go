@@ -127,7 +127,7 @@ func New(cfg Config) (*Gossip, error) {
 		nodes: map[mesh.NodeID]*known{}, keys: map[[keyLen]byte]mesh.NodeID{}, ring: ring, proofs: map[string]string{}, changed: make(chan struct{}),
 		bad: cfg.Metrics.Counter("meshagent_gossip_bad_total", "Received gossip that was dropped.", "reason")}
 	g.members.Store(1)
-	g.queue = &memberlist.TransmitLimitedQueue{RetransmitMult: 4, NumNodes: g.NumMembers}
+	g.queue = &memberlist.TransmitLimitedQueue{RetransmitMult: 4, NumNodes: func() int { return max(g.NumMembers(), fewest) }}
 	g.queue.QueueBroadcast(anchor{})
 	g.self = &mesh.Record{Node: cfg.Self}
 	if err := g.publishLocked(); err != nil {
@@ -153,6 +153,11 @@ func (g *Gossip) publishLocked() error {
 	g.spread(id, enc, stampOf(&g.self.Node))
 	return nil
 }
+
+// fewest is for how many members at least a change is sent. Each host sends it 4*ceil(log10(members+1)) times, to hosts by chance,
+// so that about one in e^(that) hosts does not hear of it and waits for its next push/pull, up to 30 s. With 9 members these
+// would be 4 times and one in 55; with 100 they are 12 times and one in 160,000.
+const fewest = 100
 
 // maxBroadcast is what surely fits a packet beside memberlist's own parts.
 const maxBroadcast = 1200

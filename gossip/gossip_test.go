@@ -221,7 +221,7 @@ func TestQueueLosesNothing(t *testing.T) {
 			take()
 		}
 		for _, msg := range last {
-			if sent[msg] != 4 { // RetransmitMult, for fewer than ten hosts
+			if sent[msg] != 12 {
 				t.Errorf("seed %d: %.10q was sent %d times", seed, msg, sent[msg])
 			}
 		}
