@@ -86,14 +86,14 @@ func TestNoAllocations(t *testing.T) {
 func openHops(t testing.TB, hops []Protocol, clients int) (w *world, work chan struct{}, done func()) {
 	ctx, stop := context.WithCancel(t.Context())
 	w = &world{t: t, s: &scenario{}, driver: "loops", via: "h1-h1", stop: stop}
-	back := listen(t, "loops")
+	back := listen(t, "loops", "both")
 	e, err := New(Config{Handler: answers{w}, Loops: 1, Hold: -1})
 	if err != nil {
 		t.Fatal(err)
 	}
 	w.serve(ctx, e, back)
 	for i := len(hops) - 1; i >= 0; i-- {
-		ln := listen(t, "loops")
+		ln := listen(t, "loops", "both")
 		w.relay(ctx, ln, UpstreamConfig{Name: "next", Protocol: hops[i], Dial: back.dial})
 		back = ln
 	}

@@ -112,6 +112,7 @@ func TestDecisions(t *testing.T) {
 			},
 			want: []string{"GET / 200 RBAC 1"}},
 	} {
+		s.not += shortTLS
 		t.Run(s.name, s.play)
 	}
 }

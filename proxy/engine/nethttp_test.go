@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"strconv"
 	"strings"
@@ -18,7 +19,7 @@ import (
 // TestNetHTTP lets clients and servers of net/http, which know nothing of us, send each other much at the same time.
 func TestNetHTTP(t *testing.T) {
 	for _, d := range drivers() {
-		if d == "memory" {
+		if inMemory(d) {
 			continue
 		}
 		for _, client := range []string{"h1", "h2"} {
@@ -37,16 +38,16 @@ func protocolsOf(name string) *http.Protocols {
 }
 
 func playNetHTTP(t *testing.T, driver, client, server string) {
-	back := listen(t, driver)
+	back := listen(t, driver, "servers")
 	srv := &http.Server{Protocols: protocolsOf(server), Handler: http.HandlerFunc(serveSum)}
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	wg.Go(func() { srv.Serve(back) })
+	wg.Go(func() { srv.Serve(hidden{back}) })
 	defer srv.Close()
 
-	w := &world{t: t, s: &scenario{}, driver: driver, front: listen(t, driver), calls: make(chan string, 10000)}
+	w := &world{t: t, s: &scenario{}, driver: driver, front: listen(t, driver, "clients"), calls: make(chan string, 10000)}
 	var err error
-	if w.e, err = New(Config{Handler: w, Loops: 2, Portable: driver != "loops"}); err != nil {
+	if w.e, err = New(Config{Handler: w, Loops: 2, Portable: portable(driver)}); err != nil {
 		t.Fatal(err)
 	}
 	to := UpstreamConfig{Name: "net/http", Dial: back.dial}
@@ -59,7 +60,8 @@ func playNetHTTP(t *testing.T, driver, client, server string) {
 	defer w.end()
 	w.serve(ctx, w.e, w.front)
 
-	transport := &http.Transport{Protocols: protocolsOf(client), MaxIdleConnsPerHost: 10}
+	transport := &http.Transport{Protocols: protocolsOf(client), MaxIdleConnsPerHost: 10,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return w.front.dial(ctx) }}
 	defer transport.CloseIdleConnections()
 	c := &http.Client{Transport: transport, Timeout: time.Minute}
 	url := "http://" + w.front.Addr().String()

@@ -205,7 +205,7 @@ func TestIdleConnections(t *testing.T) {
 				}
 				w.end()
 			}
-			if d == "memory" {
+			if inMemory(d) {
 				synctest.Test(t, run)
 			} else {
 				run(t)
@@ -242,7 +242,7 @@ func TestDrain(t *testing.T) {
 				idle.Close()
 				busy.Close()
 			}
-			if d == "memory" {
+			if inMemory(d) {
 				synctest.Test(t, run)
 			} else {
 				run(t)
@@ -256,13 +256,13 @@ func TestAdmission(t *testing.T) {
 	for _, d := range drivers() {
 		t.Run(d, func(t *testing.T) {
 			h := &gate{conns: make(chan *Conn, 2), calls: make(chan string, 2)}
-			e, err := New(Config{Handler: h, Portable: d != "loops", Loops: 1})
+			e, err := New(Config{Handler: h, Portable: portable(d), Loops: 1})
 			if err != nil {
 				t.Fatal(err)
 			}
 			ctx, stop := context.WithCancel(t.Context())
 			var wg sync.WaitGroup
-			ln := listen(t, d)
+			ln := listen(t, d, "clients")
 			wg.Go(func() { e.Run(ctx) })
 			wg.Go(func() { e.Serve(ctx, ln, nil) })
 			defer wg.Wait()
@@ -282,7 +282,7 @@ func TestAdmission(t *testing.T) {
 			if len(h.calls) > 0 {
 				t.Error("a request was decided before its connection was admitted")
 			}
-			if d != "memory" && (c.Remote.String() != p.LocalAddr().String() || c.Local.String() != p.RemoteAddr().String()) {
+			if !inMemory(d) && (c.Remote.String() != p.LocalAddr().String() || c.Local.String() != p.RemoteAddr().String()) {
 				t.Errorf("the connection is from %v to %v, want %v to %v", c.Remote, c.Local, p.LocalAddr(), p.RemoteAddr())
 			}
 			c.Admit("me")

@@ -178,6 +178,7 @@ func TestDeadlines(t *testing.T) {
 				p.expect(okay)
 			}, want: []string{"PUT / 200 - 1"}},
 	} {
+		s.not += shortTLS
 		t.Run(s.name, s.play)
 	}
 }

@@ -32,13 +32,18 @@ type scenario struct {
 	want    []string // each call, by Done: METHOD PATH STATUS FLAG ATTEMPTS
 }
 
-// drivers are the ways to drive an engine: over memory time is virtual and everything is seen in one order.
+// drivers are the ways to drive an engine: over memory time is virtual and everything is seen in one order. Each is there with TLS, too.
 func drivers() []string {
+	d := []string{"goroutines", "memory", "goroutines TLS", "memory TLS"}
 	if runtime.GOOS == "linux" {
-		return []string{"loops", "goroutines", "memory"}
+		d = append(d, "loops", "loops TLS")
 	}
-	return []string{"goroutines", "memory"}
+	return d
 }
+
+func inMemory(driver string) bool { return strings.HasPrefix(driver, "memory") }
+
+func portable(driver string) bool { return !strings.HasPrefix(driver, "loops") }
 
 // protocols are what the engine speaks: with its clients, and with its servers. Scripts speak HTTP/1: where the engine speaks HTTP/2
 // another engine stands between, which changes nothing.
@@ -49,16 +54,21 @@ const (
 	noStreams       = "h2-h1 h1-h2 h2-h2"
 	noClientStreams = "h2-h1 h2-h2"
 	noServerStreams = "h1-h2 h2-h2"
+	shortTLS        = "TLS" // in real time that is too short for handshakes
 )
 
 func (s *scenario) play(t *testing.T) {
 	for _, d := range drivers() {
 		for _, via := range protocols {
-			if s.only != "" && !strings.Contains(s.only, d) || strings.Contains(s.not, via) || d == "goroutines" && via != "h1-h1" {
+			base, secure := strings.CutSuffix(d, " TLS")
+			switch {
+			case s.only != "" && !strings.Contains(s.only, base), strings.Contains(s.not, via),
+				base == "goroutines" && via != "h1-h1", secure && via != "h1-h1" && d+via != "loops TLSh2-h2",
+				secure && !inMemory(d) && strings.Contains(s.not, shortTLS):
 				continue
 			}
 			t.Run(d+" "+via, func(t *testing.T) {
-				if d == "memory" {
+				if inMemory(d) {
 					synctest.Test(t, func(t *testing.T) { s.run(t, d, via) })
 					return
 				}
@@ -126,15 +136,20 @@ func (l tcpListener) dial(ctx context.Context) (net.Conn, error) {
 	return (&net.Dialer{}).DialContext(ctx, "tcp", l.addr)
 }
 
-func listen(t testing.TB, driver string) listenDialer {
-	if driver == "memory" {
-		return newMemory()
+// listen listens for clients of an engine, for servers of one, or, between two engines, for both.
+func listen(t testing.TB, driver, side string) listenDialer {
+	if inMemory(driver) {
+		return secure(newMemory(), driver, side)
 	}
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	return tcpListener{ln, ln.Addr().String()}
+	addr := ln.Addr().String()
+	if strings.HasSuffix(driver, "bytewise") {
+		addr = bytewise(t, addr)
+	}
+	return secure(tcpListener{ln, addr}, driver, side)
 }
 
 func newWorld(t testing.TB, driver string, s *scenario) *world {
@@ -142,22 +157,25 @@ func newWorld(t testing.TB, driver string, s *scenario) *world {
 }
 
 func newWorldVia(t testing.TB, driver, via string, s *scenario) *world {
-	w := &world{t: t, s: s, driver: driver, via: via, front: listen(t, driver), calls: make(chan string, 4096),
+	w := &world{t: t, s: s, driver: driver, via: via, front: listen(t, driver, "clients"), calls: make(chan string, 4096),
 		passed: make(chan struct{}, 16)}
+	if s.limits.Dial == 0 {
+		s.limits.Dial = patience // a handshake takes its time on a busy machine
+	}
 	var err error
-	if w.e, err = New(Config{Handler: w, Limits: s.limits, Loops: 2, Portable: driver != "loops"}); err != nil {
+	if w.e, err = New(Config{Handler: w, Limits: s.limits, Loops: 2, Portable: portable(driver)}); err != nil {
 		t.Fatal(err)
 	}
-	back := listen(t, driver)
+	back := listen(t, driver, "servers")
 	ctx, stop := context.WithCancel(context.Background())
 	w.stop = stop
 	front, servers := w.front, UpstreamConfig{Name: "servers", Dial: back.dial}
 	if strings.HasPrefix(via, "h2") {
-		front = listen(t, driver)
+		front = listen(t, driver, "both")
 		w.relay(ctx, w.front, UpstreamConfig{Name: "engine", Protocol: HTTP2, Dial: front.dial})
 	}
 	if strings.HasSuffix(via, "h2") {
-		between := listen(t, driver)
+		between := listen(t, driver, "both")
 		w.relay(ctx, between, servers)
 		servers = UpstreamConfig{Name: "relay", Protocol: HTTP2, Dial: between.dial}
 	}
@@ -205,7 +223,7 @@ func (w *world) serve(ctx context.Context, e *Engine, ln listenDialer) {
 // relay runs an engine that sends everything to one upstream.
 func (w *world) relay(ctx context.Context, ln listenDialer, to UpstreamConfig) {
 	h := &relay{world: w}
-	e, err := New(Config{Handler: h, Loops: 1, Hold: -1, Portable: w.driver != "loops"})
+	e, err := New(Config{Handler: h, Loops: 1, Hold: -1, Portable: portable(w.driver)})
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -281,7 +299,7 @@ type peer struct {
 
 func (w *world) peer(nc net.Conn) *peer {
 	d := patience
-	if w.driver == "memory" { // where hours pass at once
+	if inMemory(w.driver) { // where hours pass at once
 		d = 3 * time.Hour
 	}
 	nc.SetDeadline(time.Now().Add(d))
@@ -427,7 +445,7 @@ func (p *peer) reset() {
 
 // settle waits until all that was done so far has had its effect, where that is known.
 func (p *peer) settle() {
-	if p.w.driver == "memory" {
+	if inMemory(p.w.driver) {
 		synctest.Wait()
 	}
 }
