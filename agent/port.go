@@ -59,7 +59,7 @@ func (a *Agent) openPort(g *run.Group, m *control.Membership) error {
 		}}
 		routes[meshport.Join] = meshport.Route{Serve: join.Serve, TLS: a.joinTLS}
 		g.Add("store", func(ctx context.Context) error { defer raft.Close(); return a.store.Run(ctx) })
-		g.Add("CA", func(ctx context.Context) error { return a.ca.Run(ctx, a.store.IsLeader) })
+		g.Add("CA", func(ctx context.Context) error { return a.ca.Run(ctx, a.store.IsLeader, a.service.BundleAcked) })
 		g.Add("control", a.service.Run)
 		g.Add("join", func(ctx context.Context) error {
 			return run.ServeHTTP(ctx, join, meshport.HTTPServer(a.service.JoinHandler()), time.Second)

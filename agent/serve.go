@@ -3,8 +3,6 @@ package agent
 import (
 	"cmp"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -16,6 +14,7 @@ import (
 	"github.com/meshagent/meshagent/agent/checks"
 	"github.com/meshagent/meshagent/agent/control"
 	"github.com/meshagent/meshagent/agent/registry"
+	"github.com/meshagent/meshagent/ca"
 	"github.com/meshagent/meshagent/mesh"
 	"github.com/meshagent/meshagent/mesh/policy"
 	"github.com/meshagent/meshagent/raftstore"
@@ -37,6 +36,7 @@ var apiCodes = []struct {
 	{raftstore.ErrUnknownOutcome, api.CodeUnknownOutcome},
 	{raftstore.ErrReadOnly, api.CodeReadOnly},
 	{raftstore.ErrRefused, api.CodeForbidden},
+	{ca.ErrRotating, api.CodeConflict},
 	{registry.ErrNotFound, api.CodeNotFound},
 	{registry.ErrFile, api.CodeConflict},
 	{checks.ErrNotFound, api.CodeNotFound},
@@ -74,7 +74,7 @@ func (a *Agent) serveAPI(ctx context.Context) error {
 	}
 	a.apiTask()
 	b := &backend{a}
-	cfg := server.Config{Snapshots: a.catalog, Status: a.status, Ready: a.ready.Pending, Local: b, Mesh: b, Tokens: b, Keyring: b, Leave: a.leaveMesh,
+	cfg := server.Config{Snapshots: a.catalog, Status: a.status, Ready: a.ready.Pending, Local: b, Mesh: b, Tokens: b, Keyring: b, CA: b, Leave: a.leaveMesh,
 		DNS: a.askDNS, Metrics: a.metrics.Handler(), Log: a.log}
 	if a.service != nil {
 		cfg.Store = b
@@ -122,8 +122,7 @@ func (a *Agent) status() api.Status {
 		st.Certificates = append(st.Certificates, c)
 	}
 	for _, r := range a.leaves.Bundle().Roots {
-		h := sha256.Sum256(r.RawSubjectPublicKeyInfo)
-		st.Roots = append(st.Roots, api.Root{SHA256: hex.EncodeToString(h[:]), NotAfter: r.NotAfter})
+		st.Roots = append(st.Roots, rootOf(r))
 	}
 	if a.store != nil {
 		r := a.store.Status()
@@ -148,6 +147,7 @@ func (a *Agent) problems() []api.Problem {
 		out = append(out, api.Problem{Subject: "servers", Reason: fmt.Sprintf("none has answered since %s: %v", l.since.UTC().Format(time.RFC3339), l.err),
 			Hint: "names and calls go on; changes of policy and new certificates wait until one is back"})
 	}
+	out = append(out, a.keyProblems()...)
 	if a.store != nil && a.store.Status().Leader.IsZero() {
 		out = append(out, api.Problem{Subject: "servers", Reason: raftstore.ErrNoLeader.Error(), Hint: "start the other servers; changes of policy wait"})
 	}
@@ -287,24 +287,6 @@ func (b *backend) Tokens(ctx context.Context, o server.Operator) (api.Tokens, er
 
 func (b *backend) DeleteToken(ctx context.Context, o server.Operator, id string) error {
 	return told(b.servers().DeleteToken(ctx, b.operator(o), id))
-}
-
-func (b *backend) Keyring() api.Keyring { return keyring(*b.keyring.Load()) }
-
-func (b *backend) RotateKeyring(ctx context.Context, o server.Operator) (api.Keyring, error) {
-	k, err := b.servers().RotateKeyring(ctx, b.operator(o))
-	if err != nil {
-		return api.Keyring{}, told(err)
-	}
-	return keyring(k), nil
-}
-
-func keyring(k control.Keyring) api.Keyring {
-	out := api.Keyring{Version: k.Version, Final: k.Final(), Step: string(k.Step), Changed: k.Changed}
-	for i, id := range k.Keys.IDs() {
-		out.Keys = append(out.Keys, api.Key{ID: id, Primary: i == 0})
-	}
-	return out
 }
 
 func (b *backend) Backup(ctx context.Context, o server.Operator, w io.Writer) error {

@@ -3,7 +3,8 @@
 //
 // Its keys live in one value of the store, sealed; every server can open it and sign, the leader alone rotates. What a
 // certificate says comes from the identity that the caller attested, never from the request. Chains are root, intermediate,
-// leaf; a chain as sent holds leaf and intermediate.
+// leaf; a chain as sent holds leaf and intermediate. While the root before is still accepted, it also holds the intermediate as that
+// one signed it: who was off meanwhile and knows no other root can still be talked to, and so hear of the new one.
 //
 // Source: X.509-SVID (SPIFFE), RFC 5280.
 package ca
@@ -23,6 +24,7 @@ import (
 	"log/slog"
 	"math/big"
 	"net/url"
+	"slices"
 	"sync"
 	"time"
 
@@ -35,6 +37,7 @@ var (
 	ErrConflict = errors.New("the CA's state was changed by another server meanwhile")
 	ErrNoCA     = errors.New("the store holds no CA: was this mesh made by `meshagent init`?")
 	ErrRequest  = errors.New("certificate request refused")
+	ErrRotating = errors.New("the last rotation of the CA is not over")
 )
 
 // Store keeps the CA's one value.
@@ -48,7 +51,7 @@ type Params struct {
 	RootTTL         time.Duration // 10 years
 	IntermediateTTL time.Duration // 90 days
 	LeafTTL         time.Duration // 24 h; also the longest
-	Spread          time.Duration // 24 h: how long a new root is in every bundle before it signs
+	Spread          time.Duration // 1 h: how long at least a new root is in the bundle before it signs
 	MaxSkew         time.Duration // 10 s: how far clocks may differ; certificates begin that much earlier
 }
 
@@ -62,7 +65,7 @@ func (p Params) WithDefaults() Params {
 	set(&p.RootTTL, 10*365*24*time.Hour)
 	set(&p.IntermediateTTL, 90*24*time.Hour)
 	set(&p.LeafTTL, 24*time.Hour)
-	set(&p.Spread, 24*time.Hour)
+	set(&p.Spread, time.Hour)
 	set(&p.MaxSkew, 10*time.Second)
 	return p
 }
@@ -141,7 +144,7 @@ func (c *CA) Bootstrap(ctx context.Context) error {
 		return err
 	}
 	s := &State{Version: stateVersion}
-	for _, a := range Plan(time.Now(), *s, c.cfg.Params) {
+	for _, a := range Plan(time.Now(), *s, c.cfg.Params, 0) {
 		if err := c.do(s, a, time.Now()); err != nil {
 			return err
 		}
@@ -152,11 +155,12 @@ func (c *CA) Bootstrap(ctx context.Context) error {
 // checkEvery is how often Run looks whether something is due. Rotation has days of room.
 const checkEvery = time.Minute
 
-// Run does what Plan says, while this server leads, until ctx ends.
-func (c *CA) Run(ctx context.Context, isLeader func() bool) error {
+// Run does what Plan says, while this server leads, until ctx ends. acked returns the version of the bundle that every living host
+// has acknowledged.
+func (c *CA) Run(ctx context.Context, isLeader func() bool, acked func(context.Context) (uint64, error)) error {
 	for {
 		if isLeader() {
-			if err := c.rotate(ctx); err != nil && ctx.Err() == nil && !errors.Is(err, ErrConflict) && !errors.Is(err, ErrNoCA) {
+			if err := c.advance(ctx, acked); err != nil && ctx.Err() == nil && !errors.Is(err, ErrConflict) && !errors.Is(err, ErrNoCA) {
 				c.cfg.Log.Warn("CA rotation failed; it is tried again in a minute", "err", err)
 			}
 		}
@@ -168,13 +172,17 @@ func (c *CA) Run(ctx context.Context, isLeader func() bool) error {
 	}
 }
 
-func (c *CA) rotate(ctx context.Context) error {
+func (c *CA) advance(ctx context.Context, acked func(context.Context) (uint64, error)) error {
 	old, index, err := c.load(ctx)
 	if err != nil {
 		return err
 	}
+	have, err := acked(ctx)
+	if err != nil {
+		return err
+	}
 	now := time.Now()
-	actions := Plan(now, *old, c.cfg.Params)
+	actions := Plan(now, *old, c.cfg.Params, have)
 	if len(actions) == 0 {
 		return nil
 	}
@@ -207,20 +215,33 @@ func (c *CA) do(s *State, a Action, now time.Time) error {
 			s.Next = r
 		}
 	case ActivateRoot:
-		s.Current.Retired = now
-		s.Old = append(s.Old, s.Current)
+		old := *s.Current
+		old.Retired = now
+		s.Old = append(s.Old, &old)
 		s.Current, s.Next, s.Intermediate = s.Next, nil, nil
 	case RemoveRoots:
-		kept := s.Old[:0:0]
 		for _, r := range s.Old {
-			if !removable(now, r, p) {
-				kept = append(kept, r)
+			if removable(now, r, p) {
+				cert, err := x509.ParseCertificate(r.Cert)
+				if err != nil {
+					return err
+				}
+				s.Past = append(s.Past, RootHash(cert))
 			}
 		}
-		s.Old = kept
+		s.Past = s.Past[max(0, len(s.Past)-maxPast):]
+		s.Old = slices.DeleteFunc(s.Old, func(r *Signer) bool { return removable(now, r, p) })
+		if len(s.Old) == 0 && s.Intermediate != nil {
+			i := *s.Intermediate
+			i.Cross = nil
+			s.Intermediate = &i
+		}
 		s.Bundle++
 	case MakeIntermediate:
 		i, err := c.newSigner("intermediate", s.Current, now, p.IntermediateTTL)
+		if err == nil && len(s.Old) > 0 {
+			err = cross(i, s.Old[len(s.Old)-1])
+		}
 		if err != nil {
 			return err
 		}
@@ -242,26 +263,42 @@ func (c *CA) newSigner(what string, parent *Signer, now time.Time, ttl time.Dura
 		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign, URIs: []*url.URL{{Scheme: "spiffe", Host: c.cfg.TrustDomain.String()}},
 		MaxPathLen: 1,
 	}
-	signer, signKey := t, key
-	if parent != nil {
-		if signer, err = x509.ParseCertificate(parent.Cert); err != nil {
-			return nil, err
-		}
-		if signKey, err = parent.key(); err != nil {
-			return nil, err
-		}
-		t.MaxPathLen, t.MaxPathLenZero = 0, true
-		t.NotAfter = earlier(t.NotAfter, signer.NotAfter)
-	}
-	der, err := x509.CreateCertificate(rand.Reader, t, signer, key.Public(), signKey)
-	if err != nil {
-		return nil, err
-	}
 	kd, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
 		return nil, err
 	}
-	return &Signer{Cert: der, Key: kd, Created: now, NotAfter: t.NotAfter}, nil
+	der, err := certify(t, &key.PublicKey, key, parent)
+	return &Signer{Cert: der, Key: kd, Created: now, NotAfter: t.NotAfter}, err
+}
+
+// certify signs a CA's certificate by its parent, or with own when that is nil. It ends no later than its parent.
+func certify(t *x509.Certificate, pub *ecdsa.PublicKey, own *ecdsa.PrivateKey, parent *Signer) ([]byte, error) {
+	if parent == nil {
+		return x509.CreateCertificate(rand.Reader, t, t, pub, own)
+	}
+	signer, err := x509.ParseCertificate(parent.Cert)
+	if err != nil {
+		return nil, err
+	}
+	key, err := parent.key()
+	if err != nil {
+		return nil, err
+	}
+	t.MaxPathLen, t.MaxPathLenZero = 0, true
+	t.NotAfter = earlier(t.NotAfter, signer.NotAfter)
+	return x509.CreateCertificate(rand.Reader, t, signer, pub, key)
+}
+
+// cross gives an intermediate a second certificate, by an old root.
+func cross(i, old *Signer) error {
+	c, err := x509.ParseCertificate(i.Cert)
+	if err != nil {
+		return err
+	}
+	t := &x509.Certificate{SerialNumber: newSerial(), Subject: c.Subject, NotBefore: c.NotBefore, NotAfter: c.NotAfter, BasicConstraintsValid: true,
+		IsCA: true, KeyUsage: c.KeyUsage, URIs: c.URIs}
+	i.Cross, err = certify(t, c.PublicKey.(*ecdsa.PublicKey), nil, old)
+	return err
 }
 
 // newSerial returns 127 random bits, not zero (RFC 5280 section 4.1.2.2: positive, at most 20 octets).
@@ -334,7 +371,11 @@ func (c *CA) Issue(ctx context.Context, r Request) (*Issued, error) {
 		return nil, fmt.Errorf("CA: %w", err)
 	}
 	c.issued.With(kindName(r.Identity)).Inc()
-	return &Issued{Chain: [][]byte{der, s.Intermediate.Cert}, NotAfter: t.NotAfter}, nil
+	chain := [][]byte{der, s.Intermediate.Cert}
+	if x := s.Intermediate.Cross; x != nil {
+		chain = append(chain, x)
+	}
+	return &Issued{Chain: chain, NotAfter: t.NotAfter}, nil
 }
 
 func kindName(id mesh.Identity) string {
@@ -384,26 +425,6 @@ func (c *CA) Bundle(ctx context.Context) (*mesh.TrustBundle, error) {
 		b.Roots = append(b.Roots, cert)
 	}
 	return b, nil
-}
-
-// Status tells an operator when what happens next.
-type Status struct {
-	RootNotAfter, IntermediateNotAfter time.Time
-	NextRoot                           bool // prepared and spreading
-	Bundle                             uint64
-}
-
-// Status returns it.
-func (c *CA) Status(ctx context.Context) (Status, error) {
-	s, _, err := c.load(ctx)
-	if err != nil {
-		return Status{}, err
-	}
-	st := Status{NextRoot: s.Next != nil, Bundle: s.Bundle, RootNotAfter: s.Current.NotAfter}
-	if s.Intermediate != nil {
-		st.IntermediateNotAfter = s.Intermediate.NotAfter
-	}
-	return st, nil
 }
 
 // RootHash is how a join token names a root: the SHA-256 of its public key (SubjectPublicKeyInfo), base32 in lower case.

@@ -17,6 +17,7 @@ type Signer struct {
 	Created  time.Time `json:"created"`
 	NotAfter time.Time `json:"notAfter"`
 	Retired  time.Time `json:"retired,omitzero"` // since when it signs no more
+	Cross    []byte    `json:"cross,omitempty"`  // of an intermediate: its certificate by the root before, while that is accepted
 }
 
 func (s *Signer) key() (*ecdsa.PrivateKey, error) {
@@ -39,6 +40,7 @@ type State struct {
 	Next         *Signer   `json:"next,omitempty"`    // the root that will, and is in every bundle already
 	Old          []*Signer `json:"old,omitempty"`     // roots that signed what may still be in use
 	Intermediate *Signer   `json:"intermediate,omitempty"`
+	Past         []string  `json:"past,omitempty"` // RootHash of the last roots that were removed
 }
 
 const stateVersion = 1
@@ -59,7 +61,7 @@ func decodeState(b []byte) (*State, error) {
 
 func (s *State) clone() *State {
 	c := *s
-	c.Old = slices.Clone(s.Old)
+	c.Old, c.Past = slices.Clone(s.Old), slices.Clone(s.Past)
 	return &c
 }
 
@@ -84,17 +86,18 @@ const (
 	MakeIntermediate Action = "make intermediate"
 )
 
-// Plan says what is due at a moment. It is a pure function.
+// Plan says what is due at a moment, when every living host has acknowledged a version of the bundle. It is a pure function.
 //
-// A root's successor is made at half of its life and goes into the bundle; it signs once it has been there for Spread. The
-// old root stays in the bundle for two leaf lives more, when everything it vouched for has been replaced twice. An
-// intermediate travels with each chain and needs no spreading: it is replaced at half of its life, and with its root.
-func Plan(now time.Time, s State, p Params) []Action {
+// A root's successor is made at half of its life, or when an operator asks, and goes into the bundle; it signs once it has been there
+// for Spread and every living host has it. For hosts that do not follow it waits until the last tenth of the old root's life: to
+// let it end would hurt all. The old root stays in the bundle for two leaf lives more, when everything it vouched for has been
+// replaced twice. An intermediate travels with each chain and needs no spreading: it is replaced at half of its life, and with its root.
+func Plan(now time.Time, s State, p Params, acked uint64) []Action {
 	var out []Action
 	switch {
 	case s.Current == nil:
 		return []Action{MakeRoot, MakeIntermediate}
-	case s.Next != nil && now.Sub(s.Next.Created) >= p.Spread:
+	case s.Next != nil && now.Sub(s.Next.Created) >= p.Spread && (acked >= s.Bundle || !now.Before(lastTenth(s.Current))):
 		out = append(out, ActivateRoot, MakeIntermediate)
 	case s.Next == nil && !now.Before(halfLife(s.Current)):
 		out = append(out, PrepareRoot)
@@ -109,6 +112,8 @@ func Plan(now time.Time, s State, p Params) []Action {
 }
 
 func halfLife(s *Signer) time.Time { return s.Created.Add(s.NotAfter.Sub(s.Created) / 2) }
+
+func lastTenth(s *Signer) time.Time { return s.NotAfter.Add(-s.NotAfter.Sub(s.Created) / 10) }
 
 func removable(now time.Time, r *Signer, p Params) bool {
 	return now.Sub(r.Retired) >= 2*p.LeafTTL

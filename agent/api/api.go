@@ -250,6 +250,26 @@ type Key struct {
 	Primary bool   `json:"primary"` // it encrypts; the others only decrypt
 }
 
+// CA is the answer of GET /ca and of POST /ca/rotate: how the certificate authority stands, as a server says it, and on how many of
+// the living nodes the trust bundle is.
+type CA struct {
+	Bundle       uint64    `json:"bundle"`                // version of the trust bundle
+	Step         string    `json:"step,omitempty"`        // of the rotation under way: spread, retire
+	Due          time.Time `json:"due,omitzero"`          // the step does not end before
+	Roots        []CARoot  `json:"roots"`                 // of the bundle, the current one first
+	Intermediate time.Time `json:"intermediate,omitzero"` // its end
+	Have         int       `json:"have"`
+	Nodes        int       `json:"nodes"`
+	Pending      []string  `json:"pending,omitempty"` // names of nodes that lack the bundle, 100 at most
+}
+
+// CARoot is a root with what it does.
+type CARoot struct {
+	Root
+	Role    string    `json:"role"` // current, next, old
+	Created time.Time `json:"created"`
+}
+
 // TokenSpec is the body of POST /tokens: what a join token is good for. Zero fields are the defaults.
 type TokenSpec struct {
 	Server   bool   `json:"server,omitempty"`

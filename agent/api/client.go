@@ -245,6 +245,29 @@ func (c *Client) RotateKeyring(ctx context.Context) (k Keyring, err error) {
 	return k, c.do(ctx, http.MethodPost, "/keyring/rotate", nil, nil, &k)
 }
 
+// CA returns how the certificate authority stands.
+func (c *Client) CA(ctx context.Context) (a CA, err error) {
+	return a, c.do(ctx, http.MethodGet, "/ca", nil, nil, &a)
+}
+
+// RotateCA begins to replace the root certificate.
+func (c *Client) RotateCA(ctx context.Context) (a CA, err error) {
+	return a, c.do(ctx, http.MethodPost, "/ca/rotate", nil, nil, &a)
+}
+
+// Bundle writes the root certificates that the agent accepts, as PEM.
+func (c *Client) Bundle(ctx context.Context, w io.Writer) error {
+	resp, err := c.send(ctx, http.MethodGet, "/ca/bundle", nil, nil)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if _, err := io.Copy(w, io.LimitReader(resp.Body, MaxBody)); err != nil {
+		return fmt.Errorf("agent at %s: trust bundle: %w", c.addr, err)
+	}
+	return nil
+}
+
 // CreateToken makes a join token.
 func (c *Client) CreateToken(ctx context.Context, s TokenSpec) (t NewToken, err error) {
 	return t, c.do(ctx, http.MethodPost, "/tokens", nil, s, &t)

@@ -186,6 +186,16 @@ func (c *Client) RotateKeyring(ctx context.Context, o Operator) (Keyring, error)
 	return out.Keyring, err
 }
 
+// CAStatus is Service.CAStatus for this host.
+func (c *Client) CAStatus(ctx context.Context) (ca.Status, error) {
+	return call[ca.Status](ctx, c, read, "ca/status", "", none{})
+}
+
+// RotateCA is Service.RotateCA.
+func (c *Client) RotateCA(ctx context.Context, o Operator) (ca.Status, error) {
+	return call[ca.Status](ctx, c, write, "ca/rotate", o.Token, none{})
+}
+
 // Leave is Service.Leave for this host.
 func (c *Client) Leave(ctx context.Context) error {
 	_, err := call[none](ctx, c, write, "leave", "", none{})
@@ -381,6 +391,8 @@ type API interface {
 	Tokens(ctx context.Context, o Operator) ([]TokenEntry, error)
 	DeleteToken(ctx context.Context, o Operator, id string) error
 	RotateKeyring(ctx context.Context, o Operator) (Keyring, error)
+	CAStatus(ctx context.Context) (ca.Status, error)
+	RotateCA(ctx context.Context, o Operator) (ca.Status, error)
 	Leave(ctx context.Context) error
 }
 
@@ -403,6 +415,11 @@ func (l Local) Watch(ctx context.Context, after uint64) (*Changes, error) {
 // Policies is Service.Policies for this host.
 func (l Local) Policies(ctx context.Context, c raftstore.Consistency) ([]mesh.Policy, uint64, error) {
 	return l.Service.Policies(ctx, l.Self, c)
+}
+
+// CAStatus is Service.CAStatus for this host.
+func (l Local) CAStatus(ctx context.Context) (ca.Status, error) {
+	return l.Service.CAStatus(ctx, l.Self)
 }
 
 // Leave is Service.Leave for this host.

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/meshagent/meshagent/agent/meshport"
+	"github.com/meshagent/meshagent/ca"
 	"github.com/meshagent/meshagent/mesh"
 )
 
@@ -121,6 +122,12 @@ func (s *Service) Handler(forward func(ctx context.Context, method string, body 
 	mux.HandleFunc("POST /v1/keyring/rotate", member(handle(maxSmall, func(r *http.Request, _ none) (keyringOut, error) {
 		k, err := s.RotateKeyring(r.Context(), operator(r))
 		return keyringOut{k}, err
+	})))
+	mux.HandleFunc("POST /v1/ca/status", handle(maxSmall, func(r *http.Request, _ none) (ca.Status, error) {
+		return s.CAStatus(r.Context(), meshport.Peer(r.Context()))
+	}))
+	mux.HandleFunc("POST /v1/ca/rotate", member(handle(maxSmall, func(r *http.Request, _ none) (ca.Status, error) {
+		return s.RotateCA(r.Context(), operator(r))
 	})))
 	mux.HandleFunc("POST /v1/leave", handle(maxSmall, func(r *http.Request, _ none) (none, error) {
 		return none{}, s.Leave(r.Context(), meshport.Peer(r.Context()))

@@ -743,7 +743,7 @@ func TestBundleFollowsTheCA(t *testing.T) {
 				roots = len(b.Roots)
 			}
 		}
-		if st, err := f.ca.Status(t.Context()); err != nil || roots != 2 || !st.NextRoot {
+		if st, err := f.ca.Status(t.Context()); err != nil || roots != 2 || st.Step != ca.Spread {
 			t.Errorf("%d roots known to agents, %+v, %v", roots, st, err)
 		}
 		// A token that pins the root of now is good while both are about.

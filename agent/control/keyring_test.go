@@ -252,11 +252,13 @@ func renewed(t *testing.T, h *host) *Membership {
 	return m
 }
 
-// TestKeyringInTheStore: it is sealed there, one of before it was is still read, and a backup does not bring back an old one.
+// TestKeyringInTheStore: it is sealed there, one of before it was is still read, and a backup brings back neither an old one nor the
+// CA of before.
 func TestKeyringInTheStore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		f := w.found()
+		h := w.join(9, f.founded.Join)
 		var backup bytes.Buffer
 		if err := f.service.Backup(t.Context(), Operator{Local: true}, &backup); err != nil {
 			t.Fatal(err)
@@ -266,7 +268,6 @@ func TestKeyringInTheStore(t *testing.T) {
 				t.Error("the backup holds the key of gossip in the open")
 			}
 		}
-		h := w.join(9, f.founded.Join)
 		before, err := h.client.Watch(t.Context(), 0)
 		if err != nil || before.Keyring == nil || before.Keyring.Version != 1 || !bytes.Equal(before.Keyring.Keys[0], f.founded.Membership.GossipKeys[0]) {
 			t.Fatalf("an agent hears %+v, %v", before, err)
@@ -278,8 +279,18 @@ func TestKeyringInTheStore(t *testing.T) {
 		if err != nil || heard.Full || heard.Keyring == nil || heard.Keyring.Version != 2 || heard.Bundle != nil {
 			t.Errorf("an agent that watches hears %+v, %v", heard, err)
 		}
+		if _, err := f.service.RotateCA(t.Context(), Operator{Local: true}); err != nil {
+			t.Fatal(err)
+		}
+		if heard, err = h.client.Watch(t.Context(), heard.Index); err != nil || heard.Bundle == nil {
+			t.Errorf("of a rotation of the CA it hears %+v, %v", heard, err)
+		}
 		if err := f.service.Restore(t.Context(), Operator{Local: true}, &backup); err != nil {
 			t.Fatal(err)
+		}
+		all, err := h.client.Watch(t.Context(), 0)
+		if st, serr := h.client.CAStatus(t.Context()); err != nil || serr != nil || st.Step != ca.Spread || st.Bundle != 2 || !bytes.Equal(all.Bundle, heard.Bundle) {
+			t.Errorf("after a backup of before was restored, the CA is at %q with bundle %d; %v, %v", st.Step, st.Bundle, err, serr)
 		}
 		if k := f.keyringNow(); k.Version != 2 || len(k.Keys) != 2 {
 			t.Errorf("after a backup of before was restored, there is %+v", k)

@@ -397,7 +397,7 @@ func (h *host) serve(m *Membership) {
 			return h.leaves.ServerConfig(ctx, h.server(), meshport.Accept(td, mesh.Server), meshport.Raft)
 		}}
 		routes[meshport.Join] = meshport.Route{Serve: join.Serve, TLS: h.joinTLS}
-		parts.Add("CA", func(ctx context.Context) error { return h.ca.Run(ctx, h.store.IsLeader) })
+		parts.Add("CA", func(ctx context.Context) error { return h.ca.Run(ctx, h.store.IsLeader, h.service.BundleAcked) })
 		parts.Add("control", h.service.Run)
 		parts.Add("join", func(ctx context.Context) error {
 			return run.ServeHTTP(ctx, join, meshport.HTTPServer(h.service.JoinHandler()), time.Second)

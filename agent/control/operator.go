@@ -6,11 +6,9 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
-	"slices"
 	"time"
 
 	"github.com/meshagent/meshagent/ca"
-	"github.com/meshagent/meshagent/mesh"
 	"github.com/meshagent/meshagent/raftstore"
 	"github.com/meshagent/meshagent/raftstore/state"
 )
@@ -162,8 +160,9 @@ func (s *Service) Backup(ctx context.Context, o Operator, w io.Writer) error {
 	return s.cfg.Raft.Backup(ctx, w)
 }
 
-// Restore replaces the whole store by a backup of this mesh, after it was checked as a whole. Hosts that joined after the
-// backup are no members any more, save the servers: they stay. Errors: ErrUnauthorized, ErrInvalid for a backup that does not
+// Restore replaces the store by a backup of this mesh, after it was checked as a whole. Hosts that joined after the backup are no
+// members any more, save the servers: they stay. So do the CA, its bundle and the keyring of gossip: what hosts have and use now
+// must not be forgotten, nor may its versions go back. Errors: ErrUnauthorized, ErrInvalid for a backup that does not
 // belong here, those of raftstore.Store.Restore.
 func (s *Service) Restore(ctx context.Context, o Operator, r io.Reader) error {
 	if err := s.Authorize(ctx, o); err != nil {
@@ -179,20 +178,18 @@ func (s *Service) Restore(ctx context.Context, o Operator, r io.Reader) error {
 			ops = append(ops, state.Op{Kind: state.Put, Table: tableNode, Key: e.Key, Value: e.Value})
 		}
 	}
-	// What gossip is encrypted with now stays: the hosts have no other keys, and their versions only rise.
-	ring, err := s.cfg.Store.Get(ctx, tableMesh, keyGossip, raftstore.Linearizable)
-	if err != nil {
-		return err
-	}
-	if ring != nil {
-		ops = append(ops, state.Op{Kind: state.Put, Table: tableMesh, Key: keyGossip, Value: ring.Value})
-	}
-	bundle, err := s.cfg.CA.Bundle(ctx)
-	if err != nil {
-		return err
+	for _, kept := range []state.Ref{{Table: tableCA, Key: keyCA}, {Table: tableBundle, Key: keyBundle}, {Table: tableMesh, Key: keyGossip}} {
+		e, err := s.cfg.Store.Get(ctx, kept.Table, kept.Key, raftstore.Linearizable)
+		if err != nil {
+			return err
+		}
+		if e == nil {
+			return fmt.Errorf("the store holds no %s/%s: was this mesh made by `meshagent init`?", kept.Table, kept.Key)
+		}
+		ops = append(ops, state.Op{Kind: state.Put, Table: kept.Table, Key: kept.Key, Value: e.Value})
 	}
 	return s.cfg.Raft.Restore(ctx, r, func(st *state.State) error {
-		if err := s.checkBackup(ctx, st, bundle); err != nil || len(ops) == 0 {
+		if err := s.checkBackup(ctx, st); err != nil {
 			return err
 		}
 		_, err := st.Apply(st.Index()+1, state.EncodeTxn(state.Txn{RequestID: randomText(10), Ops: ops}))
@@ -200,9 +197,8 @@ func (s *Service) Restore(ctx context.Context, o Operator, r io.Reader) error {
 	})
 }
 
-// checkBackup reports whether a backup is of this mesh and can be used here: its CA opens with this mesh's seal key, and its
-// root is one that every host trusts now.
-func (s *Service) checkBackup(ctx context.Context, st *state.State, now *mesh.TrustBundle) error {
+// checkBackup reports whether a backup is of this mesh: its CA opens with this mesh's seal key, and its root is or was this CA's.
+func (s *Service) checkBackup(ctx context.Context, st *state.State) error {
 	bad := func(format string, args ...any) error {
 		return fmt.Errorf("%w: backup: %w; nothing was changed", ErrInvalid, fmt.Errorf(format, args...))
 	}
@@ -221,8 +217,8 @@ func (s *Service) checkBackup(ctx context.Context, st *state.State, now *mesh.Tr
 	if err != nil {
 		return bad("%w", err)
 	}
-	if !slices.ContainsFunc(now.Roots, old.Roots[0].Equal) {
-		return bad("no host trusts its root certificate now: it is of another mesh of this name, or of before a rotation of the CA")
+	if ok, err := s.cfg.CA.Knows(ctx, old.Roots[0]); err != nil || !ok {
+		return errors.Join(err, bad("its root certificate was never this mesh's: it is of another mesh of this name"))
 	}
 	return nil
 }

@@ -33,6 +33,7 @@ var codes = []struct {
 	{"busy", http.StatusTooManyRequests, ErrBusy},
 	{"invalid", http.StatusBadRequest, ErrInvalid},
 	{"request_refused", http.StatusBadRequest, ca.ErrRequest},
+	{"rotating", http.StatusConflict, ca.ErrRotating},
 	{"no_ca", http.StatusServiceUnavailable, ca.ErrNoCA},
 	{"no_leader", http.StatusServiceUnavailable, raftstore.ErrNoLeader},
 	{"unknown_outcome", http.StatusServiceUnavailable, raftstore.ErrUnknownOutcome},

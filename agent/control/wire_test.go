@@ -35,7 +35,7 @@ var sentinels = map[string]error{
 	"control.ErrConflict": ErrConflict, "control.ErrBusy": ErrBusy, "raftstore.ErrNoLeader": raftstore.ErrNoLeader,
 	"raftstore.ErrUnknownOutcome": raftstore.ErrUnknownOutcome, "raftstore.ErrReadOnly": raftstore.ErrReadOnly,
 	"raftstore.ErrRefused": raftstore.ErrRefused, "state.ErrFuture": state.ErrFuture, "state.ErrCorrupt": state.ErrCorrupt,
-	"ca.ErrRequest": ca.ErrRequest, "ca.ErrNoCA": ca.ErrNoCA,
+	"ca.ErrRequest": ca.ErrRequest, "ca.ErrNoCA": ca.ErrNoCA, "ca.ErrRotating": ca.ErrRotating,
 }
 
 // notOnTheWire is the others, with the reason.
@@ -337,7 +337,7 @@ func TestBackupAndRestore(t *testing.T) {
 			"cut":          {f.service, o, backup.Bytes()[:backup.Len()-1], state.ErrCorrupt, "corrupt: backup: its SHA-256 is wrong: the file was cut or changed; take another one"},
 			"another mesh": {f.service, o, foreign.Bytes(), ErrInvalid, "invalid: backup: CA: its keys cannot be opened: wrong key or damaged: is this server's seal key the one of this mesh?; nothing was changed"},
 			"another name": {NewService(wrongName), o, backup.Bytes(), ErrInvalid, "invalid: backup: it is of the mesh test.mesh, this one is other.mesh; nothing was changed"},
-			"another root": {NewService(sameKey), o, foreign.Bytes(), ErrInvalid, "invalid: backup: no host trusts its root certificate now: it is of another mesh of this name, or of before a rotation of the CA; nothing was changed"},
+			"another root": {NewService(sameKey), o, foreign.Bytes(), ErrInvalid, "invalid: backup: its root certificate was never this mesh's: it is of another mesh of this name; nothing was changed"},
 			"wrong key":    {NewService(wrongKey), o, backup.Bytes(), ErrInvalid, "invalid: backup: CA: its keys cannot be opened: wrong key or damaged: is this server's seal key the one of this mesh?; nothing was changed"},
 		} {
 			err := c.service.Restore(t.Context(), c.o, bytes.NewReader(c.b))

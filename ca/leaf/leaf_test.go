@@ -2,6 +2,7 @@ package leaf
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -15,6 +16,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -188,10 +190,8 @@ func shown(t testing.TB, c *tls.Config) tls.ConnectionState {
 func TestSixtyDays(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		day := 24 * time.Hour
-		i := newIssuer(t, ca.Params{RootTTL: 30 * day, IntermediateTTL: 8 * day, LeafTTL: day, Spread: day})
+		i := newIssuer(t, ca.Params{RootTTL: 30 * day, IntermediateTTL: 8 * day, LeafTTL: day})
 		ctx, cancel := context.WithCancel(t.Context())
-		caDone := make(chan struct{})
-		go func() { i.ca.Run(ctx, func() bool { return true }); close(caDone) }()
 		var ms []*Manager
 		var ids []mesh.Identity
 		for n := range 3 {
@@ -201,6 +201,12 @@ func TestSixtyDays(t *testing.T) {
 			defer run(t, m)()
 			ms = append(ms, m)
 		}
+		caDone := make(chan struct{})
+		acked := func(context.Context) (uint64, error) {
+			oldest := slices.MinFunc(ms, func(a, b *Manager) int { return cmp.Compare(a.Bundle().Version, b.Bundle().Version) })
+			return oldest.Bundle().Version, nil
+		}
+		go func() { i.ca.Run(ctx, func() bool { return true }, acked); close(caDone) }()
 		roots, inters := map[string]bool{}, map[string]bool{}
 		met, handshakes := 0, 0
 		for hour := range 60 * 24 {

@@ -48,7 +48,7 @@ func printKeyring(w io.Writer, k *api.Keyring) {
 		t.row(x.ID, use)
 	}
 	t.flush()
-	fmt.Fprintf(w, "\nVersion %d is on %s\n", k.Version, onHosts(k))
+	fmt.Fprintf(w, "\nVersion %d is on %s\n", k.Version, onHosts(k.Have, k.Nodes, k.Pending))
 	if k.Step != "" {
 		fmt.Fprintf(w, "A rotation is under way, which ends with version %d\n", k.Final)
 	}
@@ -66,10 +66,10 @@ func keyringStep(left uint64) string {
 }
 
 // onHosts counts the hosts, and names those that lack something.
-func onHosts(k *api.Keyring) string {
-	s := fmt.Sprintf("%d of %d hosts", k.Have, k.Nodes)
-	if len(k.Pending) > 0 {
-		s += "; not " + clean(strings.Join(k.Pending, ", "))
+func onHosts(have, all int, pending []string) string {
+	s := fmt.Sprintf("%d of %d hosts", have, all)
+	if len(pending) > 0 {
+		s += "; not " + clean(strings.Join(pending, ", "))
 	}
 	return s
 }
@@ -109,7 +109,7 @@ servers finish a rotation that was begun, whoever waits for it; when one is unde
 					return err
 				}
 				if *out == asTable {
-					fmt.Fprintf(cmd.ErrOrStderr(), "%s on %s\n", keyringStep(final-version), onHosts(&k))
+					fmt.Fprintf(cmd.ErrOrStderr(), "%s on %s\n", keyringStep(final-version), onHosts(k.Have, k.Nodes, k.Pending))
 				}
 				if k.Have < k.Nodes {
 					return fmt.Errorf("not done after %v: the rotation goes on by itself once the hosts that lack the keyring answer or end; `meshagent keyring status` says how far it is", *most)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -86,6 +87,9 @@ func fakeCmd(ts *testscript.TestScript, neg bool, args []string) {
 			s.Backup, s.Status.Server, s.Status.Store = nil, false, nil
 		case "fails": // CODE DETAIL HINT: whatever needs a server
 			s.Fail = api.NewError(api.Code(args[0]), args[1], args[2])
+		case "retire": // the next root signs
+			s.CA.Roots = slices.Clone(s.CA.Roots)
+			s.CA.Step, s.CA.Roots[0].Role, s.CA.Roots[1].Role = "retire", "old", "current"
 		case "left": // the host has left
 			if !s.Left {
 				ts.Fatalf("it has not left")
@@ -111,6 +115,7 @@ func startFake(ts *testscript.TestScript) *apitest.Fake {
 		s.Status.Started = now.Add(-50*time.Hour - 30*time.Minute)
 		s.Status.Certificates[0].NotAfter = now.Add(50*time.Hour + 30*time.Minute)
 		s.Status.Roots[0].NotAfter = now.Add(3650*24*time.Hour + 30*time.Minute)
+		s.CA.Roots[0].NotAfter, s.CA.Intermediate = s.Status.Roots[0].NotAfter, s.Status.Certificates[0].NotAfter
 		s.Tokens[0].Expires = now.Add(50*time.Hour + 30*time.Minute)
 	})
 	ts.Setenv("MESHAGENT_ADDR", f.Addr)

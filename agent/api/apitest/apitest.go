@@ -34,7 +34,8 @@ type State struct {
 	Locals   []api.Local
 	Problems []api.Problem // files of services that were not taken
 	Tokens   []api.Token
-	Keyring  api.Keyring           // a rotation goes on with each Update that finds it everywhere
+	Keyring  api.Keyring // a rotation goes on with each Update that finds it everywhere
+	CA       api.CA
 	Answers  map[string]api.Answer // of DNS, by "NAME TYPE"; NXDOMAIN for what is not here
 	Backup   []byte                // what a backup gives and the last restore gave; nil: this host is a client
 	Left     bool                  // Leave was called
@@ -94,7 +95,7 @@ func (f *Fake) Close() error {
 
 // Config returns what the Fake's handlers stand on, for tests that serve them by themselves. Store is nil if it is no server now.
 func (f *Fake) Config() server.Config {
-	c := server.Config{Snapshots: f, Status: f.status, Ready: func() []string { return f.read().Pending }, Local: locals{f}, Mesh: policies{f}, Tokens: tokens{f}, Keyring: keyring{f},
+	c := server.Config{Snapshots: f, Status: f.status, Ready: func() []string { return f.read().Pending }, Local: locals{f}, Mesh: policies{f}, Tokens: tokens{f}, Keyring: keyring{f}, CA: authority{f},
 		Leave: f.leave, DNS: f.dns, Log: slog.New(slog.DiscardHandler), Store: store{f}}
 	if f.read().Backup == nil {
 		c.Store = nil
@@ -133,7 +134,9 @@ func start() State {
 		Tokens:  []api.Token{{ID: "first", Role: "client", Uses: 3, Expires: time.Now().Add(time.Hour)}},
 		Answers: map[string]api.Answer{"web.service.mesh A": {Rcode: "NOERROR", Rows: []string{"web.service.mesh. 5 IN A 127.64.0.1"}}},
 		Keyring: api.Keyring{Version: 1, Final: 1, Keys: []api.Key{{ID: "0000000a", Primary: true}}},
-		Backup:  []byte("a backup\n"),
+		CA: api.CA{Bundle: 1, Intermediate: time.Now().Add(90 * 24 * time.Hour), Roots: []api.CARoot{
+			{Root: api.Root{SHA256: "00ff", NotAfter: time.Now().Add(3650 * 24 * time.Hour)}, Role: "current", Created: time.Now()}}},
+		Backup: []byte("a backup\n"),
 	}
 }
 
@@ -158,7 +161,7 @@ func (f *Fake) publishLocked() {
 	recs := make([]*mesh.Record, len(s.Records))
 	for i, r := range s.Records {
 		if follows(r) {
-			r.Node.PolicyIndex, r.Node.Keyring = s.Index, s.Keyring.Version
+			r.Node.PolicyIndex, r.Node.Keyring, r.Node.Bundle = s.Index, s.Keyring.Version, s.CA.Bundle
 		}
 		recs[i] = r.Clone()
 	}

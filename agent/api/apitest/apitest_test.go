@@ -144,6 +144,19 @@ func TestClientAndServer(t *testing.T) {
 				t.Errorf("%+v", ring)
 			}
 
+			auth, err := c.RotateCA(ctx)
+			if ok(err); auth.Bundle != 2 || auth.Step != "spread" || len(auth.Roots) != 2 || auth.Roots[1].Role != "next" {
+				t.Errorf("%+v", auth)
+			}
+			auth, err = c.CA(ctx)
+			if ok(err); auth.Bundle != 2 || auth.Have != 3 || auth.Nodes != 3 {
+				t.Errorf("%+v", auth)
+			}
+			var pem bytes.Buffer
+			if ok(c.Bundle(ctx, &pem)); !strings.HasPrefix(pem.String(), "-----BEGIN CERTIFICATE-----\n") {
+				t.Errorf("%s", &pem)
+			}
+
 			tok, err := c.CreateToken(ctx, api.TokenSpec{Server: true, TTL: "1h"})
 			if ok(err); !strings.HasPrefix(tok.Token, "mesh1.server.") {
 				t.Errorf("%+v", tok)

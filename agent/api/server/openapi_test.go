@@ -141,7 +141,7 @@ func TestOpenAPIHasEveryRoute(t *testing.T) {
 
 // wireTypes is every struct of package api that travels, by the name of its schema; TestEveryWireTypeIsListed holds it to the source.
 var wireTypes = map[string]any{
-	"Answer": api.Answer{}, "Applied": api.Applied{}, "Apply": api.Apply{}, "Certificate": api.Certificate{}, "Check": api.Check{},
+	"Answer": api.Answer{}, "Applied": api.Applied{}, "Apply": api.Apply{}, "CA": api.CA{}, "CARoot": api.CARoot{}, "Certificate": api.Certificate{}, "Check": api.Check{},
 	"Error": api.Error{}, "Instance": api.Instance{}, "Key": api.Key{}, "Keyring": api.Keyring{}, "Live": api.Live{}, "Local": api.Local{}, "Locals": api.Locals{},
 	"Maintenance": api.Maintenance{}, "Members": api.Members{}, "NewToken": api.NewToken{}, "Outcome": api.Outcome{}, "Peer": api.Peer{},
 	"Policies": api.Policies{}, "Policy": api.Policy{}, "Problem": api.Problem{}, "Ready": api.Ready{}, "Root": api.Root{},
@@ -399,6 +399,9 @@ var samples = []struct{ method, target, mediaType, body, route string }{
 	{"DELETE", "/api/v1/policies/networking.istio.io/VirtualService/default/web?index=11", "", "", "/api/v1/policies/{group}/{kind}/{namespace}/{name}"},
 	{"GET", "/api/v1/keyring?version=1&wait=1s", "", "", "/api/v1/keyring"},
 	{"POST", "/api/v1/keyring/rotate", "", "", "/api/v1/keyring/rotate"},
+	{"GET", "/api/v1/ca", "", "", "/api/v1/ca"},
+	{"GET", "/api/v1/ca/bundle", "", "", "/api/v1/ca/bundle"},
+	{"POST", "/api/v1/ca/rotate", "", "", "/api/v1/ca/rotate"},
 	{"POST", "/api/v1/tokens", "application/json", `{"ttl":"1h"}`, "/api/v1/tokens"},
 	{"GET", "/api/v1/tokens", "", "", "/api/v1/tokens"},
 	{"DELETE", "/api/v1/tokens/first", "", "", "/api/v1/tokens/{id}"},

@@ -68,6 +68,15 @@ type Keyring interface {
 	RotateKeyring(ctx context.Context, o Operator) (api.Keyring, error)
 }
 
+// CA is the certificate authority. The counts of nodes in its answers are filled in by the Server.
+type CA interface {
+	CA(ctx context.Context) (api.CA, error)
+	// RotateCA authorizes o itself.
+	RotateCA(ctx context.Context, o Operator) (api.CA, error)
+	// Bundle returns the roots that this agent accepts, as PEM.
+	Bundle() []byte
+}
+
 // Store is what only a server has. Each method authorizes its Operator itself.
 type Store interface {
 	Backup(ctx context.Context, o Operator, w io.Writer) error
@@ -83,6 +92,7 @@ type Config struct {
 	Mesh      Mesh
 	Tokens    Tokens
 	Keyring   Keyring
+	CA        CA
 	Store     Store                           // nil on a client
 	Leave     func(ctx context.Context) error // returns when the host has left; the agent then ends by itself
 	DNS       func(ctx context.Context, name, qtype string) (api.Answer, error)

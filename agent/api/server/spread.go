@@ -98,3 +98,23 @@ func (s *Server) postRotateKeyring(c *call) (any, error) {
 	}
 	return keyring(k, spreadOf(s.cfg.Snapshots.Load(), hasKeyring(k.Version))), nil
 }
+
+func (s *Server) getCA(c *call) (any, error) {
+	a, err := s.cfg.CA.CA(c.ctx)
+	return s.withSpread(a), err
+}
+
+func (s *Server) postRotateCA(c *call) (any, error) {
+	a, err := s.cfg.CA.RotateCA(c.ctx, c.op)
+	return s.withSpread(a), err
+}
+
+func (s *Server) withSpread(a api.CA) api.CA {
+	sp := spreadOf(s.cfg.Snapshots.Load(), func(n *mesh.Node) bool { return n.Bundle >= a.Bundle })
+	a.Roots, a.Have, a.Nodes, a.Pending = list(a.Roots), sp.have, sp.nodes, sp.pending
+	return a
+}
+
+func (s *Server) getBundle(*call) (any, error) {
+	return text{"application/x-pem-file", string(s.cfg.CA.Bundle())}, nil
+}

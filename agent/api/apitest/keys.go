@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/meshagent/meshagent/agent/api"
 	"github.com/meshagent/meshagent/agent/api/server"
@@ -38,4 +39,35 @@ func turn(k api.Keyring, all bool) api.Keyring {
 		}
 	}
 	return k
+}
+
+type authority struct{ f *Fake }
+
+func (a authority) CA(context.Context) (api.CA, error) {
+	s := a.f.read()
+	if s.Fail != nil {
+		return api.CA{}, s.Fail
+	}
+	return s.CA, nil
+}
+
+// RotateCA makes the next root; it stays the next one.
+func (a authority) RotateCA(_ context.Context, o server.Operator) (out api.CA, err error) {
+	err = a.f.change(o, func(s *State) error {
+		if s.CA.Step == "retire" {
+			return api.NewError(api.CodeConflict, "the last rotation of the CA is not over", "")
+		}
+		if s.CA.Step == "" {
+			now := time.Now()
+			next := api.CARoot{Root: api.Root{SHA256: "11ee", NotAfter: s.CA.Roots[0].NotAfter}, Role: "next", Created: now}
+			s.CA.Bundle, s.CA.Step, s.CA.Due, s.CA.Roots = s.CA.Bundle+1, "spread", now.Add(time.Hour), append(slices.Clone(s.CA.Roots), next)
+		}
+		out = s.CA
+		return nil
+	})
+	return out, err
+}
+
+func (a authority) Bundle() []byte {
+	return []byte("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
 }

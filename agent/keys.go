@@ -1,0 +1,98 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/pem"
+	"fmt"
+	"time"
+
+	"github.com/meshagent/meshagent/agent/api"
+	"github.com/meshagent/meshagent/agent/api/server"
+	"github.com/meshagent/meshagent/agent/control"
+	"github.com/meshagent/meshagent/ca"
+)
+
+func (b *backend) Keyring() api.Keyring { return keyring(*b.keyring.Load()) }
+
+func (b *backend) RotateKeyring(ctx context.Context, o server.Operator) (api.Keyring, error) {
+	k, err := b.servers().RotateKeyring(ctx, b.operator(o))
+	if err != nil {
+		return api.Keyring{}, told(err)
+	}
+	return keyring(k), nil
+}
+
+func keyring(k control.Keyring) api.Keyring {
+	out := api.Keyring{Version: k.Version, Final: k.Final(), Step: string(k.Step), Changed: k.Changed}
+	for i, id := range k.Keys.IDs() {
+		out.Keys = append(out.Keys, api.Key{ID: id, Primary: i == 0})
+	}
+	return out
+}
+
+// rootOf names a root as operators see it.
+func rootOf(c *x509.Certificate) api.Root {
+	h := sha256.Sum256(c.RawSubjectPublicKeyInfo)
+	return api.Root{SHA256: hex.EncodeToString(h[:]), NotAfter: c.NotAfter}
+}
+
+func (b *backend) CA(ctx context.Context) (api.CA, error) {
+	st, err := b.servers().CAStatus(ctx)
+	if err != nil {
+		return api.CA{}, told(err)
+	}
+	return caOf(st)
+}
+
+func (b *backend) RotateCA(ctx context.Context, o server.Operator) (api.CA, error) {
+	st, err := b.servers().RotateCA(ctx, b.operator(o))
+	if err != nil {
+		return api.CA{}, told(err)
+	}
+	return caOf(st)
+}
+
+func caOf(st ca.Status) (api.CA, error) {
+	out := api.CA{Bundle: st.Bundle, Step: string(st.Step), Due: st.Due, Intermediate: st.Intermediate}
+	for _, r := range st.Roots {
+		c, err := x509.ParseCertificate(r.Cert)
+		if err != nil {
+			return api.CA{}, fmt.Errorf("a root of the CA: %w", err)
+		}
+		out.Roots = append(out.Roots, api.CARoot{Root: rootOf(c), Role: string(r.Role), Created: r.Created})
+	}
+	return out, nil
+}
+
+func (b *backend) Bundle() []byte {
+	var out bytes.Buffer
+	for _, r := range b.leaves.Bundle().Roots {
+		pem.Encode(&out, &pem.Block{Type: "CERTIFICATE", Bytes: r.Raw}) // to memory: it cannot fail
+	}
+	return out.Bytes()
+}
+
+// rootAlarm is how near its end a root is a problem: its successor was due years before.
+const rootAlarm = 30 * 24 * time.Hour
+
+// rotationAlarm is how long one step of a rotation of the gossip key may take: a host that falls silent has failed after a minute.
+const rotationAlarm = 5 * time.Minute
+
+// keyProblems lists what an operator should look at of keys and roots.
+func (a *Agent) keyProblems() (out []api.Problem) {
+	for _, r := range a.leaves.Bundle().Roots {
+		if time.Until(r.NotAfter) < rootAlarm {
+			out = append(out, api.Problem{Subject: "root certificate " + rootOf(r).SHA256, Reason: "it ends at " + r.NotAfter.UTC().Format(time.RFC3339) + ", and with it every certificate under it",
+				Hint: "`meshagent ca status` says what its rotation waits for; `meshagent ca rotate` begins one"})
+		}
+	}
+	if k := a.keyring.Load(); k.Step != control.NoStep && time.Since(k.Changed) > rotationAlarm {
+		out = append(out, api.Problem{Subject: "gossip key", Reason: fmt.Sprintf("its rotation has waited since %s for hosts that lack version %d of the keyring", k.Changed.UTC().Format(time.RFC3339), k.Version),
+			Hint: "`meshagent keyring status` names them: let them reach a server, upgrade them, or stop their agents"})
+	}
+	return out
+}
