@@ -122,7 +122,7 @@ func (l Limits) orDefaults() Limits {
 // Engine serves connections. Its methods are safe for concurrent use.
 type Engine struct {
 	Config
-	base     time.Time     // when the loops' time began
+	base     time.Time     // when the loops' time was 0, which it never is: 0 is no time
 	server   http2.Options // of clients' connections
 	loops    []*loop
 	turn     atomic.Uint32 // whose the next connection is
@@ -157,7 +157,7 @@ func New(c Config) (*Engine, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	e := &Engine{Config: c, base: time.Now(), empty: make(chan struct{}, 1)}
+	e := &Engine{Config: c, base: time.Now().Add(-1), empty: make(chan struct{}, 1)}
 	r := c.Limits.Request
 	e.server = http2.Options{Streams: c.Limits.Streams, HeadBytes: r.Bytes, Fields: r.Fields, Underscores: r.Underscores, Tunnels: true}
 	e.ctx, e.stop = context.WithCancelCause(context.Background())

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -24,6 +25,8 @@ type scenario struct {
 	only    string // drivers, if not all
 	not     string // protocols that it makes no sense over: see protocols
 	limits  Limits
+	raw     bool                                 // the client's connection is one call
+	to      UpstreamConfig                       // what the servers speak: scripts play it as it is. Nothing stands between then
 	decide  func(w *world, c *Call)              // sends to the servers if it is nil
 	retry   func(w *world, c *Call, f Flag) bool // never if it is nil
 	respond func(w *world, c *Call) bool         // never again if it is nil
@@ -60,10 +63,11 @@ const (
 func (s *scenario) play(t *testing.T) {
 	for _, d := range drivers() {
 		for _, via := range protocols {
+			between := via != "h1-h1"
 			base, secure := strings.CutSuffix(d, " TLS")
 			switch {
-			case s.only != "" && !strings.Contains(s.only, base), strings.Contains(s.not, via),
-				base == "goroutines" && via != "h1-h1", secure && via != "h1-h1" && d+via != "loops TLSh2-h2",
+			case s.only != "" && !strings.Contains(s.only, base), between && strings.Contains(s.not, via),
+				between && base == "goroutines", between && secure && d+via != "loops TLSh2-h2",
 				secure && !inMemory(d) && strings.Contains(s.not, shortTLS):
 				continue
 			}
@@ -107,19 +111,21 @@ const patience = 10 * time.Second
 
 // world is an engine with servers.
 type world struct {
-	t      testing.TB
-	s      *scenario
-	driver string
-	via    string
-	e      *Engine
-	front  listenDialer
-	up     *Upstream
-	calls  chan string
-	stop   context.CancelFunc
-	wg     sync.WaitGroup
-	passed chan struct{}
-	mu     sync.Mutex // guards conns
-	conns  int
+	t       testing.TB
+	s       *scenario
+	driver  string
+	via     string
+	e       *Engine
+	front   listenDialer
+	up      *Upstream
+	calls   chan string
+	stop    context.CancelFunc
+	wg      sync.WaitGroup
+	passed  chan struct{}
+	dials   atomic.Int32
+	dialing chan struct{}
+	mu      sync.Mutex // guards conns
+	conns   int
 }
 
 type listenDialer interface {
@@ -158,7 +164,7 @@ func newWorld(t testing.TB, driver string, s *scenario) *world {
 
 func newWorldVia(t testing.TB, driver, via string, s *scenario) *world {
 	w := &world{t: t, s: s, driver: driver, via: via, front: listen(t, driver, "clients"), calls: make(chan string, 4096),
-		passed: make(chan struct{}, 16)}
+		passed: make(chan struct{}, 16), dialing: make(chan struct{}, 1)}
 	if s.limits.Dial == 0 {
 		s.limits.Dial = patience // a handshake takes its time on a busy machine
 	}
@@ -169,7 +175,15 @@ func newWorldVia(t testing.TB, driver, via string, s *scenario) *world {
 	back := listen(t, driver, "servers")
 	ctx, stop := context.WithCancel(context.Background())
 	w.stop = stop
-	front, servers := w.front, UpstreamConfig{Name: "servers", Dial: back.dial}
+	front, servers := w.front, s.to
+	servers.Name, servers.Dial = "servers", func(ctx context.Context) (net.Conn, error) {
+		w.dials.Add(1)
+		select {
+		case w.dialing <- struct{}{}:
+		default:
+		}
+		return back.dial(ctx)
+	}
 	if strings.HasPrefix(via, "h2") {
 		front = listen(t, driver, "both")
 		w.relay(ctx, w.front, UpstreamConfig{Name: "engine", Protocol: HTTP2, Dial: front.dial})
@@ -247,7 +261,13 @@ func (w *world) end() {
 	w.wg.Wait()
 }
 
-func (w *world) Accept(c *Conn) { c.Admit("somebody") }
+func (w *world) Accept(c *Conn) {
+	if w.s.raw {
+		c.AdmitRaw("somebody")
+	} else {
+		c.Admit("somebody")
+	}
+}
 
 func (w *world) Decide(c *Call) {
 	if c.Conn.Caller != "somebody" {
@@ -278,7 +298,7 @@ func (w *world) Done(c *Call) {
 		flag = "-"
 	}
 	method, path := c.Request.Method, c.Request.Path
-	if c.Request.Len() == 0 && !c.headed {
+	if c.raw || c.Request.Len() == 0 && !c.headed {
 		method, path = []byte("-"), []byte("-")
 	}
 	w.calls <- fmt.Sprintf("%s %s %d %s %d", method, path, c.Result.Status, flag, c.Result.Attempts)
