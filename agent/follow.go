@@ -103,7 +103,7 @@ func (a *Agent) takeChanges(c *control.Changes) {
 	if c.Bundle != nil {
 		if b, err := ca.DecodeBundle(c.Bundle); err != nil {
 			a.log.Error("trust bundle not taken", "err", err)
-		} else if old := a.leaves.Bundle(); !b.Equal(old) {
+		} else if b.Version > a.leaves.Bundle().Version { // an older one comes from a server that is behind
 			a.leaves.SetBundle(b)
 			a.member.update(func(m *control.Membership) { m.Bundle = c.Bundle })
 		}

@@ -1,0 +1,65 @@
+package agent
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/meshagent/meshagent/agent/api"
+	"github.com/meshagent/meshagent/agent/control"
+	"github.com/meshagent/meshagent/ca"
+	"github.com/meshagent/meshagent/ca/leaf"
+	"github.com/meshagent/meshagent/mesh"
+)
+
+// oneValue is a ca.Store in memory.
+type oneValue struct{ v []byte }
+
+func (o *oneValue) Load(context.Context) ([]byte, uint64, error)     { return o.v, 1, nil }
+func (o *oneValue) Save(_ context.Context, v []byte, _ uint64) error { o.v = v; return nil }
+
+// TestKeyProblems: roots that near their end, and a rotation of the gossip key that stands still, are told on every host.
+func TestKeyProblems(t *testing.T) {
+	td, _ := mesh.ParseTrustDomain("test.mesh")
+	day := 24 * time.Hour
+	for _, c := range []struct {
+		name    string
+		root    time.Duration
+		keyring control.Keyring
+		want    []string
+	}{
+		{"all is well", 31 * day, control.Keyring{Version: 1}, nil},
+		{"the root ends", 29 * day, control.Keyring{Version: 1}, []string{"root certificate "}},
+		{"a rotation goes on", 31 * day, control.Keyring{Version: 2, Step: control.InstallKey, Changed: time.Now()}, nil},
+		{"a rotation stands still", 31 * day, control.Keyring{Version: 2, Step: control.InstallKey, Changed: time.Now().Add(-6 * time.Minute)}, []string{"gossip key"}},
+		{"nothing was rotated for long", 31 * day, control.Keyring{Version: 4, Changed: time.Now().Add(-time.Hour)}, nil},
+	} {
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		authority := ca.New(ca.Config{TrustDomain: td, Store: new(oneValue), Sealer: ca.NewKeySealer(ca.NewKey()), Params: ca.Params{RootTTL: c.root}, Log: discardLog()})
+		if err := authority.Bootstrap(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		b, err := authority.Bundle(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		a := new(Agent)
+		if a.leaves, err = leaf.New(leaf.Config{TrustDomain: td, NodeKey: key, Log: discardLog()}); err != nil {
+			t.Fatal(err)
+		}
+		a.leaves.SetBundle(b)
+		a.keyring.Store(&c.keyring)
+		got := a.keyProblems()
+		if len(got) != len(c.want) || !slices.EqualFunc(c.want, got, func(w string, p api.Problem) bool { return strings.HasPrefix(p.Subject, w) && p.Hint != "" }) {
+			t.Errorf("%s: %+v", c.name, got)
+		}
+	}
+}
