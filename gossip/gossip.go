@@ -279,10 +279,14 @@ func (g *Gossip) apply(enc []byte, source string) bool {
 		return false
 	}
 	g.keys[[keyLen]byte(enc[1:])] = rec.Node.ID
-	k.rec, k.enc, k.restored = rec, slices.Clone(enc), time.Time{}
-	if rec.Node.Status == mesh.Left && k.status != mesh.Left {
+	switch {
+	case rec.Node.Status == mesh.Left && k.status != mesh.Left:
 		k.status, k.since = mesh.Left, time.Now()
+	case rec.Node.Status != mesh.Left && k.status >= mesh.Failed && k.rec != nil && rec.Node.Incarnation > k.rec.Node.Incarnation:
+		// It has begun anew. What membership says of that may come half a minute later.
+		k.status, k.member, k.since = mesh.Suspect, false, time.Now()
 	}
+	k.rec, k.enc, k.restored = rec, slices.Clone(enc), time.Time{}
 	g.touchLocked()
 	g.spread(rec.Node.ID, k.enc, stampOf(&rec.Node))
 	return true

@@ -11,12 +11,15 @@ import (
 	"maps"
 	mrand "math/rand/v2"
 	"net/netip"
+	"os"
 	"runtime"
 	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/hashicorp/memberlist"
 
 	"github.com/meshagent/meshagent/gossip/gossiptest"
 	"github.com/meshagent/meshagent/mesh"
@@ -292,6 +295,47 @@ func TestStaleRecordsAreNotVerified(t *testing.T) {
 	}
 }
 
+// TestBackBeforeMembershipSays: the record of a host that was gone and has begun anew makes it usable at once, and for no longer
+// than that of a host which was never heard of when membership does not find it.
+func TestBackBeforeMembershipSays(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		h := newLab(t).start(1, nil)
+		key := newKey(t)
+		id, _ := mesh.NodeIDOf(key.Public())
+		record := func(incarnation, version uint64, s mesh.Status) {
+			t.Helper()
+			enc, err := encode(&mesh.Record{Node: mesh.Node{ID: id, Name: "other", Addr: netip.MustParseAddr("10.0.0.9"), MeshPort: 1,
+				Incarnation: incarnation, Version: version, Status: s}}, key)
+			if err != nil || !h.apply(enc, "test") {
+				t.Fatalf("not taken, %v", err)
+			}
+		}
+		want := func(s mesh.Status) {
+			t.Helper()
+			if got := h.statuses()["other"]; got != s {
+				t.Errorf("it is %v, not %v", got, s)
+			}
+		}
+		record(7, 1, mesh.Alive)
+		want(mesh.Suspect)
+		h.status(&memberlist.Node{Name: id.String()}, mesh.Failed, 0)
+		record(7, 2, mesh.Alive) // from before it failed
+		want(mesh.Failed)
+		record(8, 1, mesh.Alive)
+		want(mesh.Suspect)
+		time.Sleep(2 * time.Minute)
+		want(mesh.Failed)
+		record(9, 1, mesh.Left)
+		want(mesh.Left)
+		record(10, 1, mesh.Alive)
+		want(mesh.Suspect)
+		h.status(&memberlist.Node{Name: id.String()}, mesh.Alive, 0)
+		time.Sleep(2 * time.Minute)
+		want(mesh.Alive)
+		h.stop()
+	})
+}
+
 func TestUpdatesSpread(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		hs := newLab(t).several(5)
@@ -500,15 +544,17 @@ func TestRestoredRecordsCountForAMinute(t *testing.T) {
 	})
 }
 
-// TestRealSockets runs three hosts on loopback addresses.
+// TestRealSockets runs three hosts on loopback addresses that no other process has.
 func TestRealSockets(t *testing.T) {
 	l := newLab(t)
+	at := func(i int) netip.AddrPort {
+		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, byte(200 + i), byte(os.Getpid() >> 8), byte(os.Getpid())}), 17946)
+	}
 	var hs []*host
 	for i := 1; i <= 3; i++ {
 		hs = append(hs, l.start(i, func(c *Config) {
-			a := netip.MustParseAddr(fmt.Sprintf("127.0.9.%d", i))
-			c.Self.Addr, c.Bind, c.Transport = a, netip.AddrPortFrom(a, 17946), nil
-			c.Seeds = func() []string { return []string{"127.0.9.1:17946"} }
+			c.Self.Addr, c.Bind, c.Transport = at(i).Addr(), at(i), nil
+			c.Seeds = func() []string { return []string{at(1).String()} }
 		}))
 	}
 	hs[2].SetInstances(instances(3))
