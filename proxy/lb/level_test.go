@@ -92,7 +92,7 @@ func TestPanic(t *testing.T) {
 			}
 			config := Config{Algorithm: a, Chance: chance(2), Locality: Locality{From: near[0], Prefer: true}}
 			config.Outlier.MinHealthPercent = c.threshold
-			ill, draws := 0, 20_000
+			ill, draws := 0, 5000
 			for i, n := range shares(New(config, cs), len(cs), draws, nil, start) {
 				if cs[i].Down || cs[i].Endpoint.out(start) {
 					ill += n

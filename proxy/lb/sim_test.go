@@ -119,7 +119,7 @@ func TestSlowInstance(t *testing.T) {
 		for _, a := range []Algorithm{RoundRobin, LeastRequest, PeakEWMA} {
 			w := newWorld(a, 10, slow)
 			w.run(20*time.Second, c.perSecond)
-			w.run(100*time.Second, c.perSecond)
+			w.run(50*time.Second, c.perSecond)
 			share, p50, p99 := w.seen()
 			t.Logf("%4.0f calls a second, %-13v: the slow one gets %5.1f %% of a fair share; p50 %.1f ms, p99 %.1f ms",
 				c.perSecond, a, share, p50, p99)
@@ -162,7 +162,7 @@ func TestEqualInstances(t *testing.T) {
 	p99 := map[Algorithm]float64{}
 	for _, a := range []Algorithm{Random, RoundRobin, LeastRequest, PeakEWMA} {
 		w := newWorld(a, 10, func(int, int64) float64 { return 10 * ms })
-		w.run(60*time.Second, 3200)
+		w.run(20*time.Second, 3200)
 		share, p50, high := w.seen()
 		t.Logf("%-13v: instance 0 gets %.1f %% of a fair share; p50 %.1f ms, p99 %.1f ms", a, share, p50, high)
 		if p99[a] = high; share < 90 || share > 110 {
