@@ -127,26 +127,28 @@ func TestBadBackupsAreRefused(t *testing.T) {
 // TestRestartAfterRestore starts servers whose logs have the hole that a restore leaves.
 func TestRestartAfterRestore(t *testing.T) {
 	base := t.TempDir()
-	ss := cluster(t, 3, func(i int) string { return fmt.Sprint(base, "/", i) })
-	write(t, ss[0], "a", "1")
-	var backup bytes.Buffer
-	if err := ss[2].store.Backup(t.Context(), &backup); err != nil {
-		t.Fatal(err)
-	}
-	write(t, ss[0], "b", "2")
-	if err := ss[2].store.Restore(t.Context(), &backup, nil); err != nil {
-		t.Fatal(err)
-	}
-	write(t, ss[1], "c", "3")
-	for _, s := range ss {
-		s.halt()
-		s.start(false)
-	}
-	es, _, err := ss[1].store.List(t.Context(), "t", "", Linearizable)
-	if err != nil || len(es) != 2 || es[0].Key != "a" || es[1].Key != "c" {
-		t.Errorf("after the restart: %v, %v", es, err)
-	}
-	stop(ss)
+	synctest.Test(t, func(t *testing.T) {
+		ss := cluster(t, 3, func(i int) string { return fmt.Sprint(base, "/", i) })
+		write(t, ss[0], "a", "1")
+		var backup bytes.Buffer
+		if err := ss[2].store.Backup(t.Context(), &backup); err != nil {
+			t.Fatal(err)
+		}
+		write(t, ss[0], "b", "2")
+		if err := ss[2].store.Restore(t.Context(), &backup, nil); err != nil {
+			t.Fatal(err)
+		}
+		write(t, ss[1], "c", "3")
+		for _, s := range ss {
+			s.halt()
+			s.start(false)
+		}
+		es, _, err := ss[1].store.List(t.Context(), "t", "", Linearizable)
+		if err != nil || len(es) != 2 || es[0].Key != "a" || es[1].Key != "c" {
+			t.Errorf("after the restart: %v, %v", es, err)
+		}
+		stop(ss)
+	})
 }
 
 func TestServersCanBeRemoved(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -17,11 +18,13 @@ import (
 // used returns a directory in which a server has written, and closed, its store.
 func used(t *testing.T) string {
 	dir := t.TempDir()
-	ss := cluster(t, 1, func(int) string { return dir })
-	if _, err := ss[0].store.Txn(t.Context(), put("k", "v")); err != nil {
-		t.Fatal(err)
-	}
-	ss[0].halt()
+	synctest.Test(t, func(t *testing.T) {
+		ss := cluster(t, 1, func(int) string { return dir })
+		if _, err := ss[0].store.Txn(t.Context(), put("k", "v")); err != nil {
+			t.Fatal(err)
+		}
+		ss[0].halt()
+	})
 	return dir
 }
 
@@ -122,22 +125,24 @@ func TestSnapshotThatContradictsTheLog(t *testing.T) {
 
 func TestDiskAlmostFull(t *testing.T) {
 	dir := t.TempDir()
-	ss := cluster(t, 1, func(int) string { return dir })
-	s := ss[0].store
-	s.cfg.MinFree = 1 << 62
-	if err := s.watchStorage(); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := s.Txn(t.Context(), put("k", "v")); !errors.Is(err, ErrReadOnly) {
-		t.Errorf("write: %v", err)
-	}
-	if _, err := s.Get(t.Context(), "t", "k", Linearizable); err != nil {
-		t.Errorf("read: %v", err)
-	}
-	s.cfg.MinFree = 1
-	s.watchStorage()
-	if _, err := s.Txn(t.Context(), put("k", "v2")); err != nil {
-		t.Errorf("write with room again: %v", err)
-	}
-	ss[0].halt()
+	synctest.Test(t, func(t *testing.T) {
+		ss := cluster(t, 1, func(int) string { return dir })
+		s := ss[0].store
+		s.cfg.MinFree = 1 << 62
+		if err := s.watchStorage(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Txn(t.Context(), put("k", "v")); !errors.Is(err, ErrReadOnly) {
+			t.Errorf("write: %v", err)
+		}
+		if _, err := s.Get(t.Context(), "t", "k", Linearizable); err != nil {
+			t.Errorf("read: %v", err)
+		}
+		s.cfg.MinFree = 1
+		s.watchStorage()
+		if _, err := s.Txn(t.Context(), put("k", "v2")); err != nil {
+			t.Errorf("write with room again: %v", err)
+		}
+		ss[0].halt()
+	})
 }
