@@ -9,6 +9,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/meshagent/meshagent/mesh"
 )
 
 const (
@@ -30,6 +32,9 @@ func table(weights ...uint32) []Candidate {
 
 // equal makes n candidates of weight 1.
 func equal(n int) []Candidate { return table(slices.Repeat([]uint32{1}, n)...) }
+
+// twoLevels is for candidates in regions a and b.
+var twoLevels = Locality{From: mesh.Locality{Region: "a"}, Prefer: true}
 
 // out ejects a candidate.
 func out(c *Candidate, until int64) { c.Endpoint.until.Store(until); changes.Add(1) }
@@ -314,7 +319,7 @@ func TestPickDoesNotAllocate(t *testing.T) {
 			cs[i].Locality.Region = string(rune('a' + i%2))
 		}
 		o := Outlier{MinHealthPercent: 50, SuccessRate: SuccessRate{MinHosts: 2}}
-		p := New(Config{Algorithm: a, Locality: Locality{Prefer: true}, Outlier: o}, cs)
+		p := New(Config{Algorithm: a, Locality: twoLevels, Outlier: o}, cs)
 		now := start
 		if n := testing.AllocsPerRun(1000, func() {
 			tried := [3]*Endpoint{cs[0].Endpoint} // as a caller keeps them
@@ -337,7 +342,7 @@ func TestManyAtOnce(t *testing.T) {
 		for i := range cs {
 			cs[i].Locality.Region = string(rune('a' + i%2))
 		}
-		c := Config{Algorithm: a, Locality: Locality{Prefer: true}, Outlier: DefaultOutlier}
+		c := Config{Algorithm: a, Locality: twoLevels, Outlier: DefaultOutlier}
 		c.Outlier.SuccessRate = SuccessRate{MinHosts: 2, MinRequests: 5, Stdev: 1}
 		var wg sync.WaitGroup
 		for w := range uint64(4) {
@@ -488,7 +493,7 @@ func BenchmarkCall(b *testing.B) {
 		for i := range cs {
 			cs[i].Locality.Region = string(rune('a' + i%2))
 		}
-		c := Config{Algorithm: Algorithm(a), Locality: Locality{Prefer: true}, Outlier: IstioOutlier}
+		c := Config{Algorithm: Algorithm(a), Locality: twoLevels, Outlier: IstioOutlier}
 		c.Outlier.MinHealthPercent, c.Outlier.SuccessRate = 50, SuccessRate{5, 100, 1.9}
 		p := New(c, cs)
 		b.Run(Algorithm(a).String(), func(b *testing.B) {
