@@ -16,13 +16,13 @@ func TestClientStreams(t *testing.T) {
 	for _, s := range []scenario{
 		{name: "streams are answered as their answers come",
 			servers: []func(*peer){
-				func(p *peer) { p.expect("GET /a HTTP/1.1\r\nHost: x\r\n\r\n"); p.w.await(p); p.send(okay) },
+				func(p *peer) { p.expect("GET /a HTTP/1.1\r\nHost: x\r\n\r\n"); p.w.pass(p); p.w.await(p); p.send(okay) },
 				func(p *peer) { p.expect("GET /b HTTP/1.1\r\nHost: x\r\n\r\n"); p.send(okay); p.gone() },
 			},
 			client: func(p *peer) {
 				h := p.h2client()
 				h.open("GET", "/a", true)
-				p.w.dialed(p, 1)
+				p.w.await(p)
 				h.open("GET", "/b", true)
 				h.want("response 3 200 length=2", "data 3 ok end")
 				p.w.pass(p)
@@ -107,13 +107,13 @@ func TestClientStreams(t *testing.T) {
 			}, want: append(repeat("GET /small 200 - 1", 20), "GET /big 200 - 1")},
 		{name: "A5: an upstream that does not read holds up no other stream",
 			servers: []func(*peer){
-				func(p *peer) { p.head(); p.w.await(p); p.chunks(big[:window], ""); p.send(okay) },
+				func(p *peer) { p.head(); p.w.pass(p); p.w.await(p); p.chunks(big[:window], ""); p.send(okay) },
 				serves("GET / HTTP/1.1\r\nHost: x\r\n\r\n", okay, 1),
 			},
 			client: func(p *peer) {
 				h := p.h2client()
 				h.open("POST", "/", false)
-				p.w.dialed(p, 1)
+				p.w.await(p)
 				h.data(1, big[:window], true)
 				h.open("GET", "/", true)
 				h.want("response 3 200 length=2", "data 3 ok end")
@@ -285,17 +285,6 @@ func TestClientStreams(t *testing.T) {
 	} {
 		s.not = noStreams
 		t.Run(s.name, s.play)
-	}
-}
-
-// dialed waits until the engine has dialed so often.
-func (w *world) dialed(p *peer, n int32) {
-	for w.dials.Load() < n {
-		select {
-		case <-w.dialing:
-		case <-time.After(patience):
-			p.fail("%d dials, want %d", w.dials.Load(), n)
-		}
 	}
 }
 

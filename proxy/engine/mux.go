@@ -347,10 +347,12 @@ func (c *conn) give(s *http2.Stream, n *lane, data []byte, end bool) {
 	if len(data) == 0 {
 		return
 	}
-	if !n.waits() {
-		n.since = c.l.now
-	}
+	begins := !n.waits()
 	n.rest = append(c.l.buffers.grow(n.rest, len(data)), data...)
+	if begins {
+		n.since = c.l.now
+		s.Owner.(*Call).arm()
+	}
 }
 
 // giveTrailers ends a stream with the trailers that its lane has as its tail.

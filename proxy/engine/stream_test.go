@@ -107,6 +107,8 @@ func TestLargeBodies(t *testing.T) {
 				p.head()
 				p.send("HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n")
 				io.CopyN(p, p, mega)
+				p.closeWrite()
+				p.any()
 			}},
 			client: func(p *peer) {
 				p.send("GET / HTTP/1.1\r\nHost: x\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n")
@@ -273,7 +275,7 @@ func TestAdmission(t *testing.T) {
 					t.Fatal(err)
 				}
 				nc.SetDeadline(time.Now().Add(patience))
-				return &peer{nc, &world{t: t}}
+				return &peer{Conn: nc, w: &world{t: t}}
 			}
 			p := dial()
 			defer p.Close()

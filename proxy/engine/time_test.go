@@ -71,7 +71,7 @@ func TestDeadlines(t *testing.T) {
 				}
 				p.expect(okay)
 			}, want: []string{"POST / 200 - 1"}},
-		{name: "C20: a client that does not read its answer", not: noClientStreams, only: "memory",
+		{name: "C20: a client that does not read its answer", not: noStreams, only: "memory",
 			servers: []func(*peer){func(p *peer) {
 				p.expect(get)
 				p.send("HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
@@ -86,7 +86,7 @@ func TestDeadlines(t *testing.T) {
 				}
 				time.Sleep(2 * time.Second)
 			}, want: []string{"GET / 200 SI 1"}},
-		{name: "C20: a server that does not read its request", not: noServerStreams, only: "memory",
+		{name: "C20: a server that does not read its request", not: noStreams, only: "memory",
 			servers: []func(*peer){func(p *peer) { p.head(); time.Sleep(time.Minute) }},
 			client: func(p *peer) {
 				p.w.wg.Go(func() {

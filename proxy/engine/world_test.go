@@ -11,7 +11,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -111,21 +110,19 @@ const patience = 10 * time.Second
 
 // world is an engine with servers.
 type world struct {
-	t       testing.TB
-	s       *scenario
-	driver  string
-	via     string
-	e       *Engine
-	front   listenDialer
-	up      *Upstream
-	calls   chan string
-	stop    context.CancelFunc
-	wg      sync.WaitGroup
-	passed  chan struct{}
-	dials   atomic.Int32
-	dialing chan struct{}
-	mu      sync.Mutex // guards conns
-	conns   int
+	t      testing.TB
+	s      *scenario
+	driver string
+	via    string
+	e      *Engine
+	front  listenDialer
+	up     *Upstream
+	calls  chan string
+	stop   context.CancelFunc
+	wg     sync.WaitGroup
+	passed [2]chan struct{} // to clients and to servers
+	mu     sync.Mutex       // guards conns
+	conns  int
 }
 
 type listenDialer interface {
@@ -164,7 +161,7 @@ func newWorld(t testing.TB, driver string, s *scenario) *world {
 
 func newWorldVia(t testing.TB, driver, via string, s *scenario) *world {
 	w := &world{t: t, s: s, driver: driver, via: via, front: listen(t, driver, "clients"), calls: make(chan string, 4096),
-		passed: make(chan struct{}, 16), dialing: make(chan struct{}, 1)}
+		passed: [2]chan struct{}{make(chan struct{}, 16), make(chan struct{}, 16)}}
 	if s.limits.Dial == 0 {
 		s.limits.Dial = patience // a handshake takes its time on a busy machine
 	}
@@ -176,14 +173,7 @@ func newWorldVia(t testing.TB, driver, via string, s *scenario) *world {
 	ctx, stop := context.WithCancel(context.Background())
 	w.stop = stop
 	front, servers := w.front, s.to
-	servers.Name, servers.Dial = "servers", func(ctx context.Context) (net.Conn, error) {
-		w.dials.Add(1)
-		select {
-		case w.dialing <- struct{}{}:
-		default:
-		}
-		return back.dial(ctx)
-	}
+	servers.Name, servers.Dial = "servers", back.dial
 	if strings.HasPrefix(via, "h2") {
 		front = listen(t, driver, "both")
 		w.relay(ctx, w.front, UpstreamConfig{Name: "engine", Protocol: HTTP2, Dial: front.dial})
@@ -209,6 +199,7 @@ func newWorldVia(t testing.TB, driver, via string, s *scenario) *world {
 			w.mu.Unlock()
 			w.wg.Go(func() {
 				p := w.peer(nc)
+				p.server = true
 				defer p.Close()
 				serve(p)
 			})
@@ -314,7 +305,8 @@ func (w *world) in(script func()) {
 // peer is an end of a connection that a script plays.
 type peer struct {
 	net.Conn
-	w *world
+	w      *world
+	server bool
 }
 
 func (w *world) peer(nc net.Conn) *peer {
@@ -323,7 +315,7 @@ func (w *world) peer(nc net.Conn) *peer {
 		d = 3 * time.Hour
 	}
 	nc.SetDeadline(time.Now().Add(d))
-	return &peer{nc, w}
+	return &peer{Conn: nc, w: w}
 }
 
 func (w *world) dial() *peer {
@@ -470,15 +462,23 @@ func (p *peer) settle() {
 	}
 }
 
-// pass lets one await return: scripts agree on an order.
-func (w *world) pass(*peer) { w.passed <- struct{}{} }
+// pass lets one await return, on the other side: scripts agree on an order.
+func (w *world) pass(p *peer) { w.passed[1-p.side()] <- struct{}{} }
 
 func (w *world) await(p *peer) {
 	select {
-	case <-w.passed:
+	case <-w.passed[p.side()]:
 	case <-time.After(patience):
 		p.fail("the other script did not get there")
 	}
+}
+
+// side is 0 for a client.
+func (p *peer) side() int {
+	if p.server {
+		return 1
+	}
+	return 0
 }
 
 // never dials as long as it may.
