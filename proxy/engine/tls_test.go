@@ -477,8 +477,10 @@ func TestTLSManyRequests(t *testing.T) {
 		p.gone()
 	}
 	s := &scenario{servers: []func(*peer){serve, serve}, client: func(p *peer) {
+		var clients sync.WaitGroup
+		defer clients.Wait()
 		for _, q := range []*peer{p, p.w.dial()} {
-			p.w.wg.Go(func() {
+			clients.Go(func() {
 				for range n {
 					q.send(get)
 					q.expect(okay)
