@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"go.yaml.in/yaml/v3"
 )
 
 type sample struct {
@@ -112,11 +114,15 @@ func TestManyKeysAreReadOnce(t *testing.T) {
 	}
 	var s sample
 	start := time.Now()
+	if err := yaml.Unmarshal(b, new(yaml.Node)); err != nil {
+		t.Fatal(err)
+	}
+	parse := time.Since(start)
 	if err := Decode("f", b, &s); err != nil || len(s.Labels) != 100_000 {
 		t.Error(err)
 	}
-	if d := time.Since(start); d > 10*time.Second { // takes 0.2 s; compared in pairs it took minutes
-		t.Errorf("100,000 keys take %v", d)
+	if all := time.Since(start) - parse; all > 20*parse { // is twice of it; compared in pairs it took minutes
+		t.Errorf("100,000 keys take %v, of which YAML's parser needs %v", all, parse)
 	}
 }
 
