@@ -83,7 +83,7 @@ type curlCase struct {
 	args string
 	want []string // in the output, in this order, whatever the case of letters
 	not  []string // not in it
-	code int // -1: the one of an answer that breaks off
+	code int      // -1: the one of an answer that breaks off
 }
 
 // curlCases are those of each version of HTTP; VERSION stands for it in want.
