@@ -47,18 +47,21 @@ type Route struct {
 	// TLS returns the server's side for a client's hello; ctx ends with the time for the handshake. An error closes the
 	// connection with an alert. Protocol, version and resumption are the Port's to set.
 	TLS func(ctx context.Context, hello *tls.ClientHelloInfo) (*tls.Config, error)
-	// Serve owns the connection, whose handshake is done. ctx ends when the port stops.
+	// Serve owns the connection, whose handshake is done, until it returns. ctx ends when the port stops.
 	Serve func(ctx context.Context, c *tls.Conn)
+	// Gives is that Serve gives the connection away, to somebody who closes it.
+	Gives bool
 }
 
 // Config says what a Port serves.
 type Config struct {
 	Listener         net.Listener
-	Routes           map[string]Route // by ALPN name
-	MaxHandshakes    int              // at one time; 0 is the default. One source may have a quarter of them
-	MaxConns         int              // at one time; 0 is the default
-	HandshakeTimeout time.Duration    // from accept to the end of the handshake; 0 is the default
-	Log              *slog.Logger     // not nil
+	Routes           map[string]Route        // by ALPN name
+	MaxHandshakes    int                     // at one time; 0 is the default. One source may have a quarter of them
+	MaxConns         int                     // at one time; 0 is the default
+	HandshakeTimeout time.Duration           // from accept to the end of the handshake; 0 is the default
+	Wrap             func(net.Conn) net.Conn // puts something between a connection and its TLS; nil for nothing
+	Log              *slog.Logger            // not nil
 	Metrics          *telemetry.Metrics
 }
 
@@ -178,7 +181,11 @@ func (p *Port) refuse(c net.Conn, reason string, err error) {
 
 func (p *Port) serve(ctx context.Context, c net.Conn, from netip.Addr) {
 	var route Route
-	tc := tls.Server(c, &tls.Config{MinVersion: tls.VersionTLS13, GetConfigForClient: func(h *tls.ClientHelloInfo) (*tls.Config, error) {
+	under := c
+	if p.cfg.Wrap != nil {
+		under = p.cfg.Wrap(c)
+	}
+	tc := tls.Server(under, &tls.Config{MinVersion: tls.VersionTLS13, GetConfigForClient: func(h *tls.ClientHelloInfo) (*tls.Config, error) {
 		alpn, err := p.choose(h.SupportedProtos)
 		if err != nil {
 			return nil, err
@@ -203,10 +210,14 @@ func (p *Port) serve(ctx context.Context, c net.Conn, from netip.Addr) {
 		p.refuse(c, "handshake", err)
 		return
 	}
+	p.opened.With(tc.ConnectionState().NegotiatedProtocol).Inc()
+	if route.Gives {
+		route.Serve(ctx, tc)
+		return
+	}
 	defer tc.Close()
 	stop := context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	p.opened.With(tc.ConnectionState().NegotiatedProtocol).Inc()
 	route.Serve(ctx, tc)
 }
 
