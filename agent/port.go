@@ -17,6 +17,7 @@ import (
 	"github.com/meshagent/meshagent/internal/backoff"
 	"github.com/meshagent/meshagent/internal/run"
 	"github.com/meshagent/meshagent/mesh"
+	"github.com/meshagent/meshagent/proxy"
 	"github.com/meshagent/meshagent/raftstore"
 )
 
@@ -34,7 +35,7 @@ func (a *Agent) openPort(g *run.Group, m *control.Membership) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /v1/records", control.RecordsHandler(a.gossip.Encoded))
 	routes := map[string]meshport.Route{
-		meshport.Tunnel: {TLS: a.tunnelTLS, Serve: a.proxy.ServeTunnel},
+		meshport.Tunnel: {TLS: a.tunnelTLS, Serve: a.proxy.ServeTunnel, Gives: true},
 		meshport.RPC: {
 			TLS: func(ctx context.Context, h *tls.ClientHelloInfo) (*tls.Config, error) {
 				own := a.node
@@ -66,7 +67,7 @@ func (a *Agent) openPort(g *run.Group, m *control.Membership) error {
 		})
 		g.Add("server membership", func(ctx context.Context) error { return a.joinServers(ctx, at) })
 	}
-	port := meshport.New(meshport.Config{Listener: ln, Routes: routes, Log: a.log, Metrics: a.metrics})
+	port := meshport.New(meshport.Config{Listener: ln, Routes: routes, Wrap: proxy.Link, Log: a.log, Metrics: a.metrics})
 	g.Add("control requests", func(ctx context.Context) error {
 		return run.ServeHTTP(ctx, agents, meshport.HTTPServer(mux), time.Second)
 	})

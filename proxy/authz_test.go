@@ -288,7 +288,7 @@ func TestOnlyHealthy(t *testing.T) {
 	a.serve("web", nil, func(in *mesh.Instance) { in.Health = mesh.Critical })
 	a.serve("web", nil, func(in *mesh.Instance) { in.Health = mesh.Maintenance })
 	a.serve("web", nil, func(in *mesh.Instance) { in.Weight = 0 })
-	a.serve("web", nil, protocol(mesh.TCP))
+	a.serve("web", nil, protocol(mesh.TCP), func(in *mesh.Instance) { in.ID = "zz" }) // not the first: the port speaks HTTP
 	a.serve("web", nil, func(in *mesh.Instance) { in.ServicePort = 9090 })
 	c.serve("web", nil)
 	w.change(func() { c.rec.Node.Status = mesh.Failed })

@@ -12,16 +12,14 @@ func (p *Proxy) Held() map[string]int {
 		m.Range(func(any, any) bool { n++; return true })
 		return n
 	}
-	p.tunnels.mu.Lock()
-	defer p.tunnels.mu.Unlock()
-	p.apps.mu.Lock()
-	defer p.apps.mu.Unlock()
-	p.permits.mu.Lock()
-	defer p.permits.mu.Unlock()
-	p.inflight.mu.Lock()
-	defer p.inflight.mu.Unlock()
-	return map[string]int{"endpoints": size(&p.endpoints), "budgets": size(&p.budgets), "tunnels": len(p.tunnels.all), "apps": len(p.apps.all),
-		"permits": len(p.permits.all), "calls": p.inflight.n}
+	p.links.mu.Lock()
+	defer p.links.mu.Unlock()
+	links := 0
+	for _, w := range p.links.who {
+		links += size(&w.links)
+	}
+	return map[string]int{"endpoints": size(&p.endpoints), "budgets": size(&p.budgets), "links": links, "places": len(p.links.places),
+		"callers": len(p.links.who), "calls": int(p.inflight.n.Load())}
 }
 
 // DrainFor drains for less than Run does, and cuts what is left.

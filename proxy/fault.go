@@ -1,13 +1,10 @@
 package proxy
 
 import (
-	"context"
-	"errors"
-	"io"
-	"net"
 	"net/http"
-	"strconv"
 	"strings"
+
+	"github.com/meshagent/meshagent/proxy/engine"
 )
 
 // fault is an answer of the proxy's own: why a request gets none from its service.
@@ -28,6 +25,7 @@ var (
 	errInvalid   = &fault{503, 14, "NC", "policy cannot be understood"}
 	errNoSubset  = &fault{503, 14, "NC", "no such subset"}
 	errNoRoute   = &fault{404, 12, "NR", "no route"}
+	errNowhere   = &fault{500, 14, "NC", "the rule leads nowhere"}
 	errNone      = &fault{503, 14, "UH", "no healthy instance"}
 	errNoCert    = &fault{503, 14, "UF", "no certificate for the caller"}
 	errConnect   = &fault{503, 14, "UF", "connection failed"}
@@ -40,14 +38,15 @@ var (
 	errTooLarge  = &fault{431, 8, "DPE", "too many header fields"}
 	errMethod    = &fault{405, 12, "DPE", "CONNECT is not served"}
 	errUpgrade   = &fault{501, 12, "DPE", "the service has no upgrades"}
+	errSlow      = &fault{408, 4, "SI", "the request comes too slowly"}
 	errLoop      = &fault{508, 13, "LOOP", "the instance's address is one of the mesh's own"}
 	errAborted   = &fault{503, 14, "FI", "fault injected"}
 	errEnding    = &fault{503, 14, "UC", "the agent ends"}
 	errClient    = &fault{499, 1, "DC", "caller went away"}
 )
 
-var ownAnswers = []*fault{errDenied, errNoCaller, errNotReady, errInvalid, errNoSubset, errNoRoute, errNone, errNoCert, errConnect, errReset,
-	errRefused, errOverflow, errProtocol, errTimeout, errAmbiguous, errTooLarge, errMethod, errUpgrade, errLoop, errAborted, errEnding, errClient}
+var ownAnswers = []*fault{errDenied, errNoCaller, errNotReady, errInvalid, errNoSubset, errNoRoute, errNowhere, errNone, errNoCert, errConnect, errReset,
+	errRefused, errOverflow, errProtocol, errTimeout, errAmbiguous, errTooLarge, errMethod, errUpgrade, errSlow, errLoop, errAborted, errEnding, errClient}
 
 // Flags that an answer of the service may bear, too.
 const (
@@ -56,72 +55,83 @@ const (
 	flagOverflow  = "UO"  // the retry budget was used up
 )
 
-// asFault finds the answer for an error of a call.
-func asFault(ctx context.Context, err error) *fault {
-	if f, ok := errors.AsType[*fault](err); ok {
-		return f
-	}
-	if f, ok := errors.AsType[*fault](context.Cause(ctx)); ok {
-		return f // what ended the call: the policy, a time-out
-	}
-	if ctx.Err() != nil {
-		return errClient
-	}
-	// net/http has no type for an answer that it cannot read.
-	_, lost := errors.AsType[net.Error](err)
-	if text := err.Error(); strings.Contains(text, "headers exceeded") || strings.Contains(text, "header list larger") ||
-		strings.Contains(text, "connection broken") && !lost && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
-		return errProtocol
-	}
-	return errReset
-}
-
-// fault finds the answer for an error of a call whose body may be what failed.
-func (c *call) fault(ctx context.Context, err error) *fault {
-	if c.body != nil && context.Cause(ctx) == nil {
-		if f := c.body.fault(); f != nil {
+// engineFault is the fault that the engine means by a flag. err is why there was no connection, status what the engine would answer.
+func engineFault(why engine.Flag, status int, err error) *fault {
+	switch why {
+	case engine.UpstreamUnreachable:
+		if f, ok := err.(*fault); ok { // of a dial of ours
 			return f
 		}
+		return errConnect
+	case engine.UpstreamClosed:
+		return errReset
+	case engine.UpstreamRefused:
+		return errRefused
+	case engine.UpstreamFull:
+		return errOverflow
+	case engine.UpstreamTimeout:
+		return errTimeout
+	case engine.UpstreamMalformed:
+		return errProtocol
+	case engine.ClientGone:
+		return errClient
+	case engine.ClientSlow:
+		return errSlow
 	}
-	return asFault(ctx, err)
+	switch status {
+	case http.StatusMethodNotAllowed:
+		return errMethod
+	case http.StatusRequestHeaderFieldsTooLarge:
+		return errTooLarge
+	}
+	return errAmbiguous
 }
 
-// faultOf returns the fault with which an agent answered; nil for an answer of an application, which cannot say one.
-func faultOf(res *http.Response) *fault {
-	e := res.Header.Get("Mesh-Error")
+// faultOf returns the fault that the field mesh-error of an agent's answer says; nil for none.
+func faultOf(meshError []byte) *fault {
+	flag, reason, ok := strings.Cut(text(meshError), " ")
+	if !ok {
+		return nil
+	}
 	for _, f := range ownAnswers {
-		if e == f.Error() {
+		if flag == f.flag && reason == f.reason {
 			return f
 		}
 	}
 	return nil
 }
 
-// isGRPC reports whether the caller reads gRPC status codes. gRPC-Web reads those of HTTP.
-func isGRPC(r *http.Request) bool {
-	t, ok := strings.CutPrefix(r.Header.Get("Content-Type"), "application/grpc")
-	return ok && (t == "" || t[0] == '+' || t[0] == ';')
+// flags is a set of flags.
+type flags uint32
+
+// flagNames are the flags by their bits, in the order in which they are written.
+var flagNames = []string{"DI", "RBAC", "NC", "NR", "UH", "UF", "UC", "UR", "UPE", "UO", "UT", "DPE", "SI", "LOOP", "FI", "DC", "URX"}
+
+// add adds a flag; "" is none.
+func (s *flags) add(flag string) {
+	for i, n := range flagNames {
+		if n == flag {
+			*s |= 1 << i
+		}
+	}
 }
 
-// fail gives an answer of the proxy's own: with its reason in mesh-error, and for gRPC as a trailers-only status.
-func (c *call) fail(f *fault) {
-	c.flag(f.flag)
-	h := c.w.Header()
-	clear(h)
-	h.Set("Mesh-Error", f.Error())
-	if isGRPC(c.r) || f.code == 0 {
-		h.Set("Content-Type", "application/grpc")
-		h.Set("Grpc-Status", strconv.Itoa(f.grpc))
-		h.Set("Grpc-Message", f.reason)
-		c.grpc = h.Get("Grpc-Status")
-		c.WriteHeader(http.StatusOK)
-		return
+// append appends the flags by comma, or "-" for none.
+func (s flags) append(dst []byte) []byte {
+	if s == 0 {
+		return append(dst, '-')
 	}
-	h.Set("Content-Type", "text/plain; charset=utf-8")
-	c.WriteHeader(f.code)
-	if c.r.Method != http.MethodHead {
-		io.WriteString(c, "mesh: "+f.reason+"\n") // a status that has no body, of an injected fault, drops it
+	first := true
+	for i, n := range flagNames {
+		if s>>i&1 == 0 {
+			continue
+		}
+		if !first {
+			dst = append(dst, ',')
+		}
+		dst, first = append(dst, n...), false
 	}
+	return dst
 }
 
 // grpcCode maps a status of HTTP to one of gRPC, as gRPC's "HTTP to gRPC Status Code Mapping" has it.
@@ -139,4 +149,11 @@ func grpcCode(status int) int {
 		return 14
 	}
 	return 2
+}
+
+// isGRPC reports whether who sends this Content-Type reads gRPC status codes. gRPC-Web reads those of HTTP.
+func isGRPC(contentType []byte) bool {
+	const grpc = "application/grpc"
+	return len(contentType) >= len(grpc) && string(contentType[:len(grpc)]) == grpc &&
+		(len(contentType) == len(grpc) || contentType[len(grpc)] == '+' || contentType[len(grpc)] == ';')
 }

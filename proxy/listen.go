@@ -4,17 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
-	"net/http"
 	"net/netip"
 	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/meshagent/meshagent/mesh"
-	"github.com/meshagent/meshagent/mesh/policy"
+	"github.com/meshagent/meshagent/proxy/engine"
 )
 
 // listeners are the open ports of services on their addresses.
@@ -28,13 +27,16 @@ type listeners struct {
 
 // listener is one open port.
 type listener struct {
-	net.Listener
+	p    *Proxy
 	svc  mesh.ServiceName
 	port atomic.Uint32 // the service's own port that callers reach here: another one on HTTPPort
 	l7   bool
-	http *http.Server  // nil when not l7
-	slot chan struct{} // holds one token for each open connection
-	p    *Proxy
+	view atomic.Pointer[view]
+	stop context.CancelFunc // accepting
+	done chan struct{}      // closed when the port is
+
+	mu    sync.Mutex // guards conns
+	conns map[*engine.Conn]*caller
 }
 
 // VIP returns the service's address on this host, the same one for ever, and has its ports bound before it returns. Errors:
@@ -107,125 +109,55 @@ func (p *Proxy) listenLocked(ctx context.Context, svc mesh.ServiceName, at netip
 			old.port.Store(uint32(port))
 			return nil
 		}
-		old.close() // the service now speaks something else here
+		old.stop() // the service now speaks something else here
+		<-old.done
+		old.each((*engine.Conn).Close)
+		delete(p.listeners.all, at)
 	}
 	ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp4", at.String())
 	if err != nil {
 		return fmt.Errorf("proxy: listen for %v: %w", svc, err)
 	}
-	l := &listener{Listener: ln, svc: svc, l7: l7, slot: make(chan struct{}, maxConns), p: p}
+	l := &listener{p: p, svc: svc, l7: l7, done: make(chan struct{}), conns: map[*engine.Conn]*caller{}}
 	l.port.Store(uint32(port))
 	p.listeners.all[at] = l
-	if !l7 {
-		p.work.Go(l.serveTCP)
-		return nil
-	}
-	l.http = &http.Server{ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeader, ErrorLog: p.quiet,
-		DisableGeneralOptionsHandler: true, Protocols: new(http.Protocols), HTTP2: h2Config(),
-		BaseContext: func(net.Listener) context.Context { return p.life }, ConnContext: p.withCaller,
-		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { p.outbound(w, r, svc, uint16(l.port.Load())) })}
-	l.http.HTTP2.MaxConcurrentStreams = maxCallerStreams
-	l.http.Protocols.SetHTTP1(true)
-	l.http.Protocols.SetUnencryptedHTTP2(true)
-	p.work.Go(func() { l.http.Serve(httpConns{l}) })
+	lctx, stop := context.WithCancel(p.life)
+	l.stop = stop
+	p.work.Go(func() {
+		defer close(l.done)
+		if err := p.engine.Serve(lctx, ln, l); err != nil {
+			p.warn("a port of a service was closed", "service", svc.String(), "address", at, "err", err)
+		}
+	})
 	return nil
 }
 
-// close stops accepting, and cuts the connections of requests.
-func (l *listener) close() {
-	l.Close()
-	if l.http != nil {
-		l.http.Close()
+// each calls f for each connection, without the lock: f may end in closed.
+func (l *listener) each(f func(*engine.Conn)) {
+	l.mu.Lock()
+	all := slices.Collect(maps.Keys(l.conns))
+	l.mu.Unlock()
+	for _, c := range all {
+		f(c)
 	}
 }
 
-// take accepts the next connection for which there is room; others are closed.
-func (l *listener) take() (net.Conn, error) {
-	for {
-		c, err := l.Accept()
-		if err != nil {
-			return nil, err
-		}
-		select {
-		case l.slot <- struct{}{}:
-			return c, nil
-		default:
-			c.Close()
-			l.p.metrics.refused.With(l.svc.String()).Inc()
-		}
+// opened takes in a connection, if there is room for it.
+func (l *listener) opened(c *engine.Conn) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.conns) >= maxConns {
+		return false
 	}
+	l.conns[c] = nil
+	return true
 }
 
-func (l *listener) serveTCP() {
-	for {
-		c, err := l.take()
-		if errors.Is(err, net.ErrClosed) {
-			return
-		}
-		if err != nil { // no file left: some connection will end
-			l.p.warn("connections cannot be accepted", "service", l.svc.String(), "err", err)
-			l.p.metrics.refused.With(l.svc.String()).Inc()
-			time.Sleep(50 * time.Millisecond)
-			continue
-		}
-		l.p.work.Go(func() {
-			defer func() { <-l.slot }()
-			l.p.outboundTCP(c, l.svc, uint16(l.port.Load()))
-		})
+func (l *listener) closed(c *engine.Conn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if from := l.conns[c]; from != nil {
+		l.p.links.leave(from.who)
 	}
-}
-
-// httpConns is a listener for net/http, whose connections give back their slot.
-type httpConns struct{ *listener }
-
-func (h httpConns) Accept() (net.Conn, error) {
-	c, err := h.take()
-	if err != nil {
-		return nil, err
-	}
-	return &slotConn{Conn: c, slot: h.slot}, nil
-}
-
-type slotConn struct {
-	net.Conn
-	slot chan struct{}
-	once sync.Once
-}
-
-func (c *slotConn) Close() error {
-	err := c.Conn.Close()
-	c.once.Do(func() { <-c.slot })
-	return err
-}
-
-// CloseWrite ends one way; net/http and upgraded connections use it.
-func (c *slotConn) CloseWrite() error { return c.Conn.(*net.TCPConn).CloseWrite() }
-
-type callerKey struct{}
-
-// caller is who opened a connection; it is asked once, when the first request needs it.
-type caller struct {
-	once sync.Once
-	conn net.Conn
-	src  policy.Source
-}
-
-func (p *Proxy) withCaller(ctx context.Context, c net.Conn) context.Context {
-	return context.WithValue(ctx, callerKey{}, &caller{conn: c})
-}
-
-// source says who sent a request. Its error is errNoCaller.
-func (p *Proxy) source(ctx context.Context) (policy.Source, error) {
-	c, ok := ctx.Value(callerKey{}).(*caller)
-	if !ok {
-		return policy.Source{}, errNoCaller
-	}
-	c.once.Do(func() {
-		id, in := p.c.Callers.Caller(context.WithoutCancel(ctx), addrPort(c.conn.RemoteAddr().String()), addrPort(c.conn.LocalAddr().String()))
-		c.src = sourceOf(id, in, c.conn)
-	})
-	if c.src.Identity.IsZero() {
-		return c.src, errNoCaller
-	}
-	return c.src, nil
+	delete(l.conns, c)
 }

@@ -10,7 +10,7 @@ import (
 	"github.com/meshagent/meshagent/mesh"
 )
 
-// metrics counts calls. It keeps the handles of what was counted before, so that no request looks one up by its labels.
+// metrics counts calls.
 type metrics struct {
 	requests  *telemetry.CounterVec
 	seconds   *telemetry.HistogramVec
@@ -23,10 +23,16 @@ type metrics struct {
 }
 
 type metricKey struct {
-	src                    mesh.Identity
-	svc                    mesh.ServiceName
-	code                   int
-	flags, direction, rule string
+	statsKey
+	code  int
+	flags flags
+}
+
+// statsKey is what the calls that share a stats have in common.
+type statsKey struct {
+	src             mesh.Identity
+	svc             mesh.ServiceName
+	direction, rule string
 }
 
 type handles struct {
@@ -49,21 +55,70 @@ func newMetrics(m *telemetry.Metrics) *metrics {
 	}
 }
 
-func (m *metrics) count(c *call, took time.Duration) {
-	k := metricKey{c.src, c.svc, c.code, c.flagText(), c.direction, c.route}
+// handles returns those of a series, or those of the rest.
+func (m *metrics) handles(k metricKey) handles {
 	h, ok := m.known.Load(k)
 	if !ok {
 		if m.n.Load() >= m.max {
-			k = metricKey{flags: "-", direction: c.direction}
+			k = metricKey{statsKey: statsKey{direction: k.direction}}
 		}
 		var loaded bool
 		h, loaded = m.known.LoadOrStore(k, handles{
-			m.requests.With(k.src.String(), k.svc.String(), strconv.Itoa(k.code), k.flags, k.direction, k.rule),
+			m.requests.With(k.src.String(), k.svc.String(), strconv.Itoa(k.code), string(k.flags.append(nil)), k.direction, k.rule),
 			m.seconds.With(k.src.String(), k.svc.String(), k.direction)})
 		if !loaded {
 			m.n.Add(1)
 		}
 	}
-	h.(handles).requests.Inc()
-	h.(handles).seconds.Observe(took.Seconds())
+	return h.(handles)
+}
+
+// stats are the series of the calls of one identity that came to one rule: what was counted before is found without a lock and
+// without memory.
+type stats struct {
+	m   *metrics
+	key statsKey
+	svc string
+
+	series atomic.Pointer[[]series]
+	mu     sync.Mutex // guards changes of series
+}
+
+type series struct {
+	code  int
+	flags flags
+	handles
+}
+
+// maxKept is how many series a stats keeps; others are looked up.
+const maxKept = 64
+
+// count counts a call that ended.
+func (s *stats) count(code int, f flags, took time.Duration) {
+	h := s.handles(code, f)
+	h.requests.Inc()
+	h.seconds.Observe(took.Seconds())
+}
+
+func (s *stats) handles(code int, f flags) handles {
+	all := s.series.Load()
+	if all != nil {
+		for i := range *all {
+			if e := &(*all)[i]; e.code == code && e.flags == f {
+				return e.handles
+			}
+		}
+	}
+	h := s.m.handles(metricKey{s.key, code, f})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var kept []series
+	if all = s.series.Load(); all != nil {
+		kept = *all
+	}
+	if len(kept) < maxKept {
+		kept = append(kept[:len(kept):len(kept)], series{code, f, h})
+		s.series.Store(&kept)
+	}
+	return h
 }

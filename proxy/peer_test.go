@@ -49,6 +49,9 @@ func TestTunnelPeers(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		if method == http.MethodConnect {
+			r.Host = "web.service.mesh:80"
+		}
 		r.Header.Set("Mesh-Instance", web.id)
 		for i := 0; i < len(headers); i += 2 {
 			r.Header[headers[i]] = []string{headers[i+1]}
@@ -73,8 +76,16 @@ func TestTunnelPeers(t *testing.T) {
 	ask(frontend, "GET", "/", "Mesh-Instance", "").expect(t, 503, "UH no healthy instance")
 	ask(frontend, "GET", "/", "Mesh-Instance", other.id).expect(t, 503, "UH no healthy instance") // of another service than the tunnel's
 	ask(frontend, "CONNECT", "").expect(t, 403, "RBAC access denied")                             // would pass by the rules on requests
-	ask(frontend, "GET", "/", "Mesh-Upgrade", "h2c").expect(t, 501, "DPE the service has no upgrades")
-	ask(frontend, "POST", "/", "Mesh-Upgrade", "h2c").expect(t, 501, "DPE the service has no upgrades")
+	for _, protocol := range []string{"h2c", "tls", "websocket, h2"} {
+		conn, err := frontend.DialTLSContext(t.Context(), "", "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		status, head := askH2(conn, ":method", "CONNECT", ":protocol", protocol, ":scheme", "https", ":authority", "web", ":path", "/", "mesh-instance", web.id)
+		if status == "200" || status == "closed" {
+			t.Errorf("a switch to %s: %s %v", protocol, status, head)
+		}
+	}
 	ask(a.tunnel(b, workload("frontend"), "db"), "GET", "/", "Mesh-Instance", db.id).expect(t, 403, "RBAC access denied")
 }
 

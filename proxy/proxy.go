@@ -5,28 +5,30 @@
 // or through a tunnel, is authorized on this host, and again when policy changes while it lasts; without a model everything is
 // refused; no tunnel serves two identities; nothing that an application says passes for what an agent says.
 //
-// A request's way: listen.go accepts it, http.go asks policy and forwards it, retry.go tries instances that target.go picks,
-// tunnel.go carries it. Connections go through tcp.go. docs/proxy.md says what users see.
+// Connections, bytes and messages are the business of package engine, which asks a handler (handler.go) at every turn. A call's way:
+// listen.go opens the port, decide.go asks policy what table.go has resolved and picks an instance, links.go has the connections there,
+// retry.go judges how a try ended; inbound.go serves other agents. docs/proxy.md says what users see.
 package proxy
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
-	"log"
 	"log/slog"
+	"maps"
 	"net"
-	"net/http"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/meshagent/meshagent/internal/telemetry"
 	"github.com/meshagent/meshagent/mesh"
+	"github.com/meshagent/meshagent/proxy/engine"
+	"github.com/meshagent/meshagent/proxy/http1"
 )
 
 // ErrNoService says that the catalog does not know the service.
@@ -37,23 +39,21 @@ const (
 	dialTimeout      = time.Second      // to connect, where policy says nothing; then another instance is tried
 	handshakeTimeout = 2 * time.Second  // of a tunnel
 	certTimeout      = 5 * time.Second  // for the caller's first certificate
-	continueTimeout  = time.Second      // for a 100 before a body that its caller holds back
 	headerTimeout    = 10 * time.Second // for the head of a request
+	bodyIdle         = 10 * time.Second // in which a body of HTTP/1 must come on
+	bodyRate         = 64               // bytes per second that it must make in it
 	idleTimeout      = 5 * time.Minute  // of callers' connections and tunnels
 	appIdleTimeout   = 4 * time.Second  // of connections to applications: below the 5 s after which some servers close theirs
 	deadAfter        = 2 * time.Second  // a tunnel on which nothing comes for so long, not even to a ping
-	stallTimeout     = 15 * time.Second // a tunnel that takes no byte
+	stallTimeout     = 30 * time.Second // of a peer that takes no byte
 	drainTimeout     = 10 * time.Second
 	lastTimeout      = time.Second // for what is cut to end, and for the last lines of the log
 	maxHeader        = 64 << 10    // bytes of a head
-	hopHeader        = 16 << 10    // more of it between agents, for what they add and how HTTP/2 counts
 	maxFields        = 100         // of a head
 	maxReplay        = 64 << 10    // bytes of a body that is kept for another try
 	maxStreams       = 100         // of a tunnel at one time
 	maxCallerStreams = 250         // of a caller's connection of HTTP/2 at one time
-	streamWindow     = 256 << 10   // bytes that a stream of a tunnel may be ahead of its reader
 	maxConns         = 4096        // of callers to one port of a service
-	maxConnects      = 3           // tries to open a connection of TCP, and on connections that are ending
 	maxTunnels       = 32          // connections of one caller to one service on another node
 )
 
@@ -74,7 +74,7 @@ type Callers interface {
 	Caller(ctx context.Context, client, server netip.AddrPort) (mesh.Identity, *mesh.Instance)
 }
 
-// Config is what New needs; all but HTTPPort, VIPFile, AccessLog, Metrics and Dial is required.
+// Config is what New needs; all but HTTPPort, VIPFile, AccessLog, Metrics, Dial and Loops is required.
 type Config struct {
 	Snapshots Snapshots
 	TLS       TLS
@@ -86,35 +86,33 @@ type Config struct {
 	Metrics   *telemetry.Metrics
 	Log       *slog.Logger
 	Dial      func(ctx context.Context, to netip.AddrPort) (net.Conn, error) // nil: the network
+	Loops     int                                                            // that share the work; 0 is one for each P
 }
 
 // Proxy is the data path of one node. Its methods are safe for concurrent use.
 type Proxy struct {
 	c       Config
+	engine  *engine.Engine
 	metrics *metrics
 	log     *accessLog
 	said    *telemetry.Limiter
-	quiet   *log.Logger  // for net/http, which says in lines what calls say better
-	base    *http.Server // of tunnels: its shutdown sends GOAWAY
-	peers   sync.Map     // net.Conn -> *peer, of the tunnels that are served
+	second  atomic.Pointer[second]
 
 	table     atomic.Pointer[table]
 	endpoints sync.Map // endpointKey -> *lb.Endpoint
 	budgets   sync.Map // mesh.ServiceName -> *budget
+	links     links
 	vips      *vips
 	listeners listeners
-	tunnels   tunnels
-	apps      apps
-	permits   permits
-	buffers   buffers
 
 	life     context.Context // of everything that is carried; ends when Run does
 	end      context.CancelCauseFunc
-	work     sync.WaitGroup // of accept loops and connections
+	stopped  chan struct{}  // closed when the engine has
+	work     sync.WaitGroup // of ports, and of those who ask who calls
 	inflight counter        // calls
 }
 
-// New returns a Proxy. It reads VIPFile and opens nothing else.
+// New returns a Proxy. It reads VIPFile and opens nothing but event queues.
 func New(c Config) (*Proxy, error) {
 	if c.Snapshots == nil || c.TLS == nil || c.Callers == nil || c.Log == nil {
 		return nil, errors.New("proxy: Snapshots, TLS, Callers and Log are required")
@@ -132,12 +130,16 @@ func New(c Config) (*Proxy, error) {
 		return nil, err
 	}
 	p := &Proxy{c: c, metrics: newMetrics(c.Metrics), log: newAccessLog(c.AccessLog, c.Metrics), said: telemetry.OncePer(time.Minute),
-		vips:      v,
-		listeners: listeners{all: map[netip.AddrPort]*listener{}, bound: map[mesh.ServiceName]*mesh.Service{}},
-		tunnels:   tunnels{all: map[tunnelKey]*tunnel{}}, apps: apps{all: map[appKey]*http.Transport{}}, permits: permits{all: map[*permit]struct{}{}}}
+		vips: v, links: links{who: map[mesh.Identity]*who{}, places: map[place]*place{}}, stopped: make(chan struct{}), inflight: newCounter(),
+		listeners: listeners{all: map[netip.AddrPort]*listener{}, bound: map[mesh.ServiceName]*mesh.Service{}}}
+	p.engine, err = engine.New(engine.Config{Handler: handler{p}, Loops: c.Loops, Log: c.Log, Limits: engine.Limits{
+		Request: http1.Options{Bytes: maxHeader, Fields: maxFields}, Response: http1.Options{Bytes: maxHeader, Fields: maxFields}, Replay: maxReplay,
+		Head: headerTimeout, Idle: idleTimeout, IdleHTTP2: idleTimeout + time.Minute, UpstreamIdle: appIdleTimeout, Streams: maxCallerStreams,
+		BodyIdle: bodyIdle, BodyRate: bodyRate, WriteStall: stallTimeout, Ping: deadAfter / 2, Pong: deadAfter / 2}})
+	if err != nil {
+		return nil, fmt.Errorf("proxy: %w", err)
+	}
 	p.life, p.end = context.WithCancelCause(context.Background())
-	p.quiet = log.New(panics{p}, "", 0)
-	p.base = p.tunnelServer()
 	return p, nil
 }
 
@@ -152,6 +154,13 @@ func (p *Proxy) Run(ctx context.Context) error {
 		case <-logged:
 		case <-time.After(lastTimeout): // nobody takes the lines
 		}
+	}()
+	ctx, cancel := context.WithCancel(ctx)
+	var broken error
+	go func() { // ends with close
+		defer close(p.stopped)
+		defer cancel()
+		broken = p.engine.Run(p.life)
 	}()
 	var after uint64
 	var failed error
@@ -171,21 +180,24 @@ func (p *Proxy) Run(ctx context.Context) error {
 			break
 		}
 		if s := p.c.Snapshots.Load(); s != nil {
-			p.tunnels.prune(s, time.Now())
+			p.links.prune(s, time.Now())
 		}
 	}
-	dctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
-	defer cancel()
+	dctx, stop := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
+	defer stop()
 	if err := p.drain(dctx); err != nil {
 		p.c.Log.Warn("calls are cut at the end of the drain time", "after", drainTimeout)
 	}
 	p.close()
+	if broken != nil {
+		return fmt.Errorf("proxy: %w", broken)
+	}
 	return failed
 }
 
 // follow does what a new snapshot asks for: it cuts calls that policy no longer allows, opens new ports, and forgets what is gone.
 func (p *Proxy) follow(s *mesh.Snapshot) {
-	p.recheck(s)
+	p.recheck(p.current())
 	for _, name := range p.vips.names() {
 		if svc := s.Services[name]; svc != nil {
 			if a, err := p.vips.of(name); err == nil {
@@ -193,7 +205,6 @@ func (p *Proxy) follow(s *mesh.Snapshot) {
 			}
 		}
 	}
-	p.apps.prune(s)
 	p.forget(s)
 }
 
@@ -202,47 +213,60 @@ func (p *Proxy) follow(s *mesh.Snapshot) {
 func (p *Proxy) drain(ctx context.Context) error {
 	p.listeners.mu.Lock()
 	p.listeners.closed = true
-	all := make([]*listener, 0, len(p.listeners.all))
-	for _, l := range p.listeners.all {
-		all = append(all, l)
-		l.Close()
-	}
+	all := slices.Collect(maps.Values(p.listeners.all))
 	p.listeners.mu.Unlock()
-	var wg sync.WaitGroup
-	for _, l := range all { // all at once: none goes on serving while another is waited for
-		if l.http != nil {
-			wg.Go(func() { l.http.Shutdown(ctx) }) // tells callers of HTTP/2, and closes idle connections
-		}
+	for _, l := range all {
+		l.stop()
 	}
-	wg.Wait()
+	for _, l := range all { // no port is open any more when idle connections are closed
+		<-l.done
+		l.each((*engine.Conn).Drain)
+	}
 	p.inflight.wait(ctx)
-	p.base.Shutdown(ctx)
+	p.engine.Drain(ctx)
 	return ctx.Err()
 }
 
 // close cuts what is left.
 func (p *Proxy) close() {
+	p.endAll()
 	p.end(errEnding)
-	for _, l := range p.listeners.all { // nobody adds any more
-		l.close()
-	}
-	p.base.Close()
+	<-p.stopped
 	p.work.Wait()
 	ctx, cancel := context.WithTimeout(context.Background(), lastTimeout)
 	defer cancel()
 	p.inflight.wait(ctx)
-	p.tunnels.close()
-	p.apps.close()
 }
 
-// panics says what net/http says of mistakes in the program; the rest of its lines is about peers.
-type panics struct{ *Proxy }
+// counter counts what is in flight, and lets one wait until nothing is.
+type counter struct {
+	n       atomic.Int64
+	waiting atomic.Bool
+	zero    chan struct{} // has room for one: it may be so
+}
 
-func (p panics) Write(line []byte) (int, error) {
-	if bytes.Contains(line, []byte("panic serving")) && p.said.Allow("panic") {
-		p.c.Log.Error("a call ended by a mistake in the program: please report it", "panic", string(line))
+func newCounter() counter { return counter{zero: make(chan struct{}, 1)} }
+
+func (c *counter) add(d int64) {
+	if c.n.Add(d) == 0 && c.waiting.Load() {
+		select {
+		case c.zero <- struct{}{}:
+		default:
+		}
 	}
-	return len(line), nil
+}
+
+// wait returns when nothing is in flight, or with the error of ctx.
+func (c *counter) wait(ctx context.Context) error {
+	c.waiting.Store(true)
+	for c.n.Load() > 0 {
+		select {
+		case <-c.zero:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
 }
 
 // warn says something once a minute.

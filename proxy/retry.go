@@ -1,95 +1,25 @@
 package proxy
 
 import (
-	"context"
-	"io"
 	"math/rand/v2"
 	"net/http"
 	"slices"
-	"sync"
+	"sync/atomic"
 	"time"
 
-	"github.com/meshagent/meshagent/mesh"
 	"github.com/meshagent/meshagent/mesh/policy"
 	"github.com/meshagent/meshagent/proxy/lb"
-	"github.com/meshagent/meshagent/proxy/route"
 )
 
-// attempts sends one request to instance after instance, as the retry policy allows. It is a RoundTripper for one request.
-type attempts struct {
-	call     *call
-	t        *table
-	split    *policy.Split
-	retry    *policy.Retry
-	q        *policy.Request // as it is sent
-	deadline time.Time       // zero: none
-	own      bool            // the deadline is the caller's, and says nothing of the instance
-	last     context.Context // of the last try
-}
-
-// RoundTrip tries until there is an answer that is not to be tried again, attempts or budget are used up, or the context ends.
-func (a *attempts) RoundTrip(r *http.Request) (*http.Response, error) {
-	c := a.call
-	c.body = newReplay(r.Body, c.r)
-	d, err := c.p.destination(a.t, a.split, true)
-	if err != nil {
-		return nil, err
-	}
-	d.budget.call(time.Now())
-	var tried []*lb.Endpoint
-	give := func() {}
-	for {
-		in, e := d.pick(tried)
-		tried = append(tried, e)
-		c.in, c.dst = in, in.Identity(a.t.snap.TrustDomain)
-		c.attempts++
-		res, err := a.try(r, in, e, d.connect)
-		give()
-		if r.Context().Err() != nil || !a.wanted(r, res, err) || !c.body.again() {
-			return res, err
-		}
-		if c.attempts > a.retry.Attempts {
-			if a.retry.Attempts > 0 {
-				c.flag(flagExhausted)
-			}
-			return res, err
-		}
-		if !d.budget.take(time.Now()) {
-			c.flag(flagOverflow)
-			return res, err
-		}
-		give = d.budget.give
-		c.p.metrics.retries.With(a.split.Service.String()).Inc()
-		if res != nil {
-			res.Body.Close()
-		}
-		if err := a.pause(r.Context()); err != nil {
-			give()
-			return nil, err
-		}
-	}
-}
-
-// verdict is why there is no answer of an application: err, or the fault with which the agent of the instance's node answered. A
-// status would not say what happened.
-func verdict(res *http.Response, err error) error {
-	if err == nil {
-		if f := faultOf(res); f != nil {
-			return f
-		}
-	}
-	return err
-}
-
-// outcome is what the answer says of the instance. An error status below 502 is the application's own business.
-func (a *attempts) outcome(ctx context.Context, res *http.Response, err error) lb.Outcome {
-	if ctx.Err() != nil && (context.Cause(ctx) != errTimeout || a.own) {
-		return lb.Unknown
-	}
-	switch err := verdict(res, err); err {
+// outcome is what the end of a try says of the instance: f is why there is no answer of an application, status that of the answer.
+func outcome(f *fault, status int) lb.Outcome {
+	switch f {
 	case nil:
-		if res.StatusCode >= http.StatusBadGateway && res.StatusCode <= http.StatusGatewayTimeout {
-			return lb.Failed
+		switch {
+		case status >= http.StatusBadGateway && status <= http.StatusGatewayTimeout:
+			return lb.Gateway
+		case status >= http.StatusInternalServerError:
+			return lb.ServerError
 		}
 		return lb.OK
 	case errConnect, errNone:
@@ -100,105 +30,27 @@ func (a *attempts) outcome(ctx context.Context, res *http.Response, err error) l
 	return lb.Unknown
 }
 
-// try sends the request to one instance. The time of one try ends with the head of the answer, the load that it is with the
-// answer's end. Its error is a fault.
-func (a *attempts) try(r *http.Request, in *mesh.Instance, e *lb.Endpoint, connect time.Duration) (*http.Response, error) {
-	c := a.call
-	ctx, cancel := context.WithCancelCause(r.Context())
-	a.last = ctx
-	if a.retry.PerTry > 0 {
-		defer time.AfterFunc(a.retry.PerTry, func() { cancel(errTimeout) }).Stop()
+// report tells what the try says of the instance, once.
+func (c *call) report(o lb.Outcome) {
+	if !c.counted || c.reported {
+		return
 	}
-	out := r.Clone(context.WithValue(ctx, connectKey{}, connect))
-	c.body.attach(out)
-	if !a.deadline.IsZero() && out.Header.Get(route.GRPCTimeout) != "" {
-		out.Header.Set(route.GRPCTimeout, route.FormatGRPCTimeout(time.Until(a.deadline)))
+	c.reported = true
+	now := c.x.Result.Start // near enough where nothing comes of it
+	if o != lb.OK {
+		now = time.Now()
 	}
-	var res *http.Response
-	var err error
-	release := func() {}
-	if in.Node == a.t.snap.Self {
-		if release, err = c.p.permit(c, in, a.q, func() { cancel(errDenied) }); err == nil {
-			out.Header.Set("X-Forwarded-Client-Cert", certHeader(c.src, c.dst))
-			res, err = c.p.toApp(out, in)
-		}
-	} else {
-		res, err = c.p.toNode(out, a.t.snap, c.src, in)
-	}
-	if err != nil {
-		err = c.fault(ctx, err)
-	}
-	o := a.outcome(r.Context(), res, err)
-	done := func() {
-		cancel(nil)
-		release()
-		c.p.ended(a.split.Service, in, e, o)
-	}
-	if err != nil {
-		done()
-		return nil, err
-	}
-	return c.watch(ctx, res, done), nil
+	c.split.dest.picker.Report(c.picked, now.UnixNano(), 0, o)
 }
 
-// watch returns the answer, so that how it ends is noted; done is called then, once.
-func (c *call) watch(ctx context.Context, res *http.Response, done func()) *http.Response {
-	if conn, ok := res.Body.(io.ReadWriteCloser); ok && res.StatusCode == http.StatusSwitchingProtocols {
-		res.Body = switchedUntil(ctx, conn, done)
-		return res
-	}
-	c.grpc = res.Header.Get("Grpc-Status") // there already when the answer is trailers-only
-	res.Body = &answer{res.Body, c, ctx, res, sync.OnceFunc(done)}
-	return res
-}
-
-// answer is the body of an answer.
-type answer struct {
-	io.ReadCloser
-	call *call
-	ctx  context.Context // of the try
-	res  *http.Response
-	done func()
-}
-
-func (b *answer) Read(p []byte) (int, error) {
-	n, err := b.ReadCloser.Read(p)
-	switch {
-	case err == io.EOF:
-		route.StripReserved(b.res.Trailer)
-		if s := b.res.Trailer.Get("Grpc-Status"); s != "" {
-			b.call.grpc = s
-		}
-	case err != nil:
-		b.call.flag(b.call.fault(b.ctx, err).flag)
-	}
-	return n, err
-}
-
-func (b *answer) Close() error { defer b.done(); return b.ReadCloser.Close() }
-
-// pause waits between tries: a random part of base, doubled with each (Envoy's, base 25 ms).
-func (a *attempts) pause(ctx context.Context) error {
-	base := a.retry.Backoff
-	if base <= 0 {
-		base = 25 * time.Millisecond
-	}
-	t := time.NewTimer(rand.N(base<<min(a.call.attempts-1, 5)) + 1)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return asFault(ctx, ctx.Err())
-	}
-}
-
-// wanted reports whether the policy wants another try after this outcome.
-func (a *attempts) wanted(r *http.Request, res *http.Response, err error) bool {
-	on := a.retry.On
-	switch err := verdict(res, err); err {
+// wants reports whether the policy wants another try after this one: f is why there is no answer of an application, else status and grpc
+// are those of the answer.
+func (c *call) wants(f *fault, status int, grpc []byte) bool {
+	retry := &c.rule.act.Retry
+	on := retry.On
+	switch f {
 	case nil:
-		return wantedStatus(a.retry, res)
+		return wantsStatus(retry, status) || wantsGRPC(on, grpc)
 	case errConnect, errNone, errNotReady: // nothing was sent to an application
 		return on&(policy.OnConnectFailure|policy.On5xx|policy.OnGatewayError|policy.OnReset|policy.OnResetBeforeRequest) != 0
 	case errRefused: // nothing was looked at
@@ -207,21 +59,20 @@ func (a *attempts) wanted(r *http.Request, res *http.Response, err error) bool {
 		return on&(policy.On5xx|policy.OnGatewayError|policy.OnReset) != 0
 	case errReset, errProtocol:
 		// To ask again is safe where the method is (RFC 9110, section 9.2.1), if anything is to be retried at all.
-		return on&(policy.On5xx|policy.OnGatewayError|policy.OnReset) != 0 || on != 0 && safe(r.Method)
+		return on&(policy.On5xx|policy.OnGatewayError|policy.OnReset) != 0 || on != 0 && safe(c.x.Request.Method)
 	}
 	return false
 }
 
-func wantedStatus(p *policy.Retry, res *http.Response) bool {
-	on, s := p.On, res.StatusCode
-	switch {
-	case on&policy.On5xx != 0 && s >= 500,
-		on&policy.OnGatewayError != 0 && s >= 502 && s <= 504,
-		on&policy.OnRetriable4xx != 0 && s == http.StatusConflict,
-		on&policy.OnRetriableStatusCodes != 0 && slices.Contains(p.Codes, s):
-		return true
-	}
-	switch res.Header.Get("Grpc-Status") {
+func wantsStatus(p *policy.Retry, s int) bool {
+	return p.On&policy.On5xx != 0 && s >= 500 ||
+		p.On&policy.OnGatewayError != 0 && s >= 502 && s <= 504 ||
+		p.On&policy.OnRetriable4xx != 0 && s == http.StatusConflict ||
+		p.On&policy.OnRetriableStatusCodes != 0 && slices.Contains(p.Codes, s)
+}
+
+func wantsGRPC(on policy.RetryOn, status []byte) bool {
+	switch string(status) {
 	case "1":
 		return on&policy.OnGRPCCancelled != 0
 	case "4":
@@ -236,6 +87,142 @@ func wantedStatus(p *policy.Retry, res *http.Response) bool {
 	return false
 }
 
-func safe(method string) bool {
-	return method == http.MethodGet || method == http.MethodHead || method == http.MethodOptions || method == http.MethodTrace
+func safe(method []byte) bool {
+	switch string(method) {
+	case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodTrace:
+		return true
+	}
+	return false
 }
+
+// retry decides about another try, after a pause, if the rule and the budget allow one.
+func (c *call) retry() bool {
+	most := c.rule.act.Retry.Attempts
+	if c.attempts > most {
+		if most > 0 {
+			c.flags.add(flagExhausted)
+		}
+		return false
+	}
+	now, dest := time.Now(), c.split.dest
+	c.give()
+	if !dest.budget.take(now) {
+		c.flags.add(flagOverflow)
+		return false
+	}
+	c.ended()
+	c.again = true
+	dest.retries.Inc()
+	c.x.Decision.Delay = c.pause()
+	if f := c.try(now); f != nil {
+		c.answer(f)
+	}
+	return true
+}
+
+// pause is the wait before another try: a random part of base, doubled with each (Envoy's, base 25 ms).
+func (c *call) pause() time.Duration {
+	base := c.rule.act.Retry.Backoff
+	if base <= 0 {
+		base = 25 * time.Millisecond
+	}
+	return rand.N(base<<min(c.attempts-1, 5)) + 1
+}
+
+// give gives back what a retry took of the budget.
+func (c *call) give() {
+	if c.again {
+		c.again = false
+		c.split.dest.budget.give()
+	}
+}
+
+// ended ends the call at the instance.
+func (c *call) ended() {
+	c.give()
+	if c.counted {
+		c.split.dest.picker.Finish(c.picked)
+		c.counted = false
+	}
+}
+
+// maxConnects is how many instances a connection is tried at: to connect may be repeated, nothing has been sent.
+const maxConnects = 3
+
+// reconnect decides about another try after one that came to no connection.
+func (c *call) reconnect(f *fault) bool {
+	if f != errConnect && f != errRefused || c.attempts >= maxConnects {
+		return false
+	}
+	now := time.Now()
+	c.ended()
+	if f := c.try(now); f != nil {
+		c.answer(f)
+	}
+	return true
+}
+
+// connected looks at what the agent of an instance's node answers to a CONNECT.
+func (c *call) connected(f *fault, status int) (again bool) {
+	switch {
+	case status >= 200 && status < 300:
+		c.report(lb.OK)
+		return false
+	case f != errDenied: // whatever went wrong: no byte of the caller's was sent
+		f = errConnect
+	}
+	c.report(outcome(f, 0))
+	if c.reconnect(f) {
+		return true
+	}
+	c.flags.add(f.flag)
+	return false
+}
+
+// budget bounds the retries towards one service, so that they cannot add much to the load that made it fail: a fifth of the calls
+// of the last 5 to 10 s, and always 3 at one time. What is counted while the slots turn may get lost.
+type budget struct {
+	slot    atomic.Int64    // number of the current 5 s since 1970
+	calls   [2]atomic.Int64 // in the last even slot and in the last odd one
+	retries [2]atomic.Int64
+	running atomic.Int64 // retries in flight
+}
+
+const (
+	budgetSlot    = 5 * time.Second
+	budgetShare   = 5 // one retry for so many calls
+	budgetRunning = 3
+)
+
+// turn goes to the slot of now, and returns which one that is.
+func (b *budget) turn(now time.Time) int {
+	slot := now.UnixNano() / int64(budgetSlot)
+	at := int(slot & 1)
+	if old := b.slot.Load(); slot > old && b.slot.CompareAndSwap(old, slot) {
+		b.calls[at].Store(0)
+		b.retries[at].Store(0)
+		if slot > old+1 {
+			b.calls[1-at].Store(0)
+			b.retries[1-at].Store(0)
+		}
+	}
+	return at
+}
+
+// call counts a first try.
+func (b *budget) call(now time.Time) { b.calls[b.turn(now)].Add(1) }
+
+// take begins a retry if there is budget for it; give ends it.
+func (b *budget) take(now time.Time) bool {
+	at := b.turn(now)
+	running := b.running.Add(1)
+	retries := b.retries[at].Add(1) + b.retries[1-at].Load()
+	if running > budgetRunning && retries > (b.calls[0].Load()+b.calls[1].Load())/budgetShare {
+		b.retries[at].Add(-1)
+		b.running.Add(-1)
+		return false
+	}
+	return true
+}
+
+func (b *budget) give() { b.running.Add(-1) }

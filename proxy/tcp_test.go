@@ -98,26 +98,26 @@ func TestTCP(t *testing.T) {
 	})
 }
 
-// TestTCPHalfClose: on one host the end of the application's way leaves the caller's open. A tunnel does not carry that yet.
+// TestTCPHalfClose: the end of the application's way leaves the caller's open.
 func TestTCPHalfClose(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	a := w.host("a")
-	rest := make(chan string)
-	a.serveConn("web", func(c *net.TCPConn) {
-		c.CloseWrite()
-		b, _ := io.ReadAll(c)
-		rest <- string(b)
+	both(t, func(t *testing.T, w *world, c *caller, on *host) {
+		rest := make(chan string)
+		on.serveConn("web", func(c *net.TCPConn) {
+			c.CloseWrite()
+			b, _ := io.ReadAll(c)
+			rest <- string(b)
+		})
+		conn := c.dial("web")
+		if b, err := io.ReadAll(conn); len(b) > 0 || err != nil {
+			t.Fatalf("%q %v", b, err)
+		}
+		io.WriteString(conn, "still here")
+		conn.CloseWrite()
+		if got := <-rest; got != "still here" {
+			t.Errorf("%q", got)
+		}
 	})
-	conn := a.caller("frontend").dial("web")
-	if b, err := io.ReadAll(conn); len(b) > 0 || err != nil {
-		t.Fatalf("%q %v", b, err)
-	}
-	io.WriteString(conn, "still here")
-	conn.CloseWrite()
-	if got := <-rest; got != "still here" {
-		t.Errorf("%q", got)
-	}
 }
 
 // TestTCPElsewhere: a connection that cannot be opened is opened to another instance; when none can, the caller's is closed.

@@ -189,8 +189,8 @@ func (w *world) host(name string, change ...func(*proxy.Config)) *host {
 	if h.Proxy, err = proxy.New(c); err != nil {
 		w.t.Fatal(err)
 	}
-	port := meshport.New(meshport.Config{Listener: ln, Log: c.Log, Metrics: h.metrics, Routes: map[string]meshport.Route{
-		meshport.Tunnel: {TLS: h.tunnelTLS, Serve: h.ServeTunnel}}})
+	port := meshport.New(meshport.Config{Listener: ln, Log: c.Log, Metrics: h.metrics, Wrap: proxy.Link, Routes: map[string]meshport.Route{
+		meshport.Tunnel: {TLS: h.tunnelTLS, Serve: h.ServeTunnel, Gives: true}}})
 	portCtx, cut := context.WithCancel(context.Background())
 	ctx, quit := context.WithCancel(context.Background())
 	h.cut, h.quit = cut, quit
@@ -393,13 +393,15 @@ type line struct {
 	raw                                                                                                                  string
 }
 
-// Write takes the access log.
+// Write takes the access log, of which whole lines are written.
 func (h *host) Write(b []byte) (int, error) {
-	l := line{raw: string(b)}
-	if err := json.Unmarshal(b, &l); err != nil || strings.Count(l.raw, "\n") != 1 || !strings.HasSuffix(l.raw, "\n") {
-		h.w.t.Errorf("access log: %v: not one line of JSON: %q", err, b)
+	for raw := range strings.Lines(string(b)) {
+		l := line{raw: raw}
+		if err := json.Unmarshal([]byte(raw), &l); err != nil || !strings.HasSuffix(raw, "\n") {
+			h.w.t.Errorf("access log: %v: not a line of JSON: %q", err, raw)
+		}
+		h.lines <- l
 	}
-	h.lines <- l
 	return len(b), nil
 }
 

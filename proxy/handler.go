@@ -1,0 +1,404 @@
+package proxy
+
+import (
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+	"unsafe"
+
+	"github.com/meshagent/meshagent/mesh"
+	"github.com/meshagent/meshagent/mesh/policy"
+	"github.com/meshagent/meshagent/proxy/engine"
+	"github.com/meshagent/meshagent/proxy/http1"
+	"github.com/meshagent/meshagent/proxy/lb"
+)
+
+// handler decides for the engine. All but Accept is called in its loops and does not block.
+type handler struct{ *Proxy }
+
+// call is what is kept of a call while it lasts. There is one for each engine.Call, which the engine uses again. Texts are views of the
+// request or of the engine's memory, which both last as long as the call does.
+type call struct {
+	p      *Proxy
+	x      *engine.Call
+	header func(string) []string // of the request, for policy
+	values []string              // what it returned last
+	tried  []*lb.Endpoint
+	id     []byte // of the request
+	grpc   []byte // status
+	state
+}
+
+// state is what begins anew with each call.
+type state struct {
+	live   bool // between Decide, or what comes instead, and Done
+	raw    bool // a connection, not a request
+	caller *caller
+	peer   *peer // nil for a caller of this host
+	who    *who
+	view   *view // of a caller of this host
+	rule   *rule
+	split  *split
+
+	q, sent  policy.Request // as it came, as it is sent
+	wire     []byte         // path and query as they are sent, nil for those that came
+	wireHost []byte         // the same of the host
+	wireID   []byte         // the same of the id
+	grpcOwn  bool           // the time-out is the caller's, and says nothing of the instance
+	within   time.Duration  // of the whole call, from when what was decided began; 0 is no limit
+	held     time.Duration  // by a fault of the rule
+
+	target   *target // the last one tried
+	picked   int     // its index at the destination
+	counted  bool    // there
+	reported bool    // how it went there
+	attempts int
+	again    bool // the try is a retry, which the budget counts
+	flags    flags
+	deniedBy string
+}
+
+// text takes bytes for a string, without a copy.
+func text(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
+
+// caller is who opened a connection of this host.
+type caller struct {
+	who    *who
+	source policy.Source
+	ip     []byte
+}
+
+// Accept asks who calls.
+func (h handler) Accept(conn *engine.Conn) {
+	switch t := conn.Tag.(type) {
+	case *peer:
+		t.opened(conn)
+		conn.Admit(nil)
+	case *listener:
+		if !t.opened(conn) {
+			conn.Close()
+			h.metrics.refused.With(t.svc.String()).Inc()
+			return
+		}
+		h.work.Go(func() {
+			switch c := t.identify(conn); {
+			case c == nil: // it has gone
+			case t.l7:
+				conn.Admit(c)
+			default:
+				conn.AdmitRaw(c)
+			}
+		})
+	}
+}
+
+// Closed forgets a connection.
+func (h handler) Closed(conn *engine.Conn) {
+	switch t := conn.Tag.(type) {
+	case *peer:
+		close(t.ended)
+	case *listener:
+		t.closed(conn)
+	}
+}
+
+// identify asks who opened a connection; nil when it ended meanwhile.
+func (l *listener) identify(conn *engine.Conn) *caller {
+	id, in := l.p.c.Callers.Caller(l.p.life, conn.Remote, conn.Local)
+	c := &caller{who: l.p.links.arrive(id), source: policy.Source{Identity: id, IP: conn.Remote.Addr().Unmap().WithZone("")}} // CVE-2024-24790
+	if in != nil {
+		c.source.Labels = in.Labels
+	}
+	c.ip = c.source.IP.AppendTo(nil)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if _, open := l.conns[conn]; !open {
+		l.p.links.leave(c.who)
+		return nil
+	}
+	l.conns[conn] = c
+	return c
+}
+
+// Decide says what becomes of a request or a connection.
+func (h handler) Decide(x *engine.Call) {
+	c := h.begin(x)
+	var f *fault
+	switch {
+	case c.peer != nil:
+		f = c.inbound()
+	case c.raw:
+		f = c.connect()
+	default:
+		f = c.outbound()
+	}
+	if f != nil {
+		c.answer(f)
+	}
+}
+
+// begin makes a call ready for what comes first of it.
+func (h handler) begin(x *engine.Call) *call {
+	c, ok := x.Data.(*call)
+	if !ok {
+		c = &call{p: h.Proxy, x: x}
+		c.header = c.valuesOf
+		x.Data = c
+	}
+	if c.live {
+		return c
+	}
+	c.state = state{live: true}
+	c.tried, c.grpc = c.tried[:0], c.grpc[:0]
+	switch t := x.Conn.Tag.(type) {
+	case *peer:
+		c.peer, c.who, c.rule = t, t.who, &t.rule
+	case *listener:
+		c.caller, c.raw = x.Conn.Caller.(*caller), !t.l7
+		c.who, c.view = c.caller.who, t.current()
+		c.rule = c.view.none
+	}
+	c.id = x.Request.Get("x-request-id")
+	h.inflight.add(1)
+	return c
+}
+
+// valuesOf returns the values of a field, whose name is in lower case. They are good until it is called again.
+func (c *call) valuesOf(name string) []string {
+	r := &c.x.Request
+	c.values = c.values[:0]
+	if name == "host" {
+		return append(c.values, text(c.host()))
+	}
+	for v := range r.Values(name) {
+		c.values = append(c.values, text(v))
+	}
+	return c.values
+}
+
+// Respond looks at the head of an answer.
+func (h handler) Respond(x *engine.Call) bool {
+	c, res := h.begin(x), x.Response
+	var f *fault
+	if c.target != nil && !c.target.local {
+		f = faultOf(res.Get("mesh-error")) // an agent says it: what an application says is dropped there
+	}
+	grpc := res.Get("grpc-status") // here already when there is nothing but trailers
+	if c.raw {
+		return c.connected(f, res.Status)
+	}
+	c.report(outcome(f, res.Status))
+	if f == errProtocol && x.Request.Upgrade != nil {
+		x.Request.Upgrade = nil // the application did not switch, which no answer in a tunnel can say: another try asks without
+	}
+	if c.peer == nil && x.CanRetry() && c.wants(f, res.Status, grpc) && c.retry() {
+		return true
+	}
+	if f != nil {
+		c.flags.add(f.flag)
+	}
+	c.grpc = append(c.grpc[:0], grpc[:min(len(grpc), maxField)]...)
+	if len(res.Get("date")) == 0 {
+		x.Decision.Response.Add = append(x.Decision.Response.Add, h.date())
+	}
+	return false
+}
+
+// Retry decides if a try that failed is followed by another.
+func (h handler) Retry(x *engine.Call, why engine.Flag) bool {
+	c := h.begin(x)
+	f := engineFault(why, 0, x.Err)
+	c.report(outcome(f, 0))
+	switch {
+	case c.peer != nil:
+		return false
+	case c.raw:
+		return c.reconnect(f)
+	}
+	return c.wants(f, 0, nil) && c.retry()
+}
+
+// Fail writes an answer of the engine's own.
+func (h handler) Fail(x *engine.Call, status int, why engine.Flag, _ string) {
+	c := h.begin(x)
+	f := engineFault(why, status, x.Err)
+	if f != errTimeout || !c.grpcOwn {
+		c.report(outcome(f, 0))
+	}
+	c.answer(f)
+	if f == errAmbiguous && status > 400 && x.Decision.Answer.Status == f.code { // it says more
+		x.Decision.Answer.Status = status
+	}
+}
+
+// Done counts and logs a call.
+func (h handler) Done(x *engine.Call) {
+	c := h.begin(x)
+	c.flags.add(string(x.Result.Flag))
+	if x.Trailer != nil {
+		if s := x.Trailer.Get("grpc-status"); s != nil {
+			c.grpc = append(c.grpc[:0], s[:min(len(s), maxField)]...)
+		}
+	}
+	if x.Result.Attempts == 0 && c.held > 0 && x.Result.Duration < c.held {
+		c.attempts, c.target = 0, nil // it ended while it was held back
+	}
+	switch {
+	case !c.raw:
+	case x.Result.Flag == engine.UpstreamUnreachable:
+		c.report(lb.Unreachable)
+	case x.Result.Attempts > 0 && c.target.local:
+		c.report(lb.OK)
+	}
+	c.ended()
+	c.stats().count(c.code(), c.flags, x.Result.Duration)
+	h.log.add(c)
+	c.state = state{}
+	h.inflight.add(-1)
+}
+
+// stats are those of the call's caller and rule.
+func (c *call) stats() *stats {
+	if v, ok := c.rule.stats.Load(c.who); ok {
+		return v.(*stats)
+	}
+	s := &stats{m: c.p.metrics, key: statsKey{src: c.who.id, svc: c.service(), direction: c.direction(), rule: c.rule.name}}
+	s.svc = s.key.svc.String()
+	v, _ := c.rule.stats.LoadOrStore(c.who, s)
+	return v.(*stats)
+}
+
+// The directions of a call.
+const (
+	outbound = "outbound" // of a caller of this host
+	inbound  = "inbound"  // to a service of this host, from another
+)
+
+func (c *call) service() mesh.ServiceName {
+	if c.peer != nil {
+		return c.peer.svc
+	}
+	return c.x.Conn.Tag.(*listener).svc
+}
+
+func (c *call) direction() string {
+	if c.peer != nil {
+		return inbound
+	}
+	return outbound
+}
+
+// path is the request's path in its one form, or as it came where it has none.
+func (c *call) path() string {
+	if c.q.Path != "" || string(c.x.Request.Method) == http.MethodConnect {
+		return c.q.Path
+	}
+	path, _, _ := strings.Cut(text(c.x.Request.Path), "?")
+	return path
+}
+
+// code is the status of the call in log and metrics: the one that would have been, where none could be given; 0 for a connection.
+func (c *call) code() int {
+	switch {
+	case c.raw:
+		return 0
+	case c.x.Result.Status != 0:
+		return c.x.Result.Status
+	}
+	return engineFault(c.x.Result.Flag, 0, nil).code
+}
+
+// answer makes a fault the answer: with its reason in mesh-error, and for gRPC as a status in trailers alone.
+func (c *call) answer(f *fault) {
+	c.flags.add(f.flag)
+	d, a := &c.x.Decision, &c.x.Decision.Answer
+	d.Upstream = nil
+	a.Status, a.Flag = f.code, engine.Flag(f.flag)
+	a.Fields = append(a.Fields[:0], http1.Pair{Name: "Mesh-Error", Value: []byte(f.Error())}, c.p.date())
+	if isGRPC(c.x.Request.Get("content-type")) || f.code == 0 {
+		c.grpc = strconv.AppendInt(c.grpc[:0], int64(f.grpc), 10)
+		a.Status, a.Body = http.StatusOK, nil
+		a.Fields = append(a.Fields, http1.Pair{Name: "Content-Type", Value: []byte("application/grpc")}, http1.Pair{Name: "Grpc-Status", Value: c.grpc},
+			http1.Pair{Name: "Grpc-Message", Value: []byte(f.reason)})
+		return
+	}
+	a.Fields = append(a.Fields, plainText)
+	a.Body = []byte("mesh: " + f.reason + "\n")
+}
+
+var plainText = http1.Pair{Name: "Content-Type", Value: []byte("text/plain; charset=utf-8")}
+
+// cut ends a call from within Engine.Each.
+func (c *call) cut(f *fault) {
+	c.answer(f)
+	c.x.End()
+}
+
+// second is a second's text in a Date field.
+type second struct {
+	unix int64
+	text []byte
+}
+
+// date is the Date field of an answer that lacks one (RFC 9110, section 6.6.1).
+func (p *Proxy) date() http1.Pair {
+	now := time.Now()
+	s := p.second.Load()
+	if s == nil || s.unix != now.Unix() {
+		s = &second{now.Unix(), now.UTC().AppendFormat(nil, http.TimeFormat)}
+		p.second.Store(s)
+	}
+	return http1.Pair{Name: "Date", Value: s.text}
+}
+
+// recheck asks policy again about the calls that go to instances of this host, and cuts those that may not any more. An instance that
+// has left the catalog is still the one it was.
+func (p *Proxy) recheck(t *table) {
+	p.engine.Each(func(x *engine.Call) {
+		c, ok := x.Data.(*call)
+		if !ok || !c.live || c.target == nil || !c.target.local || x.Decision.Upstream == nil {
+			return
+		}
+		to := &c.target.policy
+		if in := p.here(t, c.target.Service)[c.target.ID]; in != nil {
+			to = &in.policy
+		}
+		if t.model == nil || !authorize(t.model, to, &c.sent).Allow {
+			c.cut(errDenied)
+		}
+	})
+}
+
+// permit asks policy whether the call may reach an instance of this host. recheck asks again as long as the call lasts.
+func (c *call) permit() *fault {
+	m := c.p.current().model
+	if m == nil {
+		return errNotReady
+	}
+	d := authorize(m, &c.target.policy, &c.sent)
+	if d.Allow {
+		return nil
+	}
+	if c.deniedBy = d.Reason; d.Policy.Kind != "" {
+		c.deniedBy = d.Policy.String()
+	}
+	return errDenied
+}
+
+// authorize asks policy whether a request may reach an instance of this host.
+func authorize(m *policy.Model, to *policy.Target, q *policy.Request) policy.Decision {
+	if q.Source.Identity.IsZero() {
+		return policy.Decision{Reason: "caller unknown"}
+	}
+	return m.Authorize(to, q)
+}
+
+// endAll ends all calls: the agent does.
+func (p *Proxy) endAll() {
+	p.engine.Each(func(x *engine.Call) {
+		if c, ok := x.Data.(*call); ok && c.live {
+			c.cut(errEnding)
+		}
+	})
+}

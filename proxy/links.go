@@ -1,0 +1,217 @@
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/meshagent/meshagent/mesh"
+	"github.com/meshagent/meshagent/proxy/engine"
+)
+
+// place is where calls can go: an application of this host, or a service on another node, through a tunnel.
+type place struct {
+	node     mesh.NodeID // zero for this host
+	addr     netip.AddrPort
+	svc      mesh.ServiceName
+	dst      mesh.Identity
+	protocol engine.Protocol
+}
+
+// placeOf returns where an instance is reached. ok is false when its node is not known.
+func placeOf(s *mesh.Snapshot, i *mesh.Instance) (k place, ok bool) {
+	k = place{svc: i.Service, dst: i.Identity(s.TrustDomain)}
+	if i.Node != s.Self {
+		n := s.Node(i.Node)
+		if n == nil {
+			return k, false
+		}
+		k.node, k.addr, k.protocol = i.Node, n.MeshAddr(), engine.HTTP2
+		return k, true
+	}
+	k.addr, k.protocol = i.Dial(), engine.Raw
+	switch i.Protocol {
+	case mesh.HTTP:
+		k.protocol = engine.HTTP1
+	case mesh.HTTP2, mesh.GRPC:
+		k.protocol = engine.HTTP2
+	}
+	return k, true
+}
+
+// who is an identity that calls, as long as there is a connection of its.
+type who struct {
+	id    mesh.Identity
+	text  string
+	links sync.Map // *place -> *link
+	conns int      // guarded by links.mu
+}
+
+// link is the connections of one identity to one place. They are never shared with another identity.
+type link struct {
+	*engine.Upstream
+	cert    []byte       // X-Forwarded-Client-Cert
+	connect atomic.Int64 // how long one connection may take: time.Duration
+	used    atomic.Int64 // last, in seconds since 1970
+}
+
+// links are all identities and places that are known.
+type links struct {
+	mu     sync.Mutex // guards what follows, and changes of who.links
+	who    map[mesh.Identity]*who
+	places map[place]*place
+}
+
+// place returns the one place of its kind, so that pointers can be compared.
+func (l *links) place(k place) *place {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	p := l.places[k]
+	if p == nil {
+		p = &k
+		l.places[k] = p
+	}
+	return p
+}
+
+// arrive returns who calls, for a new connection; leave must follow.
+func (l *links) arrive(id mesh.Identity) *who {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	w := l.who[id]
+	if w == nil {
+		w = &who{id: id, text: id.String()}
+		l.who[id] = w
+	}
+	w.conns++
+	return w
+}
+
+func (l *links) leave(w *who) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	w.conns--
+}
+
+// link returns the connections of an identity to a place, for a call that gives a connection so long to come about.
+func (p *Proxy) link(w *who, to *place, now time.Time, connect time.Duration) *link {
+	v, ok := w.links.Load(to)
+	if !ok {
+		return p.newLink(w, to, now, connect)
+	}
+	l := v.(*link)
+	if s := now.Unix(); l.used.Load() != s {
+		l.used.Store(s)
+	}
+	if l.connect.Load() != int64(connect) {
+		l.connect.Store(int64(connect))
+	}
+	return l
+}
+
+func (p *Proxy) newLink(w *who, to *place, now time.Time, connect time.Duration) *link {
+	p.links.mu.Lock()
+	defer p.links.mu.Unlock()
+	if v, ok := w.links.Load(to); ok {
+		return v.(*link)
+	}
+	l := &link{cert: []byte("By=" + to.dst.String() + ";URI=" + w.text)} // in Envoy's form
+	l.used.Store(now.Unix())
+	l.connect.Store(int64(connect))
+	c := engine.UpstreamConfig{Name: to.svc.String(), Protocol: to.protocol, DialTimeout: time.Hour} // the steps of a dial are bounded
+	if !to.node.IsZero() {
+		c.Streams, c.Conns, c.Idle = maxStreams, max(1, maxTunnels/p.engine.Loops), idleTimeout
+		c.Dial = func(ctx context.Context) (net.Conn, error) {
+			return p.dialTunnel(ctx, w.id, to, time.Duration(l.connect.Load()))
+		}
+	} else {
+		c.Idle = appIdleTimeout
+		c.Dial = func(ctx context.Context) (net.Conn, error) {
+			return p.dial(ctx, to.addr, time.Duration(l.connect.Load()))
+		}
+	}
+	l.Upstream = p.engine.Upstream(c)
+	w.links.Store(to, l)
+	return l
+}
+
+// dial connects. Its error is errConnect.
+func (p *Proxy) dial(ctx context.Context, to netip.AddrPort, within time.Duration) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	c, err := p.c.Dial(ctx, to)
+	if err != nil {
+		return nil, errConnect
+	}
+	return c, nil
+}
+
+// dialTunnel connects to the agent of another node and shakes hands. Its error is a fault.
+func (p *Proxy) dialTunnel(ctx context.Context, src mesh.Identity, to *place, within time.Duration) (net.Conn, error) {
+	cctx, cancel := context.WithTimeout(ctx, certTimeout)
+	defer cancel()
+	cfg, err := p.c.TLS.ClientConfig(cctx, src, to.dst, to.svc.FQDN(), "h2")
+	if err != nil {
+		p.warn("a caller has no certificate", "caller", src.String(), "err", err)
+		return nil, errNoCert
+	}
+	raw, err := p.dial(ctx, to.addr, within)
+	if err != nil {
+		return nil, err
+	}
+	c := tls.Client(engine.NewLink(raw), cfg)
+	hctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+	defer cancel()
+	if err := c.HandshakeContext(hctx); err != nil {
+		raw.Close()
+		p.warn("no tunnel to another host", "node", to.node.String(), "address", to.addr, "service", to.svc.String(), "caller", src.String(), "err", err)
+		return nil, errConnect
+	}
+	return c, nil
+}
+
+// prune closes and forgets links to what the snapshot does not have any more, and those that nobody used for long. Calls that use one
+// end as they would.
+func (l *links) prune(s *mesh.Snapshot, now time.Time) {
+	wanted := map[place]bool{}
+	for _, svc := range s.Services {
+		for _, i := range svc.Instances {
+			if k, ok := placeOf(s, i); ok {
+				wanted[k] = true
+			}
+		}
+	}
+	old := now.Add(-2 * idleTimeout).Unix()
+	var ending []*link
+	defer func() { // without the lock: the engine may ask for links meanwhile
+		for _, k := range ending {
+			k.Close()
+		}
+	}()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for k := range l.places {
+		if !wanted[k] {
+			delete(l.places, k)
+		}
+	}
+	for id, w := range l.who {
+		left := 0
+		w.links.Range(func(k, v any) bool {
+			if v := v.(*link); !wanted[*k.(*place)] || v.used.Load() < old {
+				ending = append(ending, v)
+				w.links.Delete(k)
+			} else {
+				left++
+			}
+			return true
+		})
+		if left == 0 && w.conns == 0 {
+			delete(l.who, id)
+		}
+	}
+}

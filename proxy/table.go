@@ -1,0 +1,317 @@
+package proxy
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/meshagent/meshagent/internal/telemetry"
+	"github.com/meshagent/meshagent/mesh"
+	"github.com/meshagent/meshagent/mesh/policy"
+	"github.com/meshagent/meshagent/proxy/http1"
+	"github.com/meshagent/meshagent/proxy/lb"
+	"github.com/meshagent/meshagent/proxy/route"
+)
+
+// table is a snapshot with what the data path looks up in it. What calls need is resolved when the first of its kind comes, so that
+// the others find it by pointers. All of it is immutable but the maps of what was resolved.
+type table struct {
+	snap    *mesh.Snapshot // nil before the first
+	model   *policy.Model  // nil before the first policies
+	dests   sync.Map       // destKey -> *destination
+	targets sync.Map       // *mesh.Instance -> *target
+	local   sync.Map       // mesh.ServiceName -> map[string]*target, of the instances of this host by their id
+}
+
+// current returns the table of the current snapshot.
+func (p *Proxy) current() *table {
+	s, t := p.c.Snapshots.Load(), p.table.Load()
+	if t == nil || t.snap != s {
+		t = &table{snap: s, model: model(s)}
+		p.table.Store(t)
+	}
+	return t
+}
+
+// model is what the proxy asks of compiled policy.
+func model(s *mesh.Snapshot) *policy.Model {
+	if s == nil {
+		return nil
+	}
+	m, _ := s.Model.(*policy.Model)
+	return m
+}
+
+// view is what calls of one port of a service are decided by.
+type view struct {
+	t      *table
+	port   uint16
+	policy *policy.ServicePolicy
+	http   map[*policy.HTTPRoute]*rule // nil is the default
+	tcp    map[*policy.TCPRoute]*rule
+	none   *rule // of calls that come to no rule
+}
+
+// view returns the current view of the listener's port.
+func (l *listener) current() *view {
+	t, port := l.p.current(), uint16(l.port.Load())
+	if v := l.view.Load(); v != nil && v.t == t && v.port == port {
+		return v
+	}
+	v := &view{t: t, port: port, policy: t.model.Service(l.svc), none: &rule{}}
+	own := policy.Action{Retry: policy.DefaultRetry()}
+	if t.model == nil {
+		l.view.Store(v)
+		return v
+	}
+	if l.l7 {
+		v.http = map[*policy.HTTPRoute]*rule{nil: l.p.rule(t, l.svc, port, &own, true, "")}
+		for r := range v.policy.AllHTTP() {
+			if v.http[r] == nil {
+				v.http[r] = l.p.rule(t, l.svc, port, &r.Action, true, ruleName(r.Policy, r.Name, r.Index))
+			}
+		}
+	} else {
+		v.tcp = map[*policy.TCPRoute]*rule{nil: l.p.rule(t, l.svc, port, &own, false, "")}
+		for r := range v.policy.AllTCP() {
+			if v.tcp[r] == nil {
+				v.tcp[r] = l.p.rule(t, l.svc, port, &policy.Action{Destinations: r.Destinations}, false, ruleName(r.Policy, "", r.Index))
+			}
+		}
+	}
+	l.view.Store(v)
+	return v
+}
+
+// ruleName names a rule of a policy: namespace/policy/name, or its number where it has no name.
+func ruleName(k mesh.PolicyKey, name string, index int) string {
+	if name == "" {
+		name = strconv.Itoa(index)
+	}
+	return k.Namespace + "/" + k.Name + "/" + name
+}
+
+// rule is a rule of a service's policy, with where it leads.
+type rule struct {
+	name   string // "" for the default
+	act    *policy.Action
+	splits []split
+	total  uint64   // of their weights
+	stats  sync.Map // *who -> *stats
+}
+
+// split is one destination of a rule.
+type split struct {
+	weight uint64
+	dest   *destination
+	fault  *fault // why there is none
+
+	request, response route.Change
+	forged            *http1.Names // dropped from a request
+	reserved, removed *http1.Names // dropped from an answer of an application of this host, of another agent
+}
+
+// rule resolves what a rule does with calls that came to a port of a service.
+func (p *Proxy) rule(t *table, svc mesh.ServiceName, port uint16, act *policy.Action, l7 bool, name string) *rule {
+	r := &rule{name: name, act: act}
+	ds := act.Destinations
+	if len(ds) == 0 {
+		ds = []policy.Split{{Service: svc, Port: port, Weight: 1}}
+	}
+	for i := range ds {
+		d := destinationOf(t.snap, &ds[i], port)
+		s := split{weight: uint64(d.Weight)}
+		s.dest, s.fault = p.destination(t, destKey{d.Service, d.Subset, d.Port, l7})
+		s.request.Set = []http1.Pair{{Name: forwardedFor}, {Name: "X-Forwarded-Proto", Value: []byte("http")}, {Name: requestID}}
+		for _, h := range []*policy.HeaderOps{&act.Headers, &d.Headers} {
+			s.request.Then(h.RequestRemove, h.RequestSet, h.RequestAdd)
+			s.response.Then(h.ResponseRemove, h.ResponseSet, h.ResponseAdd)
+		}
+		s.forged, s.reserved = route.Forged(s.request.Drop...), route.Reserved(s.response.Drop...)
+		s.removed = http1.NewNames(s.response.Drop...)
+		r.splits = append(r.splits, s)
+		r.total += s.weight
+	}
+	return r
+}
+
+// draw chooses a destination by weight.
+func (r *rule) draw() *split {
+	if r.total == 0 {
+		return &split{fault: errNowhere}
+	}
+	n := uint64(0)
+	if len(r.splits) > 1 {
+		n = rand.Uint64N(r.total)
+	}
+	for i := range r.splits {
+		if n < r.splits[i].weight {
+			return &r.splits[i]
+		}
+		n -= r.splits[i].weight
+	}
+	panic("proxy: a draw beyond the sum of weights")
+}
+
+// destinationOf completes a destination: without a port it is called at the port that was called if it has that, else at its only one.
+func destinationOf(s *mesh.Snapshot, in *policy.Split, called uint16) policy.Split {
+	d := *in // the model is shared
+	if d.Port == 0 {
+		d.Port = called
+		if v := s.Services[d.Service]; v != nil {
+			if ports := v.Ports(); len(ports) == 1 {
+				d.Port = ports[0]
+			}
+		}
+	}
+	return d
+}
+
+// destKey names what a call goes to. A request never goes to an instance that takes connections, nor the reverse.
+type destKey struct {
+	svc    mesh.ServiceName
+	subset string
+	port   uint16
+	l7     bool
+}
+
+// destination is the instances that a call may go to. It is immutable.
+type destination struct {
+	connect time.Duration // of one connection
+	budget  *budget
+	retries telemetry.Counter
+	targets []*target
+	picker  *lb.Picker // of the same indices
+}
+
+// target is an instance with how it is called.
+type target struct {
+	*mesh.Instance
+	id       []byte
+	host     []byte // as authority of a CONNECT
+	dst      string // its identity
+	local    bool   // it is of this host
+	loop     bool   // its address is one of ours
+	place    *place
+	endpoint *lb.Endpoint
+	policy   policy.Target
+}
+
+// destination resolves a destination.
+func (p *Proxy) destination(t *table, k destKey) (*destination, *fault) {
+	if v, ok := t.dests.Load(k); ok {
+		return v.(*destination), nil
+	}
+	if k.svc.IsZero() {
+		return nil, errNowhere
+	}
+	svc := t.snap.Services[k.svc]
+	if svc == nil {
+		return nil, errNone
+	}
+	rule := t.model.Service(k.svc).Destination
+	traffic, labels := &rule.Traffic, mesh.Labels(nil)
+	if k.subset != "" {
+		sub := rule.Subsets[k.subset]
+		if sub == nil {
+			return nil, errNoSubset
+		}
+		traffic, labels = &sub.Traffic, sub.Labels
+	}
+	v := &destination{connect: dialTimeout, budget: p.budget(k.svc), retries: p.metrics.retries.With(k.svc.String())}
+	if traffic.ConnectTimeout > 0 {
+		v.connect = traffic.ConnectTimeout
+	}
+	var cs []lb.Candidate
+	for _, i := range svc.Instances {
+		if t.snap.Usable(i) && i.CallPort() == k.port && i.Protocol.L7() == k.l7 && i.Labels.Match(labels) {
+			to := p.target(t, i)
+			v.targets = append(v.targets, to)
+			cs = append(cs, lb.Candidate{Endpoint: to.endpoint, Weight: uint32(i.Weight), Name: i.Node.String() + "/" + i.ID})
+		}
+	}
+	if len(v.targets) == 0 {
+		return nil, errNone
+	}
+	v.picker = lb.New(lb.Config{Algorithm: lb.Algorithm(traffic.LB), Outlier: lb.DefaultOutlier, Ejected: func(e lb.Ejection) { p.ejected(v.targets[e.Index], e) }}, cs)
+	got, _ := t.dests.LoadOrStore(k, v)
+	return got.(*destination), nil
+}
+
+// ejected counts and says that an instance sits out.
+func (p *Proxy) ejected(t *target, e lb.Ejection) {
+	p.metrics.ejections.With(t.Service.String()).Inc()
+	p.c.Log.Info("an instance fails and sits out", "service", t.Service.String(), "instance", t.ID, "node", t.Node.String(), "reason", string(e.Reason), "for", e.For)
+}
+
+// target resolves an instance.
+func (p *Proxy) target(t *table, i *mesh.Instance) *target {
+	if v, ok := t.targets.Load(i); ok {
+		return v.(*target)
+	}
+	v := &target{Instance: i, id: []byte(i.ID), host: fmt.Appendf(nil, "%s:%d", i.ID, i.CallPort()), dst: i.Identity(t.snap.TrustDomain).String(), local: i.Node == t.snap.Self, endpoint: p.endpoint(i),
+		policy: policy.Target{Service: i.Service, Labels: i.Labels, Port: i.CallPort()}}
+	v.loop = v.local && p.c.VIPRange.Contains(i.Addr.Unmap())
+	if k, ok := placeOf(t.snap, i); ok {
+		v.place = p.links.place(k)
+	}
+	got, _ := t.targets.LoadOrStore(i, v)
+	return got.(*target)
+}
+
+// here returns the instances of this host of a service, by their id.
+func (p *Proxy) here(t *table, svc mesh.ServiceName) map[string]*target {
+	if v, ok := t.local.Load(svc); ok {
+		return v.(map[string]*target)
+	}
+	all := map[string]*target{}
+	if s := t.snap.Services[svc]; s != nil {
+		for _, i := range s.Instances {
+			if i.Node == t.snap.Self {
+				all[i.ID] = p.target(t, i)
+			}
+		}
+	}
+	t.local.Store(svc, all)
+	return all
+}
+
+type endpointKey struct {
+	node mesh.NodeID
+	svc  mesh.ServiceName
+	id   string
+}
+
+func (p *Proxy) endpoint(i *mesh.Instance) *lb.Endpoint {
+	e, _ := p.endpoints.LoadOrStore(endpointKey{i.Node, i.Service, i.ID}, &lb.Endpoint{})
+	return e.(*lb.Endpoint)
+}
+
+func (p *Proxy) budget(s mesh.ServiceName) *budget {
+	b, _ := p.budgets.LoadOrStore(s, &budget{})
+	return b.(*budget)
+}
+
+// forget drops the state of instances and services that the snapshot does not have any more.
+func (p *Proxy) forget(s *mesh.Snapshot) {
+	known := map[endpointKey]bool{}
+	for _, svc := range s.Services {
+		for _, i := range svc.Instances {
+			known[endpointKey{i.Node, i.Service, i.ID}] = true
+		}
+	}
+	p.endpoints.Range(func(k, _ any) bool {
+		if !known[k.(endpointKey)] {
+			p.endpoints.Delete(k)
+		}
+		return true
+	})
+	p.budgets.Range(func(k, _ any) bool {
+		if s.Services[k.(mesh.ServiceName)] == nil {
+			p.budgets.Delete(k)
+		}
+		return true
+	})
+}
