@@ -5,8 +5,7 @@ import (
 	"net/netip"
 )
 
-// socket is what a loop reads from and writes to. Nothing in it waits. TLS in a loop will be another one: crypto/tls over a descriptor
-// works if reads report errAgain as a temporary net.Error, and if writes keep what the descriptor does not take, for its errors stay.
+// socket is what a loop reads from and writes to. Nothing in it waits. There are netSocket, fdSocket and tlsSocket.
 type socket interface {
 	// read returns errAgain when there is nothing; the connection is stepped when there is something again.
 	read(p []byte) (int, error)
