@@ -3,7 +3,6 @@ package lb
 import (
 	"sync"
 	"sync/atomic"
-	"time"
 )
 
 // Endpoint is the live state of one instance; it outlives snapshots and the Pickers made of them. The zero value is ready.
@@ -15,8 +14,7 @@ type Endpoint struct {
 	since  atomic.Int64  // when it began to serve, for Warmup; 0 is long ago
 	rate   rate
 
-	mu    sync.Mutex // guards what follows, and orders writes of until
-	fails int        // in a row, of End
+	mu    sync.Mutex // guards times, and orders writes of until
 	times int        // ejections, each of which makes the next longer
 }
 
@@ -26,7 +24,5 @@ func (e *Endpoint) Start(now int64) { e.since.Store(now) }
 // Active returns the calls in flight.
 func (e *Endpoint) Active() int64 { return e.active.Load() }
 
-// Ejected reports whether the instance sits out at now.
-func (e *Endpoint) Ejected(now time.Time) bool { return e.out(now.UnixNano()) }
-
+// out reports whether the instance sits out.
 func (e *Endpoint) out(now int64) bool { return now < e.until.Load() }
