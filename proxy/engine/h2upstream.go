@@ -11,6 +11,7 @@ func (c *conn) openStreams() {
 	l.scratch.Now = l.now / 1e6
 	c.h = &mux{Conn: http2.NewClient(c.pool.up.options, &l.scratch), heard: l.now}
 	c.since = l.now
+	c.pool.serve(c)
 	l.queue(c)
 }
 

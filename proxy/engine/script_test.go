@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/meshagent/meshagent/proxy/http2"
 )
@@ -15,7 +16,9 @@ type h2 struct {
 	x       http2.Scratch
 	in      []byte // what was read and not used
 	streams map[uint32]*http2.Stream
-	lazy    bool // gives no window for what came
+	line    string // the last event
+	last    uint32 // the stream of the last event
+	lazy    bool   // gives no window for what came
 }
 
 func (p *peer) h2client() *h2 {
@@ -47,30 +50,44 @@ func (h *h2) write() {
 // next gives the next event as a line.
 func (h *h2) next() string {
 	h.w.t.Helper()
+	h.more()
+	return h.line
+}
+
+// more puts the next event into line, and tells if it is one: else it is how the connection ended.
+func (h *h2) more() bool {
 	for {
+		h.x.Now = time.Now().UnixMilli()
 		ev, n, err := h.Next(h.in)
 		h.in = h.in[n:]
-		if err != nil {
-			h.write()
-			return err.Error()
+		if err == nil && ev.Kind != http2.EventNone {
+			h.line = h.show(&ev)
+			return true
 		}
-		if ev.Kind != http2.EventNone {
-			return h.line(&ev)
-		}
-		h.write()
-		buf := make([]byte, 64<<10)
-		k, err := h.Read(buf)
-		if err == io.EOF {
-			return "end"
+		if err == nil {
+			h.peer.Write(h.Out) // if that fails, so does what follows
+			h.Out = h.Out[:0]
+			buf := make([]byte, 64<<10)
+			n, err = h.Read(buf)
+			h.in = append(h.in, buf[:n]...)
 		}
 		if err != nil {
-			return err.Error()
+			h.line = err.Error()
+			if err == io.EOF {
+				h.line = "end"
+			}
+			return false
 		}
-		h.in = append(h.in, buf[:k]...)
 	}
 }
 
-func (h *h2) line(ev *http2.Event) string {
+// idle does what connections do by themselves, to the end.
+func (h *h2) idle() {
+	for h.more() {
+	}
+}
+
+func (h *h2) show(ev *http2.Event) string {
 	var b strings.Builder
 	kinds := map[http2.Kind]string{http2.EventRequest: "request", http2.EventResponse: "response", http2.EventInterim: "interim", http2.EventData: "data",
 		http2.EventTrailers: "trailers", http2.EventReset: "reset", http2.EventRefused: "refused", http2.EventWritable: "writable",
@@ -81,6 +98,7 @@ func (h *h2) line(ev *http2.Event) string {
 	}
 	if ev.ID != 0 {
 		fmt.Fprintf(&b, " %d", ev.ID)
+		h.last = ev.ID
 	}
 	switch ev.Kind {
 	case http2.EventRequest, http2.EventResponse, http2.EventInterim, http2.EventTrailers:
@@ -137,15 +155,16 @@ func (h *h2) want(lines ...string) {
 // until leaves out what comes before an event, and gives that.
 func (h *h2) until(prefix string) string {
 	h.w.t.Helper()
-	for {
-		switch got := h.next(); {
-		case strings.HasPrefix(got, prefix):
+	for h.more() {
+		if strings.HasPrefix(h.line, prefix) {
 			h.write()
-			return got
-		case strings.HasPrefix(got, "end") || strings.Contains(got, "reset by peer") || strings.Contains(got, "timeout"):
-			h.fail("got %q, want %q", got, prefix)
+			return h.line
 		}
 	}
+	if h.line != prefix {
+		h.fail("got %q, want %q", h.line, prefix)
+	}
+	return h.line
 }
 
 // bytes reads this much of the data of a stream.

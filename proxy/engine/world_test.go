@@ -2,6 +2,7 @@ package engine
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,6 +25,7 @@ type scenario struct {
 	only    string // drivers, if not all
 	not     string // protocols that it makes no sense over: see protocols
 	limits  Limits
+	loops   int                                  // 2 if it is 0
 	raw     bool                                 // the client's connection is one call
 	to      UpstreamConfig                       // what the servers speak: scripts play it as it is. Nothing stands between then
 	decide  func(w *world, c *Call)              // sends to the servers if it is nil
@@ -166,7 +168,7 @@ func newWorldVia(t testing.TB, driver, via string, s *scenario) *world {
 		s.limits.Dial = patience // a handshake takes its time on a busy machine
 	}
 	var err error
-	if w.e, err = New(Config{Handler: w, Limits: s.limits, Loops: 2, Portable: portable(driver)}); err != nil {
+	if w.e, err = New(Config{Handler: w, Limits: s.limits, Loops: cmp.Or(s.loops, 2), Portable: portable(driver)}); err != nil {
 		t.Fatal(err)
 	}
 	back := listen(t, driver, "servers")
