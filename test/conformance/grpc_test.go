@@ -4,10 +4,13 @@ package conformance
 
 import (
 	"context"
+	"io"
+	"net/http"
 	"net/netip"
 	"os/exec"
 	"regexp"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -51,6 +54,37 @@ func callInterop(t *testing.T, to netip.AddrPort) {
 				"--soak_iterations", "100", "--soak_overall_timeout_seconds", "20", "--service_config_json", orcaBalancer).CombinedOutput()
 			if err != nil {
 				t.Errorf("%v\n%s", err, out)
+			}
+		})
+	}
+}
+
+// TestDeadlineOfGRPC: a caller that has no clock of its own sees what the mesh says when its time is up (BEHAVIOURS 12).
+func TestDeadlineOfGRPC(t *testing.T) {
+	app, caller := twoHops(t, 138)
+	serve(t, app, "late", "grpc", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", r.Header.Get("Content-Type"))
+		w.Header().Set("Trailer", "Grpc-Status")
+		if strings.Contains(r.URL.Path, "Head") {
+			w.(http.Flusher).Flush()
+		}
+		if strings.Contains(r.URL.Path, "Part") {
+			io.WriteString(w, "\x00\x00\x00\x00\x10half")
+			w.(http.Flusher).Flush()
+		}
+		<-r.Context().Done()
+	}))
+	url := "http://" + caller.Reach("late").String()
+	c := httpClient(t, 2)
+	for _, method := range []string{"Nothing", "Head", "HeadAndPart"} {
+		t.Run(method, func(t *testing.T) {
+			resp, _, err := call(c, "POST", url+"/late.Service/"+method, strings.NewReader(""), "Content-Type", "application/grpc+json", "TE", "trailers", "Grpc-Timeout", "100m")
+			if err != nil {
+				t.Fatal(err)
+			}
+			status := resp.Trailer.Get("Grpc-Status") + resp.Header.Get("Grpc-Status")
+			if resp.StatusCode != 200 || status != "4" || resp.Header.Get("Content-Type") != "application/grpc+json" {
+				t.Errorf("%s, grpc-status %q, %v", resp.Status, status, resp.Header)
 			}
 		})
 	}
