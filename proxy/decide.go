@@ -160,16 +160,22 @@ func (c *call) forward(r *policy.HTTPRoute) *fault {
 	return c.try(x.Result.Start)
 }
 
-// limit sets the time of the call: that of the rule, or less, when a gRPC caller waits less.
+// ownGrace is how much longer than a caller's own time the proxy waits: the caller and the service both look at it, and know better how to
+// end what has begun.
+const ownGrace = 100 * time.Millisecond
+
+// limit sets the time of the call: that of the rule, or less, when a gRPC caller waits less. A delay by a fault does not count.
 func (c *call) limit(rule time.Duration) {
-	c.within = rule
+	d := &c.x.Decision
+	if rule > 0 {
+		c.deadline = c.held + rule
+		d.Timeout = c.deadline
+	}
 	if h := &c.x.Request; isGRPC(h.Get("content-type")) {
 		if g, ok := route.ParseGRPCTimeout(text(h.Get(route.GRPCTimeout))); ok && (rule == 0 || g < rule) {
-			c.within, c.grpcOwn = max(g, 1), true
+			c.deadline, c.grpcOwn = c.held+g, true
+			d.Timeout = c.deadline + ownGrace
 		}
-	}
-	if c.within > 0 {
-		c.x.Decision.Timeout = c.held + c.within
 	}
 }
 
@@ -264,9 +270,9 @@ func (c *call) edit(t *target, l *link, now time.Time) {
 			q.Set = append(q.Set, p)
 		}
 	}
-	if c.within > 0 && x.Request.Get(route.GRPCTimeout) != nil {
+	if x.Decision.Timeout > 0 && x.Request.Get(route.GRPCTimeout) != nil {
 		at := len(x.Scratch)
-		x.Scratch = route.AppendGRPCTimeout(x.Scratch, x.Decision.Timeout-now.Add(x.Decision.Delay).Sub(x.Result.Start))
+		x.Scratch = route.AppendGRPCTimeout(x.Scratch, c.deadline-now.Add(x.Decision.Delay).Sub(x.Result.Start))
 		q.Set = append(q.Set, http1.Pair{Name: route.GRPCTimeout, Value: x.Scratch[at:len(x.Scratch):len(x.Scratch)]})
 	}
 	if a.Drop = s.removed; t.local {

@@ -46,7 +46,7 @@ type state struct {
 	wireHost []byte         // the same of the host
 	wireID   []byte         // the same of the id
 	grpcOwn  bool           // the time-out is the caller's, and says nothing of the instance
-	within   time.Duration  // of the whole call, from when what was decided began; 0 is no limit
+	deadline time.Duration  // of the whole call, from its beginning; if Decision.Timeout is set
 	held     time.Duration  // by a fault of the rule
 
 	target   *target // the last one tried
