@@ -195,14 +195,17 @@ func (x *Call) clientReady() {
 
 // upstreamReady goes on with a request for which the upstream has room again.
 func (x *Call) upstreamReady() {
-	if x.held { // it was the upstream that we waited for
+	held := x.held
+	if held { // it was the upstream that we waited for
 		x.held, x.window, x.before = false, x.l.now, x.Result.Received
 	}
 	if x.cs != nil {
 		x.client.repay(x.cs, &x.ask)
 	} else {
 		x.client.arm()
-		x.l.queue(x.client)
+		if held || x.tunnel {
+			x.l.queue(x.client)
+		}
 	}
 	x.arm()
 	if x.tunnel {

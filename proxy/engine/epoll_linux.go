@@ -359,6 +359,13 @@ func (e *Engine) serve(ctx context.Context, ln net.Listener, tag any) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.closed = true
+	for _, l := range e.loops { // the socket may go on, by a copy of the descriptor that others have
+		l.mu.Lock()
+		if !l.ended {
+			unix.EpollCtl(l.poll.ep, unix.EPOLL_CTL_DEL, fd, nil)
+		}
+		l.mu.Unlock()
+	}
 	return unix.Close(fd)
 }
 

@@ -56,7 +56,7 @@ func (c *conn) requestEvent(ev *http2.Event) {
 	case http2.EventWritable, http2.EventSettings:
 		c.h.settled = c.h.settled || ev.Kind == http2.EventSettings
 		if ev.Stream != nil {
-			c.resumeStream(ev.Stream)
+			c.resumeStream(ev.Stream.Owner.(*Call))
 		} else {
 			c.resume()
 		}

@@ -133,7 +133,7 @@ func (c *conn) answerEvent(ev *http2.Event) {
 	case http2.EventWritable, http2.EventSettings:
 		c.h.settled = c.h.settled || ev.Kind == http2.EventSettings
 		if c.pool.streams = c.h.Most(); ev.Stream != nil {
-			c.resumeStream(ev.Stream)
+			c.resumeStream(ev.Stream.Owner.(*Call))
 		} else {
 			c.resume()
 		}

@@ -3,6 +3,7 @@ package engine
 import (
 	"errors"
 	"io"
+	"slices"
 
 	"github.com/meshagent/meshagent/proxy/http2"
 )
@@ -10,12 +11,13 @@ import (
 // mux is what a connection of HTTP/2 has beside others. Its streams belong to Calls.
 type mux struct {
 	*http2.Conn
-	settled bool  // the peer's settings came
-	heard   int64 // when something came last
-	pinged  int64 // when we asked if the peer is there, of whom nothing came since; else 0
-	head    int64 // when a head began that has not ended; else 0
-	warned  int64 // when we told the client that we end; 0 if not, or if it has read it
-	leaving bool  // Shutdown was called
+	settled bool    // the peer's settings came
+	heard   int64   // when something came last
+	pinged  int64   // when we asked if the peer is there, of whom nothing came since; else 0
+	head    int64   // when a head began that has not ended; else 0
+	warned  int64   // when we told the client that we end; 0 if not, or if it has read it
+	leaving bool    // Shutdown was called
+	waiting []*Call // those whose lane to this connection waits: whose turn is first, when there is room for some
 }
 
 // lane is what one direction of a call needs where a stream of HTTP/2 is at one of its ends.
@@ -206,6 +208,9 @@ func (c *conn) cutStreams(f Flag) {
 
 // closeStream gives a stream back. If it has not ended the peer is told by the code.
 func (c *conn) closeStream(s *http2.Stream, code http2.Code) {
+	if x := s.Owner.(*Call); c.laneTo(x).waits() {
+		c.waitsNoMore(x)
+	}
 	s.Owner = nil
 	c.space(64)
 	c.h.Close(s, code)
@@ -317,20 +322,52 @@ func (c *conn) muxTimeout(now int64) {
 	}
 }
 
-// resume goes on with all streams of a connection that takes data again.
+// laneTo is the direction of a call that goes to this connection.
+func (c *conn) laneTo(x *Call) *lane {
+	if c.pool != nil {
+		return &x.ask
+	}
+	return &x.ans
+}
+
+func (c *conn) waitsNoMore(x *Call) {
+	w := c.h.waiting
+	c.h.waiting = slices.Delete(w, slices.Index(w, x), slices.Index(w, x)+1)
+}
+
+// resume goes on with all streams of a connection that takes data again. Where there is not enough room for all, whoever got the last of
+// it is the last the next time.
 func (c *conn) resume() {
+	w, last := c.h.waiting, 0
+	for i, x := range w {
+		if before := c.laneTo(x).at; c.drain(x) || c.laneTo(x).at > before {
+			last = i + 1
+		}
+	}
+	slices.Reverse(w[:last])
+	slices.Reverse(w[last:])
+	slices.Reverse(w)
+	c.h.waiting = slices.DeleteFunc(w, func(x *Call) bool { return !c.laneTo(x).waits() })
 	for s := range c.h.Streams() {
-		c.resumeStream(s)
+		c.ready(s.Owner.(*Call))
 	}
 }
 
-func (c *conn) resumeStream(s *http2.Stream) {
-	x := s.Owner.(*Call)
-	if c.pool != nil {
-		if c.drain(s, &x.ask) {
-			x.upstreamReady()
-		}
-	} else if c.drain(s, &x.ans) {
+// resumeStream goes on with one stream.
+func (c *conn) resumeStream(x *Call) {
+	if n := c.laneTo(x); n.waits() && c.drain(x) {
+		c.waitsNoMore(x)
+	}
+	c.ready(x)
+}
+
+// ready goes on with the call if nothing of it waits.
+func (c *conn) ready(x *Call) {
+	switch {
+	case c.laneTo(x).waits():
+	case c.pool != nil:
+		x.upstreamReady()
+	default:
 		x.clientReady()
 	}
 }
@@ -350,8 +387,10 @@ func (c *conn) give(s *http2.Stream, n *lane, data []byte, end bool) {
 	begins := !n.waits()
 	n.rest = append(c.l.buffers.grow(n.rest, len(data)), data...)
 	if begins {
+		x := s.Owner.(*Call)
+		c.h.waiting = append(c.h.waiting, x)
 		n.since = c.l.now
-		s.Owner.(*Call).arm()
+		x.arm()
 	}
 }
 
@@ -369,10 +408,14 @@ func (c *conn) giveTrailers(x *Call, s *http2.Stream, n *lane) {
 	c.wrote()
 }
 
-// drain goes on with what waits in a lane, and tells if nothing waits any more.
-func (c *conn) drain(s *http2.Stream, n *lane) bool {
-	if !n.waits() || c.full() {
-		return !n.waits()
+// drain goes on with what waits in the lane of a call to this connection, and tells if nothing waits any more.
+func (c *conn) drain(x *Call) bool {
+	n, s := c.laneTo(x), x.cs
+	if c.pool != nil {
+		s = x.us
+	}
+	if c.full() {
+		return false
 	}
 	p := n.rest[n.at:]
 	room := min(len(p), c.h.Room(s))
@@ -389,7 +432,7 @@ func (c *conn) drain(s *http2.Stream, n *lane) bool {
 	c.l.buffers.put(n.rest)
 	n.rest, n.at = nil, 0
 	if n.end && n.tail != nil {
-		c.giveTrailers(s.Owner.(*Call), s, n)
+		c.giveTrailers(x, s, n)
 	}
 	return true
 }

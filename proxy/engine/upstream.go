@@ -96,11 +96,11 @@ func (x *Call) leave(reset bool) {
 // release gives a stream of the upstream back, which is cancelled if it has not ended.
 func (x *Call) release() {
 	up, s, n := x.up, x.us, &x.ask
+	up.used = true
+	up.closeStream(s, http2.Cancel)
 	x.up, x.us = nil, nil
 	x.l.buffers.put(n.rest)
 	n.rest, n.at = nil, 0
-	up.used = true
-	up.closeStream(s, http2.Cancel)
 }
 
 // maxAttempts bounds what a handler can ask for.
