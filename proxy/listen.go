@@ -114,7 +114,7 @@ func (p *Proxy) listenLocked(ctx context.Context, svc mesh.ServiceName, at netip
 		old.each((*engine.Conn).Close)
 		delete(p.listeners.all, at)
 	}
-	ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp4", at.String())
+	ln, err := p.c.Sockets.Listen(ctx, &net.ListenConfig{}, "tcp4", at.String())
 	if err != nil {
 		return fmt.Errorf("proxy: listen for %v: %w", svc, err)
 	}

@@ -74,7 +74,7 @@ type Callers interface {
 	Caller(ctx context.Context, client, server netip.AddrPort) (mesh.Identity, *mesh.Instance)
 }
 
-// Config is what New needs; all but HTTPPort, VIPFile, AccessLog, Metrics, Dial and Loops is required.
+// Config is what New needs; all but HTTPPort, VIPFile, AccessLog, Metrics, Dial, Loops and Sockets is required.
 type Config struct {
 	Snapshots Snapshots
 	TLS       TLS
@@ -87,6 +87,18 @@ type Config struct {
 	Log       *slog.Logger
 	Dial      func(ctx context.Context, to netip.AddrPort) (net.Conn, error) // nil: the network
 	Loops     int                                                            // that share the work; 0 is one for each P
+	Sockets   Sockets                                                        // opens the ports of services; nil: the network
+}
+
+// Sockets opens listening sockets. One that was closed may be opened again at once.
+type Sockets interface {
+	Listen(ctx context.Context, lc *net.ListenConfig, network, address string) (net.Listener, error)
+}
+
+type network struct{}
+
+func (network) Listen(ctx context.Context, lc *net.ListenConfig, network, address string) (net.Listener, error) {
+	return lc.Listen(ctx, network, address)
 }
 
 // Proxy is the data path of one node. Its methods are safe for concurrent use.
@@ -124,6 +136,9 @@ func New(c Config) (*Proxy, error) {
 		c.Dial = func(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "tcp", to.String())
 		}
+	}
+	if c.Sockets == nil {
+		c.Sockets = network{}
 	}
 	v, err := newVIPs(c.VIPRange, c.VIPFile)
 	if err != nil {
