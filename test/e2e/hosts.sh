@@ -172,11 +172,6 @@ sum_up() {
     END {for (k in n) print n[k] " x " k; print "slowest " slowest " s"; if (to) printf "failed for %.1f s\n", to - from}' /run/calls.out
 }
 all_ok() { sum_up; ! on h3 grep -qv '^200 ' /run/calls.out; }
-# out_for SECONDS: where calls failed, nobody was there to answer, and it was for no longer than that.
-out_for() {
-  sum_up
-  on h3 awk -v most="$1" '$1 == 200 {next} {if (!from) from = $2; if ($1 != "000" || $2 - from > most) bad = 1} END {exit bad}' /run/calls.out
-}
 last_source() { on "$1" tail -n 1 /var/lib/meshagent/access.log; }
 logged() { # HOST DIRECTION SOURCE: the last line of the access log
   local l; l=$(last_source "$1"); echo "$l"
@@ -264,7 +259,7 @@ check "h2: systemctl restart meshagent" under_load $web on h2 systemctl restart 
 check "no call from another host failed" all_ok
 sum_up | sed "s/^/      /"
 check "h3: systemctl restart meshagent" under_load $web on h3 systemctl restart meshagent
-check "calls of this host wait or fail for 3 s at most, as its agent is away" out_for 3
+check "no call of this host failed: those that came meanwhile waited" all_ok
 sum_up | sed "s/^/      /"
 await "h3: web has three instances to call" 20 usable h3 web 3
 
