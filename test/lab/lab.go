@@ -30,15 +30,20 @@ import (
 // binary is the agent. Set by Main.
 var binary string
 
-// Main builds the agent, runs the tests, and ends the process with their code. It is for TestMain.
+// Main builds the agent, with the race detector if RACE is in the environment, runs the tests, and ends the process with their code.
+// It is for TestMain.
 func Main(m *testing.M) {
 	dir, err := os.MkdirTemp("", "meshagent-lab-")
 	if err != nil {
 		panic(err)
 	}
 	binary = filepath.Join(dir, "meshagent")
-	cmd := exec.Command("go", "build", "-trimpath", "-o", binary, "github.com/meshagent/meshagent/cmd/meshagent")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	race, cgo := os.Getenv("RACE") != "", "0"
+	if race {
+		cgo = "1"
+	}
+	cmd := exec.Command("go", "build", "-trimpath", "-race="+strconv.FormatBool(race), "-o", binary, "github.com/meshagent/meshagent/cmd/meshagent")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED="+cgo)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "build: %v\n%s", err, out)
 		os.RemoveAll(dir)
@@ -84,6 +89,7 @@ func New(t testing.TB, net, servers, clients int) *Cluster {
 		h := &Host{c: c, n: n}
 		c.Hosts = append(c.Hosts, h)
 		h.writeConfig()
+		t.Cleanup(h.inspect) // when the agent has ended
 		if n == 1 {
 			h.CLI("init", "--config", h.path("agent.yaml"), "--systemd=false", "--trust-domain", "test.mesh")
 		} else {
@@ -226,6 +232,20 @@ func (h *Host) Start() time.Duration {
 		return err
 	})
 	return time.Since(begin)
+}
+
+// inspect looks for what an agent says only of faults in its own code.
+func (h *Host) inspect() {
+	b, err := os.ReadFile(h.path("agent.log"))
+	if err != nil {
+		h.c.t.Error(err)
+	}
+	for _, fault := range []string{"panic: ", "fatal error: ", "DATA RACE"} {
+		if i := bytes.Index(b, []byte(fault)); i >= 0 {
+			h.c.t.Errorf("the log of %s:\n%.5000s", h.name(), b[max(0, i-500):])
+			return
+		}
+	}
 }
 
 // Spawn starts a verb of this program; the test's end kills it.
