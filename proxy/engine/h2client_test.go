@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"context"
 	"strconv"
 	"strings"
 	"testing"
@@ -282,6 +283,109 @@ func TestClientStreams(t *testing.T) {
 				h.want("response 1 200 length=1048576")
 				h.bytes(1, len(big))
 			}, want: []string{"GET / 200 - 0"}},
+		{name: "the answers of one turn go out in one write", only: "memory",
+			decide: func(_ *world, c *Call) { c.Decision.Answer = Answer{Status: 200, Body: []byte("ok")} },
+			client: func(p *peer) {
+				h := p.h2client().settled()
+				h.write()
+				p.settle()
+				for range 20 {
+					h.Open(&http2.Request{Method: []byte("GET"), Scheme: []byte("http"), Authority: []byte("x"), Path: []byte("/"), Length: -1}, nil, true)
+				}
+				h.write()
+				n, err := p.Read(make([]byte, 64<<10))
+				if err != nil || n < 20*(9+2) {
+					p.fail("the first read got %d bytes and %v", n, err)
+				}
+			}, want: repeat("GET / 200 - 0", 20)},
+		{name: "A5: streams that wait for the connection's window take turns",
+			decide: func(_ *world, c *Call) { c.Decision.Answer = Answer{Status: 200, Body: []byte(big)} },
+			client: func(p *peer) {
+				h := p.h2client()
+				h.Conn = http2.NewClient(http2.Options{StreamWindow: 1 << 16, ConnWindow: 1 << 18}, &h.x)
+				const n = 8
+				for range n {
+					h.open("GET", "/", true)
+				}
+				got := map[uint32]int{}
+				for ended := 0; ended < n; {
+					if !h.more() {
+						p.fail("%s", h.line)
+					}
+					_, data, _ := strings.Cut(h.line, "data ")
+					if got[h.last] += len(data); !strings.HasSuffix(data, " end") {
+						continue
+					}
+					if ended++; ended > 1 {
+						continue
+					}
+					for id := uint32(1); id < 2*n; id += 2 {
+						if got[id] < 1<<19 {
+							p.fail("when stream %d had all stream %d had %d bytes", h.last, id, got[id])
+						}
+					}
+				}
+			}, want: repeat("GET / 200 - 0", 8)},
+		{name: "E29: a drain: what has begun is ended, and the client told",
+			servers: []func(*peer){func(p *peer) { p.expect(get); p.w.pass(p); p.w.await(p); p.send(okay); p.gone() }},
+			client: func(p *peer) {
+				h := p.h2client()
+				h.open("GET", "/", true)
+				p.w.await(p)
+				drained := make(chan error, 1)
+				p.w.wg.Go(func() {
+					ctx, cancel := context.WithTimeout(p.w.t.Context(), patience)
+					defer cancel()
+					drained <- p.w.e.Drain(ctx)
+				})
+				h.want("goaway 2147483647 NO_ERROR")
+				h.want("goaway 1 NO_ERROR")
+				p.w.pass(p)
+				h.want("response 1 200 length=2", "data 1 ok end", "end")
+				p.Close()
+				if err := <-drained; err != nil {
+					p.fail("Drain: %v", err)
+				}
+			}, want: []string{"GET / 200 - 1"}},
+		{name: "a connection that is drained alone",
+			decide:  func(w *world, c *Call) { c.Decision.Upstream = w.up; c.Conn.Drain() },
+			servers: []func(*peer){func(p *peer) { p.expect(get); p.send(okay); p.gone() }},
+			client: func(p *peer) {
+				h := p.h2client()
+				h.open("GET", "/", true)
+				h.until("goaway 1 ")
+				for h.more() {
+				}
+				if h.line != "end" {
+					p.fail("%s", h.line)
+				}
+			}, want: []string{"GET / 200 - 1"}},
+		{name: "C24: a head alone of gRPC passes as it is, and trailers of others", to: UpstreamConfig{Protocol: HTTP2},
+			servers: []func(*peer){func(p *peer) {
+				h := p.h2server(http2.Options{})
+				h.want("request 1 POST x/ te")
+				h.respond(1, 200, -1, true, "grpc-status", "5")
+				h.want("reset 1 CANCEL")
+				h.Close(h.streams[1], 0)
+				h.want("request 3 POST x/ te", "data 3 one")
+				h.respond(3, 200, -1, false)
+				h.data(3, "two", false)
+				h.want("data 3 three end")
+				h.trailers(3, "grpc-status", "0")
+				h.idle()
+			}},
+			client: func(p *peer) {
+				h := p.h2client()
+				r := &http2.Request{Method: []byte("POST"), Scheme: []byte("http"), Authority: []byte("x"), Path: []byte("/"), Length: -1, Trailers: true}
+				h.openAs(r, false)
+				h.want("response 1 200 grpc-status=5 end", "reset 1 NO_ERROR")
+				h.Close(h.streams[1], 0)
+				h.openAs(r, false)
+				h.data(3, "one", false)
+				h.want("response 3 200", "data 3 two")
+				h.data(3, "three", true)
+				h.want("trailers 3 grpc-status=0 end")
+			}, want: []string{"POST / 200 - 1", "POST / 200 - 1"}},
 	} {
 		s.not = noStreams
 		t.Run(s.name, s.play)
