@@ -66,7 +66,7 @@ func httpClient(t *testing.T, version int) *http.Client {
 	return &http.Client{Transport: tr, Timeout: 20 * time.Second}
 }
 
-// call makes a request and returns the answer with its body.
+// call makes a request and returns the answer with its body, or with as much of it as came.
 func call(c *http.Client, method, url string, body io.Reader, header ...string) (*http.Response, []byte, error) {
 	r, err := http.NewRequest(method, url, body)
 	if err != nil {
