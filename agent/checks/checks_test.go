@@ -360,6 +360,7 @@ func TestSet(t *testing.T) {
 		_, version := c.Load()
 		c.Set(services(t, web("{type: http}", "{type: tcp}")))
 		c.Set(services(t, "{name: web, port: 80, protocol: http, weight: 7, checks: [{type: http}, {type: tcp}]}"))
+		synctest.Wait()
 		if _, v := c.Load(); v != version || a.dials() != 0 {
 			t.Errorf("nothing changed: version %d after %d", v, version)
 		}
@@ -375,8 +376,11 @@ func TestSet(t *testing.T) {
 		}
 
 		a.set("127.0.0.1:81", says(200, ""))
+		a.mu.Lock() // until then nobody is dialled
 		c.Set(services(t, "{name: web, port: 81, protocol: http, checks: [{type: http}, {type: tcp}]}"))
-		if m, _ := c.Load(); m[webKey].Checks[1].Output != "not asked yet" {
+		m, _ := c.Load()
+		a.mu.Unlock()
+		if m[webKey].Checks[1].Output != "not asked yet" {
 			t.Errorf("another port is another application: %+v", m)
 		}
 		if got := stands(c); got != "passing http=passing tcp=passing" {
