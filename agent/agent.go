@@ -81,6 +81,10 @@ type Agent struct {
 	policies   []mesh.Policy // as the catalog has them; of followPolicy
 	policyAt   uint64        // store index of policies
 
+	revoked atomic.Pointer[[]control.Revocation] // replaced by followPolicy; nil before the first
+	live    liveConns                            // of the mesh port
+	feeding sync.Mutex                           // orders feedCatalog
+
 	keyring atomic.Pointer[control.Keyring] // of gossip; replaced by followPolicy
 
 	lost atomic.Pointer[lostServers] // since when no server answers; nil while one does
@@ -203,6 +207,7 @@ func (a *Agent) open(ctx context.Context, g *run.Group) error {
 		a.log.Warn("the cached snapshot is not used", "err", err)
 	}
 	a.gossip.Restore(snap.Records)
+	a.takeRevoked(snap.Revoked)
 	if snap.Version > 0 {
 		a.setPolicy(snap.Index, snap.Policies)
 	} else {
@@ -214,7 +219,7 @@ func (a *Agent) open(ctx context.Context, g *run.Group) error {
 		return err
 	}
 	a.publishInstances()
-	a.catalog.SetRecords(a.gossip.Load())
+	a.feedCatalog()
 	a.catalog.Build()
 	if err := a.openProxy(); err != nil {
 		return err
@@ -308,7 +313,7 @@ func (a *Agent) servers() []netip.AddrPort {
 	if a.gossip != nil {
 		for _, r := range a.gossip.Load() {
 			switch {
-			case !r.Node.Server || r.Node.Status == mesh.Left:
+			case !r.Node.Server || r.Node.Status == mesh.Left || a.leaves.Revoked().Node(r.Node.ID):
 			case r.Node.Status <= mesh.Suspect:
 				out = append(out, r.Node.MeshAddr())
 			default:
@@ -353,7 +358,7 @@ func listen(what, addr string) (net.Listener, error) {
 
 // compile builds the model of policies.
 func (a *Agent) compile(index uint64, ps []mesh.Policy) mesh.Model {
-	m := policy.Compile(a.node.TrustDomain(), index, ps)
+	m := policy.Compile(a.node.TrustDomain(), index, slices.Concat(ps, denyRevoked(a.revocations())))
 	for _, p := range m.Problems() {
 		a.log.Warn("policy problem", "policy", p.Key.String(), "reason", p.Reason)
 	}

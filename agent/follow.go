@@ -112,6 +112,9 @@ func (a *Agent) takeChanges(c *control.Changes) {
 	if c.Keyring != nil {
 		a.takeKeyring(*c.Keyring)
 	}
+	if c.Revoked != nil {
+		a.takeRevoked(*c.Revoked)
+	}
 	changed := c.Full || len(c.Policies)+len(c.Deleted) > 0
 	ps := slices.Clone(a.policies)
 	if c.Full {
@@ -163,12 +166,12 @@ func (a *Agent) followGossip(ctx context.Context) error {
 	})
 	v := uint64(0)
 	for {
-		rs, next, err := a.gossip.Watch(ctx, v)
+		_, next, err := a.gossip.Watch(ctx, v)
 		if err != nil {
 			return nil
 		}
 		v = next
-		a.catalog.SetRecords(rs)
+		a.feedCatalog()
 	}
 }
 
@@ -185,7 +188,7 @@ func (a *Agent) keepSnapshot(ctx context.Context) error {
 		}
 		v = s.Version
 		if s.Model != nil {
-			if err := a.dir.saveSnapshot(snapshotFile{Index: s.StoreIndex, Policies: s.Policies, Records: a.gossip.Encoded(nil)}); err != nil {
+			if err := a.dir.saveSnapshot(snapshotFile{Index: s.StoreIndex, Policies: s.Policies, Records: a.gossip.Encoded(nil), Revoked: a.revocations()}); err != nil {
 				a.log.Warn("snapshot not saved", "err", err)
 			}
 			if srv := a.servers(); len(srv) > 0 && !slices.Equal(srv, a.member.servers()) {

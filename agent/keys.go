@@ -13,7 +13,6 @@ import (
 	"github.com/meshagent/meshagent/agent/api"
 	"github.com/meshagent/meshagent/agent/api/server"
 	"github.com/meshagent/meshagent/agent/control"
-	"github.com/meshagent/meshagent/ca"
 )
 
 func (b *backend) Keyring() api.Keyring { return keyring(*b.keyring.Load()) }
@@ -56,7 +55,7 @@ func (b *backend) RotateCA(ctx context.Context, o server.Operator) (api.CA, erro
 	return caOf(st)
 }
 
-func caOf(st ca.Status) (api.CA, error) {
+func caOf(st control.CAStatus) (api.CA, error) {
 	out := api.CA{Bundle: st.Bundle, Step: string(st.Step), Due: st.Due, Intermediate: st.Intermediate}
 	for _, r := range st.Roots {
 		c, err := x509.ParseCertificate(r.Cert)
@@ -65,7 +64,15 @@ func caOf(st ca.Status) (api.CA, error) {
 		}
 		out.Roots = append(out.Roots, api.CARoot{Root: rootOf(c), Role: string(r.Role), Created: r.Created})
 	}
+	for _, r := range st.Revoked {
+		out.Revoked = append(out.Revoked, api.Revocation(r))
+	}
 	return out, nil
+}
+
+func (b *backend) Revoke(ctx context.Context, o server.Operator, r api.Revoke) (api.Revocation, error) {
+	out, err := b.servers().Revoke(ctx, b.operator(o), control.RevokeSpec(r))
+	return api.Revocation(out), told(err)
 }
 
 func (b *backend) Bundle() []byte {

@@ -67,6 +67,9 @@ func (a *Agent) openPort(g *run.Group, m *control.Membership) error {
 		})
 		g.Add("server membership", func(ctx context.Context) error { return a.joinServers(ctx, at) })
 	}
+	for alpn, r := range routes {
+		routes[alpn] = a.live.guard(r, a.leaves.Revoked)
+	}
 	port := meshport.New(meshport.Config{Listener: ln, Routes: routes, Wrap: proxy.Link, Log: a.log, Metrics: a.metrics})
 	g.Add("control requests", func(ctx context.Context) error {
 		return run.ServeHTTP(ctx, agents, meshport.HTTPServer(mux), time.Second)

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 
+	"github.com/meshagent/meshagent/agent/control"
 	"github.com/meshagent/meshagent/mesh"
 )
 
@@ -14,10 +15,11 @@ const snapshotV = 1
 
 // snapshotFile is what a start without servers begins with: policy, and the records of the others as they signed them.
 type snapshotFile struct {
-	Version  int           `json:"version"`
-	Index    uint64        `json:"index"`
-	Policies []mesh.Policy `json:"policies"`
-	Records  [][]byte      `json:"records"`
+	Version  int                  `json:"version"`
+	Index    uint64               `json:"index"`
+	Policies []mesh.Policy        `json:"policies"`
+	Records  [][]byte             `json:"records"`
+	Revoked  []control.Revocation `json:"revoked,omitempty"`
 }
 
 // loadSnapshot returns an empty snapshot with Version 0 when there is none that can be read: it is only a cache.

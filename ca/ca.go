@@ -320,6 +320,7 @@ func earlier(a, b time.Time) time.Time {
 type Request struct {
 	CSR      []byte // DER
 	Identity mesh.Identity
+	Node     mesh.NodeID   // who asks; it is written into the certificate, so that it can be revoked with the node
 	TTL      time.Duration // 0 or more than Params.LeafTTL is that
 }
 
@@ -359,7 +360,8 @@ func (c *CA) Issue(ctx context.Context, r Request) (*Issued, error) {
 	}
 	now := time.Now()
 	t := &x509.Certificate{
-		SerialNumber: newSerial(), NotBefore: now.Add(-p.MaxSkew), NotAfter: earlier(now.Add(r.TTL), parent.NotAfter),
+		SerialNumber: newSerial(), Subject: pkix.Name{SerialNumber: r.Node.String()},
+		NotBefore: now.Add(-p.MaxSkew), NotAfter: earlier(now.Add(r.TTL), parent.NotAfter),
 		URIs: []*url.URL{r.Identity.URL()}, BasicConstraintsValid: true,
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}

@@ -253,14 +253,32 @@ type Key struct {
 // CA is the answer of GET /ca and of POST /ca/rotate: how the certificate authority stands, as a server says it, and on how many of
 // the living nodes the trust bundle is.
 type CA struct {
-	Bundle       uint64    `json:"bundle"`                // version of the trust bundle
-	Step         string    `json:"step,omitempty"`        // of the rotation under way: spread, retire
-	Due          time.Time `json:"due,omitzero"`          // the step does not end before
-	Roots        []CARoot  `json:"roots"`                 // of the bundle, the current one first
-	Intermediate time.Time `json:"intermediate,omitzero"` // its end
-	Have         int       `json:"have"`
-	Nodes        int       `json:"nodes"`
-	Pending      []string  `json:"pending,omitempty"` // names of nodes that lack the bundle, 100 at most
+	Bundle       uint64       `json:"bundle"`                // version of the trust bundle
+	Step         string       `json:"step,omitempty"`        // of the rotation under way: spread, retire
+	Due          time.Time    `json:"due,omitzero"`          // the step does not end before
+	Roots        []CARoot     `json:"roots"`                 // of the bundle, the current one first
+	Intermediate time.Time    `json:"intermediate,omitzero"` // its end
+	Have         int          `json:"have"`
+	Nodes        int          `json:"nodes"`
+	Pending      []string     `json:"pending,omitempty"` // names of nodes that lack the bundle, 100 at most
+	Revoked      []Revocation `json:"revoked"`
+}
+
+// Revocation says that a host, or a service wherever it runs, is refused though its certificates are good.
+type Revocation struct {
+	Node    mesh.NodeID   `json:"node,omitzero"`
+	Name    string        `json:"name,omitempty"` // of the node, when it was a member
+	Service mesh.Identity `json:"service,omitzero"`
+	Reason  string        `json:"reason,omitempty"`
+	Since   time.Time     `json:"since"`
+}
+
+// Revoke is the body of POST /ca/revoke: whom to revoke, or whose revocation to take back. Either node or service is needed.
+type Revoke struct {
+	Node    string        `json:"node,omitempty"`   // id or name
+	Service mesh.Identity `json:"service,omitzero"` // its identity, spiffe://...
+	Reason  string        `json:"reason,omitempty"` // at most 256 bytes
+	Lift    bool          `json:"lift,omitempty"`
 }
 
 // CARoot is a root with what it does.

@@ -255,6 +255,11 @@ func (c *Client) RotateCA(ctx context.Context) (a CA, err error) {
 	return a, c.do(ctx, http.MethodPost, "/ca/rotate", nil, nil, &a)
 }
 
+// Revoke makes every host refuse a host or a service, or takes that back.
+func (c *Client) Revoke(ctx context.Context, in Revoke) (r Revocation, err error) {
+	return r, c.do(ctx, http.MethodPost, "/ca/revoke", nil, in, &r)
+}
+
 // Bundle writes the root certificates that the agent accepts, as PEM.
 func (c *Client) Bundle(ctx context.Context, w io.Writer) error {
 	resp, err := c.send(ctx, http.MethodGet, "/ca/bundle", nil, nil)

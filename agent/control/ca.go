@@ -8,22 +8,35 @@ import (
 	"github.com/meshagent/meshagent/mesh"
 )
 
-// CAStatus returns how the CA stands. Any member may ask. Errors: ErrForbidden, ca.ErrNoCA, those of the store.
-func (s *Service) CAStatus(ctx context.Context, caller mesh.Identity) (ca.Status, error) {
+// CAStatus is how the CA stands, and who is revoked.
+type CAStatus struct {
+	ca.Status
+	Revoked []Revocation `json:"revoked"`
+}
+
+// CAStatus returns it. Any member may ask. Errors: ErrForbidden, ca.ErrNoCA, those of the store.
+func (s *Service) CAStatus(ctx context.Context, caller mesh.Identity) (CAStatus, error) {
 	if err := s.known(ctx, caller); err != nil {
-		return ca.Status{}, err
+		return CAStatus{}, err
 	}
-	return s.cfg.CA.Status(ctx)
+	return s.caStatus(ctx, s.cfg.CA.Status)
+}
+
+func (s *Service) caStatus(ctx context.Context, get func(context.Context) (ca.Status, error)) (out CAStatus, err error) {
+	if out.Status, err = get(ctx); err == nil {
+		out.Revoked, err = s.revocations(ctx)
+	}
+	return out, err
 }
 
 // RotateCA begins to replace the CA's root. The leader does the rest by itself, as the hosts acknowledge and certificates run out.
 // When a next root is spreading already it begins no other one. Errors: ErrUnauthorized, ErrConflict, ca.ErrRotating, those of
 // the store.
-func (s *Service) RotateCA(ctx context.Context, o Operator) (ca.Status, error) {
+func (s *Service) RotateCA(ctx context.Context, o Operator) (CAStatus, error) {
 	if err := s.Authorize(ctx, o); err != nil {
-		return ca.Status{}, err
+		return CAStatus{}, err
 	}
-	st, err := s.cfg.CA.Rotate(ctx)
+	st, err := s.caStatus(ctx, s.cfg.CA.Rotate)
 	if errors.Is(err, ca.ErrConflict) {
 		err = ErrConflict
 	}

@@ -187,13 +187,18 @@ func (c *Client) RotateKeyring(ctx context.Context, o Operator) (Keyring, error)
 }
 
 // CAStatus is Service.CAStatus for this host.
-func (c *Client) CAStatus(ctx context.Context) (ca.Status, error) {
-	return call[ca.Status](ctx, c, read, "ca/status", "", none{})
+func (c *Client) CAStatus(ctx context.Context) (CAStatus, error) {
+	return call[CAStatus](ctx, c, read, "ca/status", "", none{})
+}
+
+// Revoke is Service.Revoke.
+func (c *Client) Revoke(ctx context.Context, o Operator, r RevokeSpec) (Revocation, error) {
+	return call[Revocation](ctx, c, write, "ca/revoke", o.Token, r)
 }
 
 // RotateCA is Service.RotateCA.
-func (c *Client) RotateCA(ctx context.Context, o Operator) (ca.Status, error) {
-	return call[ca.Status](ctx, c, write, "ca/rotate", o.Token, none{})
+func (c *Client) RotateCA(ctx context.Context, o Operator) (CAStatus, error) {
+	return call[CAStatus](ctx, c, write, "ca/rotate", o.Token, none{})
 }
 
 // Leave is Service.Leave for this host.
@@ -391,8 +396,9 @@ type API interface {
 	Tokens(ctx context.Context, o Operator) ([]TokenEntry, error)
 	DeleteToken(ctx context.Context, o Operator, id string) error
 	RotateKeyring(ctx context.Context, o Operator) (Keyring, error)
-	CAStatus(ctx context.Context) (ca.Status, error)
-	RotateCA(ctx context.Context, o Operator) (ca.Status, error)
+	CAStatus(ctx context.Context) (CAStatus, error)
+	RotateCA(ctx context.Context, o Operator) (CAStatus, error)
+	Revoke(ctx context.Context, o Operator, r RevokeSpec) (Revocation, error)
 	Leave(ctx context.Context) error
 }
 
@@ -418,7 +424,7 @@ func (l Local) Policies(ctx context.Context, c raftstore.Consistency) ([]mesh.Po
 }
 
 // CAStatus is Service.CAStatus for this host.
-func (l Local) CAStatus(ctx context.Context) (ca.Status, error) {
+func (l Local) CAStatus(ctx context.Context) (CAStatus, error) {
 	return l.Service.CAStatus(ctx, l.Self)
 }
 

@@ -10,6 +10,7 @@
 //	node      NODE-ID                     a host that joined: role, services it may run
 //	token     TOKEN-ID                    join tokens: hash of the secret, uses left, expiry
 //	apitoken  HASH                        tokens for the HTTP API
+//	revoked   node/NODE-ID, service/NS/ACCOUNT   who is refused though its certificates are good
 //	mesh      gossip                      keyring of gossip, sealed
 //
 // # Guarantees
@@ -43,6 +44,7 @@ const (
 	tableToken    = "token"
 	tableAPIToken = "apitoken"
 	tableMesh     = "mesh"
+	tableRevoked  = "revoked"
 
 	keyBundle = "current"
 	keyCA     = "state"

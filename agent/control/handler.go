@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/meshagent/meshagent/agent/meshport"
-	"github.com/meshagent/meshagent/ca"
 	"github.com/meshagent/meshagent/mesh"
 )
 
@@ -123,10 +122,13 @@ func (s *Service) Handler(forward func(ctx context.Context, method string, body 
 		k, err := s.RotateKeyring(r.Context(), operator(r))
 		return keyringOut{k}, err
 	})))
-	mux.HandleFunc("POST /v1/ca/status", handle(maxSmall, func(r *http.Request, _ none) (ca.Status, error) {
+	mux.HandleFunc("POST /v1/ca/revoke", member(handle(maxSmall, func(r *http.Request, in RevokeSpec) (Revocation, error) {
+		return s.Revoke(r.Context(), operator(r), in)
+	})))
+	mux.HandleFunc("POST /v1/ca/status", handle(maxSmall, func(r *http.Request, _ none) (CAStatus, error) {
 		return s.CAStatus(r.Context(), meshport.Peer(r.Context()))
 	}))
-	mux.HandleFunc("POST /v1/ca/rotate", member(handle(maxSmall, func(r *http.Request, _ none) (ca.Status, error) {
+	mux.HandleFunc("POST /v1/ca/rotate", member(handle(maxSmall, func(r *http.Request, _ none) (CAStatus, error) {
 		return s.RotateCA(r.Context(), operator(r))
 	})))
 	mux.HandleFunc("POST /v1/leave", handle(maxSmall, func(r *http.Request, _ none) (none, error) {

@@ -70,7 +70,9 @@ func (h *host) follow(net *gossiptest.Network, m Membership, gate *atomic.Bool) 
 	if err != nil {
 		h.t.Fatal(err)
 	}
+	h.mu.Lock()
 	h.gossip = g
+	h.mu.Unlock()
 	h.start("gossip", g.Run)
 	h.start("keyring", func(ctx context.Context) error {
 		for at, version := uint64(0), m.Keyring; ctx.Err() == nil; {
@@ -96,6 +98,8 @@ func (h *host) follow(net *gossiptest.Network, m Membership, gate *atomic.Bool) 
 
 // FetchRecords makes world a gossip.Fetcher.
 func (w *world) FetchRecords(_ context.Context, at netip.AddrPort, want []mesh.NodeID) ([][]byte, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	for _, h := range w.hosts {
 		if h.addr == at && h.gossip != nil {
 			return h.gossip.Encoded(want), nil

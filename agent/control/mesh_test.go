@@ -127,7 +127,7 @@ type host struct {
 	ca      *ca.CA
 	founded *Founding
 	raft    *meshport.Queue
-	gossip  *gossip.Gossip // of tests that have one
+	gossip  *gossip.Gossip // of tests that have one; guarded by mu, as leaves is
 	peers   *Peers
 	running []func() // each stops a part
 }
@@ -160,6 +160,8 @@ func (w *world) newHost(n byte) *host {
 		w.t.Fatal(err)
 	}
 	h := &host{world: w, addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, n}), 15008), key: key, id: id}
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	w.hosts = append(w.hosts, h)
 	return h
 }
@@ -296,12 +298,14 @@ func (f forward) Forward(ctx context.Context, addr, method string, body []byte) 
 
 // records is what gossip says of the hosts. Without gossip there is only what each uses itself.
 func (h *host) records() (out []*mesh.Record) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	if h.gossip != nil {
 		return h.gossip.Load()
 	}
 	for _, o := range h.hosts {
 		n := mesh.Node{ID: o.id, Status: mesh.Failed, Keyring: 1}
-		if o.leaves != nil {
+		if o.leaves != nil && o.leaves.Bundle() != nil {
 			n.Status, n.Bundle = mesh.Alive, o.leaves.Bundle().Version
 		}
 		out = append(out, &mesh.Record{Node: n})
@@ -351,6 +355,13 @@ func (h *host) start(name string, part func(context.Context) error) {
 	})
 }
 
+// setLeaves gives a host its certificates; without them it is off for the others.
+func (h *host) setLeaves(m *leaf.Manager) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.leaves = m
+}
+
 // serve opens the mesh port and what stands behind it, as an agent does.
 func (h *host) serve(m *Membership) {
 	var issuer leaf.Issuer = issuerFunc(func(ctx context.Context, id mesh.Identity, csr []byte) ([][]byte, error) {
@@ -359,10 +370,11 @@ func (h *host) serve(m *Membership) {
 	if h.service != nil {
 		issuer = Local{h.service, h.node()}
 	}
-	var err error
-	if h.leaves, err = leaf.New(leaf.Config{TrustDomain: td, Issuer: issuer, NodeKey: h.key, Log: discard}); err != nil {
+	leaves, err := leaf.New(leaf.Config{TrustDomain: td, Issuer: issuer, NodeKey: h.key, Log: discard})
+	if err != nil {
 		h.t.Fatal(err)
 	}
+	h.setLeaves(leaves)
 	b, err := ca.DecodeBundle(m.Bundle)
 	if err != nil {
 		h.t.Fatal(err)

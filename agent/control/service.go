@@ -160,6 +160,9 @@ func (s *Service) tryJoin(ctx context.Context, id mesh.NodeID, r JoinRequest) (*
 	case !time.Now().Before(tok.Expires):
 		return nil, ErrTokenExpired
 	}
+	if err := s.notRevoked(ctx, nodeKey(id)); err != nil {
+		return nil, err
+	}
 	entry := NodeEntry{ID: id, Name: r.Name, Server: tok.Role == RoleServer, Services: tok.Services, Joined: time.Now().UTC(), Secret: tok.Hash}
 	m, err := s.membership(ctx, id, r.CSR, entry.Server) // signed before the token is spent, handed out after
 	if err != nil {
@@ -210,7 +213,7 @@ func keyOwner(csr []byte) (mesh.NodeID, error) {
 func (s *Service) membership(ctx context.Context, id mesh.NodeID, csr []byte, server bool) (*Membership, error) {
 	m := &Membership{TrustDomain: s.cfg.TrustDomain, Now: time.Now().UTC(), Servers: s.cfg.Servers()}
 	sign := func(who mesh.Identity) ([][]byte, error) {
-		c, err := s.cfg.CA.Issue(ctx, ca.Request{CSR: csr, Identity: who})
+		c, err := s.cfg.CA.Issue(ctx, ca.Request{CSR: csr, Identity: who, Node: id})
 		if err != nil {
 			return nil, err
 		}
@@ -368,7 +371,12 @@ func (s *Service) Issue(ctx context.Context, caller, want mesh.Identity, csr []b
 		return nil, fmt.Errorf("%w: host %s (%s) may run the services %s, not %s/%s: join it with a token that allows it",
 			ErrForbidden, n.entry.Name, n.entry.ID, n.entry.Services, want.Namespace(), want.Account())
 	}
-	c, err := s.cfg.CA.Issue(ctx, ca.Request{CSR: csr, Identity: want})
+	if !isHost {
+		if err := s.notRevoked(ctx, serviceKey(want)); err != nil {
+			return nil, err
+		}
+	}
+	c, err := s.cfg.CA.Issue(ctx, ca.Request{CSR: csr, Identity: want, Node: n.entry.ID})
 	if err != nil {
 		return nil, err
 	}

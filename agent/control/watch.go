@@ -9,7 +9,7 @@ import (
 	"github.com/meshagent/meshagent/raftstore/state"
 )
 
-// Changes is what agents hear of the store: policy, trust and the keys of gossip, nothing else.
+// Changes is what agents hear of the store: policy, trust, who is revoked and the keys of gossip, nothing else.
 type Changes struct {
 	Index    uint64           `json:"index"`
 	Full     bool             `json:"full,omitempty"` // Policies are all there are
@@ -17,12 +17,13 @@ type Changes struct {
 	Deleted  []mesh.PolicyKey `json:"deleted,omitempty"`
 	Bundle   []byte           `json:"bundle,omitempty"`  // when it changed
 	Keyring  *Keyring         `json:"keyring,omitempty"` // when it changed
+	Revoked  *[]Revocation    `json:"revoked,omitempty"` // all there are, when they changed
 }
 
 // behindTime is how long a server that knows less than the caller has to catch up, before it answers with what it has.
 const behindTime = 5 * time.Second
 
-// Watch waits until policy, bundle or keyring change after an index, raftstore.MaxWatch at most, and returns what changed. The calling
+// Watch waits until any of that changes after an index, raftstore.MaxWatch at most, and returns what changed. The calling
 // host must be a member when it asks and when it is answered. Errors: ErrForbidden, those of the store, the cause of ctx.
 func (s *Service) Watch(ctx context.Context, caller mesh.Identity, after uint64) (*Changes, error) {
 	if err := s.known(ctx, caller); err != nil {
@@ -47,8 +48,8 @@ func (s *Service) Watch(ctx context.Context, caller mesh.Identity, after uint64)
 		if err := s.known(ctx, caller); err != nil {
 			return nil, err
 		}
-		out, err := s.changesOf(c)
-		if err != nil || wctx.Err() != nil || c.Index == at || out.Full || out.Bundle != nil || out.Keyring != nil || len(out.Policies)+len(out.Deleted) > 0 {
+		out, err := s.changesOf(wctx, c)
+		if err != nil || wctx.Err() != nil || c.Index == at || out.Full || out.Bundle != nil || out.Keyring != nil || out.Revoked != nil || len(out.Policies)+len(out.Deleted) > 0 {
 			return out, err
 		}
 		at = c.Index // a token, a host: nothing to wake every agent for
@@ -68,10 +69,13 @@ func (s *Service) catchUp(ctx context.Context, at, want uint64) {
 	}
 }
 
-func (s *Service) changesOf(c state.Changes) (*Changes, error) {
+func (s *Service) changesOf(ctx context.Context, c state.Changes) (*Changes, error) {
 	out := &Changes{Index: c.Index, Full: c.Full}
+	revoked := c.Full
 	for _, e := range c.Entries {
 		switch e.Table {
+		case tableRevoked:
+			revoked = true
 		case tableMesh:
 			if e.Key != keyGossip {
 				continue
@@ -92,6 +96,7 @@ func (s *Service) changesOf(c state.Changes) (*Changes, error) {
 		}
 	}
 	for _, d := range c.Deleted {
+		revoked = revoked || d.Table == tableRevoked
 		if d.Table != tablePolicy {
 			continue
 		}
@@ -100,6 +105,13 @@ func (s *Service) changesOf(c state.Changes) (*Changes, error) {
 			return nil, err
 		}
 		out.Deleted = append(out.Deleted, k)
+	}
+	if revoked {
+		all, err := s.revocations(ctx)
+		if err != nil {
+			return nil, err
+		}
+		out.Revoked = &all
 	}
 	return out, nil
 }

@@ -24,6 +24,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/meshagent/meshagent/ca"
 	"github.com/meshagent/meshagent/internal/backoff"
 	"github.com/meshagent/meshagent/internal/telemetry"
 	"github.com/meshagent/meshagent/mesh"
@@ -52,6 +53,7 @@ type Manager struct {
 	cfg    Config
 	cache  *cache
 	bundle atomic.Pointer[mesh.TrustBundle]
+	refuse atomic.Pointer[ca.Revoked]
 	wake   chan struct{} // holds one token when Run should look again
 	errors *telemetry.CounterVec
 
@@ -109,6 +111,13 @@ func (m *Manager) SetBundle(b *mesh.TrustBundle) {
 
 // Bundle returns the trust bundle, nil before the first SetBundle.
 func (m *Manager) Bundle() *mesh.TrustBundle { return m.bundle.Load() }
+
+// SetRevoked replaces the set of those who are refused though their certificates are good; handshakes from now on use it. Who holds
+// connections from before closes those that Check refuses.
+func (m *Manager) SetRevoked(r *ca.Revoked) { m.refuse.Store(r) }
+
+// Revoked returns the set that SetRevoked gave; nil before.
+func (m *Manager) Revoked() *ca.Revoked { return m.refuse.Load() }
 
 // SetNode gives the host's own certificate for one of its identities (node, server), whose key is Config.NodeKey.
 func (m *Manager) SetNode(id mesh.Identity, chain [][]byte) error {

@@ -62,6 +62,9 @@ func (m *Manager) verify(accept func(mesh.Identity) error, alpn []string) func(t
 			return fmt.Errorf("%w: the peer speaks none of %q", ca.ErrPeer, alpn)
 		}
 		id, err := ca.Verify(cs.PeerCertificates, m.bundle.Load(), time.Now())
+		if err == nil {
+			err = m.Revoked().Check(cs.PeerCertificates[0], id)
+		}
 		if err != nil {
 			return err
 		}

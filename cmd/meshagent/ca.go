@@ -4,22 +4,24 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/meshagent/meshagent/agent/api"
+	"github.com/meshagent/meshagent/mesh"
 )
 
 func newCA(g *globals) *cobra.Command {
-	return group(&cobra.Command{Use: "ca", Short: "Show and replace the root certificate, and export it"}, nil,
-		newCAStatus(g), newCARotate(g), newCABundle(g))
+	return group(&cobra.Command{Use: "ca", Short: "Show and replace the root certificate, export it, and revoke hosts and services"}, nil,
+		newCAStatus(g), newCARotate(g), newCABundle(g), newCARevoke(g))
 }
 
 func newCAStatus(g *globals) *cobra.Command {
 	c := &cobra.Command{
 		Use:     "status",
-		Short:   "Show the root certificates, and how far a rotation is",
+		Short:   "Show the root certificates, how far a rotation is, and who is revoked",
 		Long:    "Shows how the certificate authority stands. It asks a server; the roots that this host accepts are in `meshagent status` too.",
 		Example: "  meshagent ca status",
 		Args:    argCount(0, 0),
@@ -51,6 +53,14 @@ func printCA(w io.Writer, a *api.CA) {
 	case "retire":
 		fmt.Fprintf(w, "A rotation is under way: the old root is accepted until %s\n", due)
 	}
+	if len(a.Revoked) > 0 {
+		fmt.Fprintln(w)
+		t := newTable(w, "REVOKED", "NAME", "SINCE", "REASON")
+		for _, r := range a.Revoked {
+			t.row(revokedID(r), r.Name, r.Since.UTC().Format(time.RFC3339), r.Reason)
+		}
+		t.flush()
+	}
 }
 
 func newCARotate(g *globals) *cobra.Command {
@@ -75,6 +85,81 @@ on its way already this says how far it is.`,
 		})
 	}
 	return c
+}
+
+func revokedID(r api.Revocation) string {
+	if r.Node.IsZero() {
+		return r.Service.String()
+	}
+	return r.Node.String()
+}
+
+func newCARevoke(g *globals) *cobra.Command {
+	c := &cobra.Command{
+		Use:   "revoke --node NAME|ID | --service [NAMESPACE/]ACCOUNT",
+		Short: "Make every host refuse a host or a service, though its certificates are good",
+		Long: `Every host refuses the host or the service in new connections at once, cuts the connections that it opened, and calls none of its
+instances any more. A host is no member from then on, and its key cannot join again; it still knows the gossip key: rotate that too.
+A service gets no certificates, wherever it runs. It stays so until it is taken back with --lift.`,
+		Example: "  meshagent ca revoke --node host3 --reason 'stolen' && meshagent keyring rotate\n  meshagent ca revoke --service shop/cart\n  meshagent ca revoke --node host3 --lift",
+		Args:    argCount(0, 0),
+	}
+	out, yes := outputFlag(c), yesFlag(c)
+	var in api.Revoke
+	c.Flags().StringVar(&in.Node, "node", "", "the host, by name or id")
+	service := c.Flags().String("service", "", "the service account, default/ without a namespace")
+	c.Flags().StringVar(&in.Reason, "reason", "", "for whoever looks later, 256 bytes at most")
+	c.Flags().BoolVar(&in.Lift, "lift", false, "take a revocation back: a host may then join again")
+	c.RunE = func(cmd *cobra.Command, _ []string) error {
+		if (in.Node == "") == (*service == "") {
+			return usagef("give either --node or --service")
+		}
+		if *service != "" {
+			err := g.call(cmd, 0, func(ctx context.Context, c *api.Client) error {
+				st, err := c.Status(ctx)
+				if err == nil {
+					in.Service, err = identityOf(st.TrustDomain, *service)
+				}
+				return err
+			})
+			if err != nil {
+				return err
+			}
+		}
+		who := in.Node
+		if who == "" {
+			who = in.Service.String()
+		}
+		if err := confirm(cmd, *yes || in.Lift, fmt.Sprintf("Every host refuses %s from now on.", who)); err != nil {
+			return err
+		}
+		return g.call(cmd, 0, func(ctx context.Context, c *api.Client) error {
+			r, err := c.Revoke(ctx, in)
+			if err != nil {
+				return err
+			}
+			if *out == asTable && !in.Lift && in.Node != "" {
+				fmt.Fprintln(cmd.ErrOrStderr(), "The host still knows the gossip key: meshagent keyring rotate")
+			}
+			return out.print(cmd.OutOrStdout(), r, func(w io.Writer) {
+				did := "revoked"
+				if in.Lift {
+					did = "no longer revoked"
+				}
+				fmt.Fprintf(w, "%s %s\n", clean(who), did)
+			})
+		})
+	}
+	return c
+}
+
+// identityOf reads [NAMESPACE/]ACCOUNT.
+func identityOf(td mesh.TrustDomain, s string) (mesh.Identity, error) {
+	namespace, account, ok := strings.Cut(s, "/")
+	if !ok {
+		namespace, account = mesh.DefaultNamespace, s
+	}
+	return mesh.WorkloadIdentity(td, namespace, account)
 }
 
 func newCABundle(g *globals) *cobra.Command {

@@ -68,6 +68,30 @@ func (a authority) RotateCA(_ context.Context, o server.Operator) (out api.CA, e
 	return out, err
 }
 
+// Revoke knows nodes by name.
+func (a authority) Revoke(_ context.Context, o server.Operator, in api.Revoke) (out api.Revocation, err error) {
+	err = a.f.change(o, func(s *State) error {
+		out = api.Revocation{Name: in.Node, Service: in.Service, Reason: in.Reason, Since: time.Now()}
+		for _, r := range s.Records {
+			if in.Node != "" && r.Node.Name == in.Node {
+				out.Node = r.Node.ID
+			}
+		}
+		if in.Node != "" && out.Node.IsZero() {
+			return api.NewError(api.CodeNotFound, "member \""+in.Node+"\": not found", "")
+		}
+		left := slices.DeleteFunc(slices.Clone(s.CA.Revoked), func(r api.Revocation) bool { return r.Node == out.Node && r.Service == out.Service })
+		if !in.Lift {
+			left = append(left, out)
+		} else if len(left) == len(s.CA.Revoked) {
+			return api.NewError(api.CodeNotFound, "revocation: not found", "")
+		}
+		s.CA.Revoked = left
+		return nil
+	})
+	return out, err
+}
+
 func (a authority) Bundle() []byte {
 	return []byte("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
 }

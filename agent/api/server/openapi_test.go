@@ -144,7 +144,7 @@ var wireTypes = map[string]any{
 	"Answer": api.Answer{}, "Applied": api.Applied{}, "Apply": api.Apply{}, "CA": api.CA{}, "CARoot": api.CARoot{}, "Certificate": api.Certificate{}, "Check": api.Check{},
 	"Error": api.Error{}, "Instance": api.Instance{}, "Key": api.Key{}, "Keyring": api.Keyring{}, "Live": api.Live{}, "Local": api.Local{}, "Locals": api.Locals{},
 	"Maintenance": api.Maintenance{}, "Members": api.Members{}, "NewToken": api.NewToken{}, "Outcome": api.Outcome{}, "Peer": api.Peer{},
-	"Policies": api.Policies{}, "Policy": api.Policy{}, "Problem": api.Problem{}, "Ready": api.Ready{}, "Root": api.Root{},
+	"Policies": api.Policies{}, "Policy": api.Policy{}, "Problem": api.Problem{}, "Ready": api.Ready{}, "Revocation": api.Revocation{}, "Revoke": api.Revoke{}, "Root": api.Root{},
 	"Service": api.Service{}, "Services": api.Services{}, "Status": api.Status{}, "Store": api.Store{}, "TTL": api.TTL{},
 	"Token": api.Token{}, "TokenSpec": api.TokenSpec{}, "Tokens": api.Tokens{}, "Write": api.Write{},
 	// of package mesh
@@ -152,7 +152,7 @@ var wireTypes = map[string]any{
 }
 
 // requests are the types that are read strictly.
-var requests = []string{"Apply", "Maintenance", "PolicyKey", "TTL", "TokenSpec", "Write"}
+var requests = []string{"Apply", "Maintenance", "PolicyKey", "Revoke", "TTL", "TokenSpec", "Write"}
 
 // enums is every type that is a string of a few words.
 var enums = map[string][]string{
@@ -402,6 +402,7 @@ var samples = []struct{ method, target, mediaType, body, route string }{
 	{"GET", "/api/v1/ca", "", "", "/api/v1/ca"},
 	{"GET", "/api/v1/ca/bundle", "", "", "/api/v1/ca/bundle"},
 	{"POST", "/api/v1/ca/rotate", "", "", "/api/v1/ca/rotate"},
+	{"POST", "/api/v1/ca/revoke", "application/json", `{"node":"three","reason":"stolen"}`, "/api/v1/ca/revoke"},
 	{"POST", "/api/v1/tokens", "application/json", `{"ttl":"1h"}`, "/api/v1/tokens"},
 	{"GET", "/api/v1/tokens", "", "", "/api/v1/tokens"},
 	{"DELETE", "/api/v1/tokens/first", "", "", "/api/v1/tokens/{id}"},

@@ -55,6 +55,7 @@ var routes = []route{
 	{method: "GET", path: prefix + "/ca", do: (*Server).getCA},
 	{method: "GET", path: prefix + "/ca/bundle", do: (*Server).getBundle},
 	{method: "POST", path: prefix + "/ca/rotate", do: (*Server).postRotateCA, auth: true},
+	{method: "POST", path: prefix + "/ca/revoke", do: (*Server).postRevoke, auth: true, body: maxSmallBody},
 	{method: "GET", path: prefix + "/tokens", do: (*Server).getTokens, auth: true},
 	{method: "POST", path: prefix + "/tokens", do: (*Server).postTokens, auth: true, body: maxSmallBody},
 	{method: "DELETE", path: prefix + "/tokens/{id}", do: (*Server).deleteToken, auth: true},

@@ -111,8 +111,19 @@ func (s *Server) postRotateCA(c *call) (any, error) {
 
 func (s *Server) withSpread(a api.CA) api.CA {
 	sp := spreadOf(s.cfg.Snapshots.Load(), func(n *mesh.Node) bool { return n.Bundle >= a.Bundle })
-	a.Roots, a.Have, a.Nodes, a.Pending = list(a.Roots), sp.have, sp.nodes, sp.pending
+	a.Roots, a.Revoked, a.Have, a.Nodes, a.Pending = list(a.Roots), list(a.Revoked), sp.have, sp.nodes, sp.pending
 	return a
+}
+
+func (s *Server) postRevoke(c *call) (any, error) {
+	var r api.Revoke
+	if err := c.json(&r); err != nil {
+		return nil, err
+	}
+	if (r.Node == "") == r.Service.IsZero() {
+		return nil, invalid("", "body: either node or service is needed")
+	}
+	return s.cfg.CA.Revoke(c.ctx, c.op, r)
 }
 
 func (s *Server) getBundle(*call) (any, error) {
