@@ -220,8 +220,10 @@ var unhex = func() (t [256]uint8) {
 func Authority(host string) (name string, ok bool) {
 	name = strings.ToLower(host)
 	if i := strings.LastIndexByte(name, ':'); i > strings.LastIndexByte(name, ']') {
-		if strings.Trim(name[i+1:], "0123456789") != "" {
-			return "", false
+		for _, c := range []byte(name[i+1:]) {
+			if c < '0' || c > '9' {
+				return "", false
+			}
 		}
 		name = name[:i]
 	}
@@ -230,12 +232,14 @@ func Authority(host string) (name string, ok bool) {
 		return name, err == nil && a.Is6() && a.Zone() == "" && strings.HasSuffix(v6, "]")
 	}
 	name = strings.TrimSuffix(name, ".")
-	for label := range strings.SplitSeq(name, ".") {
-		if label == "" || strings.Trim(label, "abcdefghijklmnopqrstuvwxyz0123456789-_") != "" {
+	before := byte('.')
+	for _, c := range []byte(name) {
+		if c == '.' && before == '.' || c != '.' && c != '-' && c != '_' && (c < 'a' || c > 'z') && (c < '0' || c > '9') {
 			return "", false
 		}
+		before = c
 	}
-	return name, true
+	return name, before != '.'
 }
 
 // Forged makes the set of the fields that a caller that is no agent may not say, and of more: what only agents may say, and whom a request
