@@ -134,9 +134,10 @@ type Call struct {
 	interim  bool // a 1xx was passed on
 	begun    bool // its final head went to the client
 	tunnel   bool
-	reuse    bool  // the upstream connection can be used again
-	stalled  bool  // the upstream was not read, or got no window, since the client did not take more
-	active   int64 // when the request had ended, then when bytes came last
+	reuse    bool       // the upstream connection can be used again
+	code     http2.Code // with which its stream was reset
+	stalled  bool       // the upstream was not read, or got no window, since the client did not take more
+	active   int64      // when the request had ended, then when bytes came last
 }
 
 // reset makes a call ready for the next request.
@@ -152,7 +153,7 @@ func (x *Call) reset() {
 	x.head, x.size, x.req, x.early, x.headLen, x.window, x.before, x.active = nil, 0, nil, nil, 0, 0, 0, 0
 	x.unclear, x.held, x.interim, x.raw, x.extended, x.failures, x.refusals = false, false, false, false, false, 0, 0
 	x.decided, x.headed, x.wanting, x.whole, x.kept, x.wrote, x.replayed = false, false, false, false, false, false, false
-	x.heard, x.begun, x.tunnel, x.reuse, x.stalled = false, false, false, false, false
+	x.heard, x.begun, x.tunnel, x.reuse, x.stalled, x.code = false, false, false, false, false, 0
 }
 
 // clientBlocked tells that the client does not take what comes of the answer.

@@ -342,9 +342,13 @@ func (c *conn) discard() (more bool) {
 	if err == errAgain {
 		return false
 	}
-	if c.drained += n; err != nil || c.drained > 256<<10 {
+	if err != nil {
 		c.close(false)
 		return false
+	}
+	if n > 0 {
+		c.since = c.l.now
+		c.arm()
 	}
 	return true
 }

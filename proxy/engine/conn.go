@@ -53,7 +53,7 @@ type conn struct {
 	timer    timer
 	since    int64 // when it became what it is: new, idle, reading a head, ending
 	progress int64 // when bytes were last taken
-	drained  int   // bytes of a client that were thrown away
+	until    int64 // when ending is over, whatever the peer still sends
 }
 
 func newConn(l *loop) *conn {
@@ -274,7 +274,7 @@ func (c *conn) flushed() {
 			return
 		}
 		c.ending = true
-		c.since = c.l.now
+		c.since, c.until = c.l.now, c.l.now+int64(c.l.e.Limits.WriteStall)
 		c.s.closeWrite()
 		c.arm()
 		c.l.queue(c)
@@ -336,7 +336,7 @@ func (c *conn) deadline() int64 {
 	case x != nil && x.tunnel:
 		return 0
 	case c.ending:
-		return c.since + int64(m.Linger)
+		return min(c.since+int64(m.Linger), c.until)
 	case c.blocked:
 		return c.progress + int64(m.WriteStall)
 	case c.pub == nil && x == nil:

@@ -83,7 +83,7 @@ type Limits struct {
 	BodyIdle     time.Duration // in which a request's body must have grown by BodyIdle * BodyRate. 10 s
 	BodyRate     int           // bytes per second. 64
 	WriteStall   time.Duration // without a byte being taken, though there are some. 30 s
-	Linger       time.Duration // in which a peer may read an answer that ends a connection. 1 s
+	Linger       time.Duration // without a byte from a peer that may still read an answer that ends a connection; WriteStall in all. 1 s
 	UpstreamIdle time.Duration // of a connection in a pool: must be below that of the servers. 4 s
 	Dial         time.Duration // to open a connection. 1 s
 	Streams      int           // that a client's connection of HTTP/2 may have open. 100

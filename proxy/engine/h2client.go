@@ -174,7 +174,9 @@ func (x *Call) answerStream(status int, fields []http1.Pair, body []byte) {
 // codeOf is what a client is told of a stream that is cut off.
 func (x *Call) codeOf(f Flag) http2.Code {
 	switch {
-	case f == ClientGone:
+	case x.code != http2.NoError:
+		return x.code
+	case f == ClientGone || f == UpstreamTimeout:
 		return http2.Cancel
 	case f == ClientMalformed:
 		return http2.ProtocolError

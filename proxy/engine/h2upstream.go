@@ -125,11 +125,12 @@ func (c *conn) answerEvent(ev *http2.Event) {
 			x.refused()
 		case ev.Err.Code != http2.NoError: // it was we who reset it, for what it sent
 			x.failed(UpstreamMalformed)
-		case x.tunnel:
-			x.cutOff(UpstreamClosed)
 		default:
-			x.lost()
+			x.code = ev.Code
+			x.failed(UpstreamClosed)
 		}
+	case http2.EventGoAway:
+		c.shutdown()
 	case http2.EventWritable, http2.EventSettings:
 		c.h.settled = c.h.settled || ev.Kind == http2.EventSettings
 		if c.pool.streams = c.h.Most(); ev.Stream != nil {

@@ -176,12 +176,16 @@ func (c *conn) failMux() {
 
 // lostMux acts on the end of a connection.
 func (c *conn) lostMux(reset bool) {
-	c.closing = true
 	if c.pool == nil {
-		c.cutStreams(ClientGone)
+		c.endMux(ClientGone, reset)
 	} else {
-		c.cutStreams(UpstreamClosed)
+		c.endMux(UpstreamClosed, reset)
 	}
+}
+
+func (c *conn) endMux(f Flag, reset bool) {
+	c.closing = true
+	c.cutStreams(f)
 	c.close(reset)
 }
 
@@ -228,9 +232,6 @@ func (c *conn) settleMux() {
 		h.head = l.now
 	}
 	if h.Done() {
-		if c.pool != nil {
-			c.pool.remove(c)
-		}
 		c.closing, c.linger = true, c.pool == nil
 		c.markDirty()
 		return
@@ -248,8 +249,11 @@ func (c *conn) settleMux() {
 func (c *conn) shutdown() {
 	if h := c.h; !h.leaving {
 		h.leaving = true
+		c.space(64)
 		h.Shutdown()
-		if c.pool == nil {
+		if c.pool != nil {
+			c.pool.remove(c)
+		} else {
 			h.warned = c.l.now
 		}
 		c.wrote()
@@ -267,7 +271,7 @@ func (c *conn) muxDeadline() (d int64) {
 	}
 	switch {
 	case c.ending:
-		return c.since + int64(m.Linger)
+		return min(c.since+int64(m.Linger), c.until)
 	case c.blocked:
 		return c.progress + int64(m.WriteStall)
 	case c.closing:
@@ -300,7 +304,11 @@ func (c *conn) muxTimeout(now int64) {
 	switch {
 	case c.ending:
 		c.close(false)
-	case c.blocked, h.pinged != 0 && h.pinged+int64(m.Pong) <= now:
+	case c.blocked && c.pool == nil:
+		c.endMux(ClientSlow, true)
+	case c.blocked:
+		c.endMux(UpstreamTimeout, true)
+	case h.pinged != 0 && h.pinged+int64(m.Pong) <= now:
 		c.lostMux(true)
 	case h.head != 0 && h.head+int64(m.Head) <= now:
 		h.Fail(http2.EnhanceYourCalm, "a head took too long")

@@ -147,7 +147,11 @@ func (x *Call) acquire(fresh bool) {
 func (p *pool) dial() {
 	l := p.l
 	for p.short() > 0 {
-		if n := p.up.Conns; n > 0 && p.open+p.dialing >= n {
+		open := p.open
+		if p.up.Protocol == HTTP2 { // others end with the calls that they have
+			open = len(p.muxes)
+		}
+		if n := p.up.Conns; n > 0 && open+p.dialing >= n {
 			p.wait[len(p.wait)-1].failed(UpstreamFull)
 			continue
 		}

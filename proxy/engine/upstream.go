@@ -132,7 +132,7 @@ func (x *Call) failed(f Flag) {
 
 // retry follows a decision that was made anew.
 func (x *Call) retry() {
-	x.heard, x.wrote, x.interim, x.active = false, false, false, 0 // the Handler knows what was sent before
+	x.heard, x.wrote, x.interim, x.active, x.code = false, false, false, 0, 0 // the Handler knows what was sent before
 	if d := x.Decision.Delay; d > 0 {
 		x.wake = x.l.now + int64(d)
 		x.arm()
