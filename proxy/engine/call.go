@@ -119,25 +119,27 @@ type Call struct {
 	avoid    *conn  // that refused it
 	req      []byte // what goes to the upstream: the head if it speaks HTTP/1, and what is kept of the body, without framing
 	headLen  int    // of it
+	secret   marks  // fields that are not to be compressed
 	early    []byte // what a stream's client sent into a tunnel that is not there yet
 	window   int64  // when the time for the next bytes of the body began
 	before   int64  // bytes of the body until then
 	held     bool   // the client was not read since the upstream did not take more
 
 	// The answer.
-	res      http1.Response
-	reply    http1.Reply
-	resBody  http1.Body
-	resW     http1.Writer
-	resTrail http1.Trailer
-	heard    bool // a byte of it came
-	interim  bool // a 1xx was passed on
-	begun    bool // its final head went to the client
-	tunnel   bool
-	reuse    bool       // the upstream connection can be used again
-	code     http2.Code // with which its stream was reset
-	stalled  bool       // the upstream was not read, or got no window, since the client did not take more
-	active   int64      // when the request had ended, then when bytes came last
+	res       http1.Response
+	reply     http1.Reply
+	resBody   http1.Body
+	resW      http1.Writer
+	resTrail  http1.Trailer
+	resSecret marks
+	heard     bool // a byte of it came
+	interim   bool // a 1xx was passed on
+	begun     bool // its final head went to the client
+	tunnel    bool
+	reuse     bool       // the upstream connection can be used again
+	code      http2.Code // with which its stream was reset
+	stalled   bool       // the upstream was not read, or got no window, since the client did not take more
+	active    int64      // when the request had ended, then when bytes came last
 }
 
 // reset makes a call ready for the next request.
@@ -151,6 +153,7 @@ func (x *Call) reset() {
 	x.Scratch, x.Response, x.Trailer, x.Err, x.Conn = x.Scratch[:0], nil, nil, nil, nil
 	x.client, x.cs, x.up, x.us, x.avoid, x.pool, x.start, x.wake, x.tried = nil, nil, nil, nil, nil, nil, 0, 0, 0
 	x.head, x.size, x.req, x.early, x.headLen, x.window, x.before, x.active = nil, 0, nil, nil, 0, 0, 0, 0
+	x.secret, x.resSecret = marks{}, marks{}
 	x.unclear, x.held, x.interim, x.raw, x.extended, x.failures, x.refusals = false, false, false, false, false, 0, 0
 	x.decided, x.headed, x.wanting, x.whole, x.kept, x.wrote, x.replayed = false, false, false, false, false, false, false
 	x.heard, x.begun, x.tunnel, x.reuse, x.stalled, x.code = false, false, false, false, false, 0

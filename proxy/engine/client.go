@@ -90,7 +90,7 @@ func (c *conn) readRequest() (more bool) {
 		c.arm()
 	}
 	x := c.x
-	n, err := x.Request.Parse(c.rest(), l.e.Limits.Request)
+	n, err := x.Request.Parse(c.rest(), c.pub.Request)
 	if err != nil {
 		x.malformed(err)
 		return false

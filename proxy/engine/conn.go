@@ -64,7 +64,7 @@ func newConn(l *loop) *conn {
 
 func newClient(l *loop, remote, local netip.AddrPort, tag any) *conn {
 	c := newConn(l)
-	c.pub = &Conn{Remote: remote, Local: local, Tag: tag, c: c}
+	c.pub = &Conn{Remote: remote, Local: local, Tag: tag, Request: l.e.Limits.Request, c: c}
 	return c
 }
 

@@ -145,13 +145,29 @@ type head interface {
 	Sends(int, *http1.Edit) bool
 }
 
+// marks is a set of fields of a head, by their place in HTTP/1.
+type marks [2]uint64
+
+func (m *marks) add(i int)      { m[i/64&1] |= 1 << (i % 64) }
+func (m *marks) has(i int) bool { return m[i/64&1]>>(i%64)&1 == 1 }
+
+// secrets are the fields that no compression table on the way may learn of, as who sent them wants it. first is the place of the first.
+func secrets(h *http2.Head, first int) (m marks) {
+	for i := range h.Len() {
+		if h.Field(i).Secret {
+			m.add(first + i)
+		}
+	}
+	return m
+}
+
 // setFields makes the fields to be written next those of a head as it goes on.
-func (l *loop) setFields(h head, e *http1.Edit) {
+func (l *loop) setFields(h head, e *http1.Edit, secret *marks) {
 	l.fields, l.names = l.fields[:0], l.names[:0]
 	for i := range h.Len() {
 		if h.Sends(i, e) {
 			f := h.Field(i)
-			l.fields = append(l.fields, http2.Field{Name: f.Name, Value: f.Value})
+			l.fields = append(l.fields, http2.Field{Name: f.Name, Value: f.Value, Secret: secret.has(i)})
 		}
 	}
 	l.addPairs(e.Set)

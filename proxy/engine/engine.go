@@ -29,7 +29,6 @@ import (
 	"time"
 
 	"github.com/meshagent/meshagent/proxy/http1"
-	"github.com/meshagent/meshagent/proxy/http2"
 )
 
 // Handler decides. All but Accept are called in a loop that also serves other connections: they must not block. A Call is only good
@@ -122,8 +121,7 @@ func (l Limits) orDefaults() Limits {
 // Engine serves connections. Its methods are safe for concurrent use.
 type Engine struct {
 	Config
-	base     time.Time     // when the loops' time was 0, which it never is: 0 is no time
-	server   http2.Options // of clients' connections
+	base     time.Time // when the loops' time was 0, which it never is: 0 is no time
 	loops    []*loop
 	turn     atomic.Uint32 // whose the next connection is
 	clients  atomic.Int64  // accepted connections
@@ -158,8 +156,6 @@ func New(c Config) (*Engine, error) {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
 	e := &Engine{Config: c, base: time.Now().Add(-1), empty: make(chan struct{}, 1)}
-	r := c.Limits.Request
-	e.server = http2.Options{Streams: c.Limits.Streams, HeadBytes: r.Bytes, Fields: r.Fields, Underscores: r.Underscores, Tunnels: true}
 	e.ctx, e.stop = context.WithCancelCause(context.Background())
 	e.open, e.shut = context.WithCancel(e.ctx)
 	for range c.Loops {
@@ -303,6 +299,7 @@ type Conn struct {
 	Remote, Local netip.AddrPort // zero where the transport has no such addresses
 	Tag           any            // what Serve or Add was given
 	Caller        any            // what Admit was given
+	Request       http1.Options  // of the heads that come: those of Limits, if the Handler does not change them in Accept
 	c             *conn
 }
 

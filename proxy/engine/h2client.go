@@ -19,7 +19,9 @@ func (c *conn) prefaced() (yes, maybe bool) {
 func (c *conn) serveStreams() {
 	l := c.l
 	l.scratch.Now = l.now / 1e6
-	c.h = &mux{Conn: http2.NewServer(l.e.server, &l.scratch), heard: l.now}
+	r := c.pub.Request
+	o := http2.Options{Streams: l.e.Limits.Streams, HeadBytes: r.Bytes, Fields: r.Fields, Underscores: r.Underscores, Tunnels: true}
+	c.h = &mux{Conn: http2.NewServer(o, &l.scratch), heard: l.now}
 	c.since, c.short = l.now, false
 	l.queue(c)
 }
@@ -75,9 +77,9 @@ func (c *conn) request(ev *http2.Event) {
 		x.malformed(errTooLarge)
 		return
 	}
-	x.extended = len(ev.Head.Protocol) > 0
+	x.extended, x.secret = len(ev.Head.Protocol) > 0, secrets(ev.Head, 1) // behind host
 	x.head = appendRequestHead(l.buffers.get(headSize(ev.Head)), ev.Head, ev.End)
-	n, err := x.Request.Parse(x.head, l.e.Limits.Request)
+	n, err := x.Request.Parse(x.head, c.pub.Request)
 	if err == nil && n < len(x.head) {
 		err = errTooLarge // so it is not one head: it should never be
 	}
@@ -126,9 +128,9 @@ func (x *Call) respond(end bool) error {
 	c, r, d := x.client, &x.res, &x.Decision
 	status, length := r.Status, r.Framing.Length
 	if r.Interim() {
-		x.l.setFields(r, x.dropping(&d.Response))
+		x.l.setFields(r, x.dropping(&d.Response), &x.resSecret)
 	} else {
-		x.l.setFields(r, &d.Response)
+		x.l.setFields(r, &d.Response, &x.resSecret)
 	}
 	switch {
 	case status == 101:

@@ -360,6 +360,40 @@ func TestClientStreams(t *testing.T) {
 					p.fail("%s", h.line)
 				}
 			}, want: []string{"GET / 200 - 1"}},
+		{name: "what is not to be compressed on one hop is not on the next", to: UpstreamConfig{Protocol: HTTP2},
+			servers: []func(*peer){func(p *peer) {
+				h := p.h2server(http2.Options{})
+				h.want("request 1 GET x/ a=1 !token=t b=2 end")
+				h.respond(1, 200, -1, true, "c", "3", "!key", "k")
+				h.idle()
+			}},
+			client: func(p *peer) {
+				h := p.h2client()
+				h.open("GET", "/", true, "a", "1", "!token", "t", "b", "2")
+				h.want("response 1 200 c=3 !key=k end")
+			}, want: []string{"GET / 200 - 1"}},
+		{name: "the code of a reset goes on, whoever began it", to: UpstreamConfig{Protocol: HTTP2},
+			servers: []func(*peer){func(p *peer) {
+				h := p.h2server(http2.Options{})
+				h.want("request 1 GET x/ end")
+				h.respond(1, 200, -1, false)
+				h.shut(1, http2.EnhanceYourCalm)
+				h.want("request 3 GET x/ end")
+				h.respond(3, 200, -1, false)
+				h.want("reset 3 CANCEL")
+				p.w.pass(p)
+				h.idle()
+			}},
+			client: func(p *peer) {
+				h := p.h2client()
+				h.open("GET", "/", true)
+				h.want("response 1 200", "reset 1 ENHANCE_YOUR_CALM")
+				h.Close(h.streams[1], 0)
+				h.open("GET", "/", true)
+				h.want("response 3 200")
+				h.shut(3, http2.Cancel)
+				p.w.await(p)
+			}, want: []string{"GET / 200 UC 1", "GET / 200 DC 1"}},
 		{name: "C24: a head alone of gRPC passes as it is, and trailers of others", to: UpstreamConfig{Protocol: HTTP2},
 			servers: []func(*peer){func(p *peer) {
 				h := p.h2server(http2.Options{})

@@ -70,7 +70,7 @@ func (x *Call) openRequest() (r *http2.Request, tunnel bool) {
 	if k := q.Framing.Kind; k == http1.Length || k == http1.None {
 		r.Length = q.Framing.Length
 	}
-	l.setFields(q, &d.Request)
+	l.setFields(q, &d.Request, &x.secret)
 	switch {
 	case x.raw:
 		r.Method = methodConnect
@@ -144,10 +144,10 @@ func (c *conn) answerEvent(ev *http2.Event) {
 // answerHead passes on a head of the answer.
 func (c *conn) answerHead(x *Call, ev *http2.Event) {
 	l := c.l
-	x.heard = true
+	x.heard, x.resSecret = true, secrets(ev.Head, 0)
 	l.head = x.appendResponseHead(l.head[:0], ev.Head, ev.End)
 	x.res.Reset()
-	n, err := x.res.Parse(l.head, x.asked, l.e.Limits.Response)
+	n, err := x.res.Parse(l.head, x.asked, c.pool.up.Response)
 	if err != nil || n < len(l.head) {
 		x.failed(UpstreamMalformed)
 		return

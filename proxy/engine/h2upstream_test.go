@@ -352,6 +352,54 @@ func TestUpstreamStreams(t *testing.T) {
 			servers: []func(*peer){func(p *peer) { p.send(okay); p.any() }},
 			client:  func(p *peer) { p.send(get); p.status(502, "the upstream's answer is malformed") },
 			want:    []string{"GET / 502 UPE 1"}},
+		{name: "a request that was kept is sent again in another protocol",
+			decide: func(w *world, c *Call) { c.Decision.Upstream = w.up },
+			respond: func(w *world, c *Call) bool {
+				if c.Decision.Upstream = w.other; c.Response.Status == 504 {
+					c.Decision.Upstream = w.up
+				}
+				return c.Response.Status != 200
+			},
+			servers: []func(*peer){
+				func(p *peer) {
+					h := p.h2server(http2.Options{})
+					h.want("request 1 POST x/", "data 1 hello", "trailers 1 a=1 end")
+					h.respond(1, 503, -1, true)
+					h.want("request 3 POST x/", "data 3 hello", "trailers 3 a=1 end")
+					h.ok(3)
+					h.idle()
+				},
+				func(p *peer) {
+					p.expect("POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\na: 1\r\n\r\n")
+					p.send("HTTP/1.1 504 Late\r\nContent-Length: 0\r\n\r\n")
+					p.gone()
+				},
+			},
+			client: func(p *peer) {
+				p.send("POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhe\r\n3\r\nllo\r\n0\r\na: 1\r\n\r\n")
+				p.expect(okay)
+			}, want: []string{"POST / 200 - 3"}},
+		{name: "an upstream that is closed lets its connections go",
+			servers: []func(*peer){func(p *peer) {
+				h := p.h2server(http2.Options{})
+				h.want("request 1 GET x/ end")
+				h.ok(1)
+				h.want("request 3 GET x/ end")
+				p.w.pass(p)
+				h.want("goaway NO_ERROR")
+				h.ok(3)
+				h.want("end")
+				p.w.pass(p)
+			}},
+			client: func(p *peer) {
+				p.send(get)
+				p.expect(okay)
+				p.send(get)
+				p.w.await(p)
+				p.w.up.Close()
+				p.expect(okay)
+				p.w.await(p)
+			}, want: []string{"GET / 200 - 1", "GET / 200 - 1"}},
 		{name: "C23: a server that knows no extended CONNECT: 501",
 			servers: []func(*peer){func(p *peer) { h := p.h2server(http2.Options{}); h.idle() }},
 			client: func(p *peer) {

@@ -100,7 +100,7 @@ func (p *pool) serve(c *conn) {
 		c.carry(x)
 	}
 	p.dial()
-	if c.h.Len() == 0 && p.ends() {
+	if p.up.closed.Load() || c.h.Len() == 0 && p.ends() {
 		c.shutdown()
 	}
 }

@@ -176,6 +176,29 @@ func TestConnections(t *testing.T) {
 				p.Close()
 			},
 			want: []string{"GET / 200 DC 1"}},
+		{name: "no more connections than allowed: 503", not: noStreams, loops: 1, to: UpstreamConfig{Conns: 1},
+			servers: []func(*peer){func(p *peer) {
+				p.expect(get)
+				p.w.pass(p)
+				p.w.await(p)
+				p.send(okay)
+				p.expect(get)
+				p.send(okay)
+				p.gone()
+			}},
+			client: func(p *peer) {
+				p.send(get)
+				p.w.await(p)
+				q := p.w.dial()
+				defer q.Close()
+				q.send(get)
+				q.status(503, "the upstream has as many calls as it may have")
+				p.w.pass(p)
+				p.expect(okay)
+				q.send(get)
+				q.expect(okay)
+			},
+			want: []string{"GET / 503 UO 0", "GET / 200 - 1", "GET / 200 - 1"}},
 		{name: "A9: no connection: 503 UF", not: noServerStreams,
 			client: func(p *peer) {
 				p.send(post)

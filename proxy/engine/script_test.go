@@ -119,7 +119,11 @@ func (h *h2) show(ev *http2.Event) string {
 		}
 		for i := range q.Len() {
 			f := q.Field(i)
-			fmt.Fprintf(&b, " %s=%s", f.Name, f.Value)
+			b.WriteString(" ")
+			if f.Secret {
+				b.WriteString("!")
+			}
+			fmt.Fprintf(&b, "%s=%s", f.Name, f.Value)
 		}
 	case http2.EventData:
 		fmt.Fprintf(&b, " %s", ev.Data)
@@ -180,9 +184,11 @@ func (h *h2) bytes(id uint32, n int) int {
 	return n
 }
 
+// h2fields are names and values. A name that begins with '!' is not to be compressed.
 func h2fields(kv []string) (fields []http2.Field) {
 	for i := 0; i < len(kv); i += 2 {
-		fields = append(fields, http2.Field{Name: []byte(kv[i]), Value: []byte(kv[i+1])})
+		name, secret := strings.CutPrefix(kv[i], "!")
+		fields = append(fields, http2.Field{Name: []byte(name), Value: []byte(kv[i+1]), Secret: secret})
 	}
 	return fields
 }

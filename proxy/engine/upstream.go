@@ -30,6 +30,7 @@ type UpstreamConfig struct {
 	Dial        func(context.Context) (net.Conn, error)
 	DialTimeout time.Duration // Limits.Dial if it is 0
 	Idle        time.Duration // of a connection without a call. Limits.UpstreamIdle if it is 0; 5 min if Protocol is HTTP2
+	Response    http1.Options // of heads; those of Limits if it is empty
 	Streams     int           // of a connection of HTTP/2 at one time; 100 if it is 0
 	Conns       int           // of a loop at one time; no limit if it is 0
 }
@@ -58,7 +59,10 @@ func (e *Engine) Upstream(c UpstreamConfig) *Upstream {
 	if c.Streams <= 0 {
 		c.Streams = 100
 	}
-	r := e.Limits.Response
+	if c.Response == (http1.Options{}) {
+		c.Response = e.Limits.Response
+	}
+	r := c.Response
 	return &Upstream{UpstreamConfig: c, e: e, options: http2.Options{Streams: c.Streams, HeadBytes: r.Bytes, Fields: r.Fields}}
 }
 
@@ -132,7 +136,7 @@ func (x *Call) failed(f Flag) {
 
 // retry follows a decision that was made anew.
 func (x *Call) retry() {
-	x.heard, x.wrote, x.interim, x.active, x.code = false, false, false, 0, 0 // the Handler knows what was sent before
+	x.heard, x.wrote, x.interim, x.active, x.code, x.resSecret = false, false, false, 0, 0, marks{} // the Handler knows what was sent before
 	if d := x.Decision.Delay; d > 0 {
 		x.wake = x.l.now + int64(d)
 		x.arm()
@@ -208,7 +212,7 @@ func (x *Call) lost() {
 
 // readHead reads a head of the answer and passes it on.
 func (c *conn) readHead(x *Call, buf []byte) {
-	n, err := x.res.Parse(buf, x.asked, c.l.e.Limits.Response)
+	n, err := x.res.Parse(buf, x.asked, c.pool.up.Response)
 	if err != nil {
 		x.failed(UpstreamMalformed)
 		return

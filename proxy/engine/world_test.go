@@ -119,6 +119,7 @@ type world struct {
 	e      *Engine
 	front  listenDialer
 	up     *Upstream
+	other  *Upstream // the same servers in HTTP/1
 	calls  chan string
 	stop   context.CancelFunc
 	wg     sync.WaitGroup
@@ -186,6 +187,7 @@ func newWorldVia(t testing.TB, driver, via string, s *scenario) *world {
 		servers = UpstreamConfig{Name: "relay", Protocol: HTTP2, Dial: between.dial}
 	}
 	w.up = w.e.Upstream(servers)
+	w.other = w.e.Upstream(UpstreamConfig{Name: "servers", Dial: servers.Dial})
 	w.serve(ctx, w.e, front)
 	if len(s.servers) == 0 {
 		back.Close()

@@ -12,7 +12,7 @@ func (t *Trailer) Parse(buf []byte, response bool) error {
 	}
 	t.reset()
 	n, f := t.parseFields(buf, r, Options{Bytes: MaxTrailerBytes, Fields: MaxFields})
-	if f == nil && n != len(buf) {
+	if f == nil && n != len(buf) || f == faultSize || f == faultCount {
 		f = faultTrailerSize
 	}
 	if f != nil {

@@ -37,7 +37,7 @@ func (r role) response() bool { return r&1 == 1 }
 // those bytes are. Before the head is whole, and after an error, it has no fields.
 type Head struct {
 	buf    []byte
-	fields [MaxFields]field
+	fields [mostFields]field
 	n      int // of fields, 0 as long as the head is not whole
 	read   int // of fields, so far
 	lines  int // of field lines; more than read when some were left out

@@ -14,17 +14,18 @@ package http1
 // Limits that hold where Options does not say otherwise.
 const (
 	MaxHeadBytes    = 64 << 10 // of a head, from its first byte to its empty line
-	MaxFields       = 100      // of a head or of trailers; Options can only lower it
+	MaxFields       = 100      // of a head or of trailers
 	MaxTrailerBytes = 16 << 10 // the caller's buffer must be able to hold them in one piece
 	maxExtension    = 16 << 10 // bytes of chunk extensions in one body: nobody needs them, so a flood of them is an attack
 	maxOptions      = 32       // names in Connection: each is compared with each field
 	maxHost         = 255 + 6  // a DNS name and a port
+	mostFields      = 128      // that Options can ask for
 )
 
 // Options are the limits of a head. The zero value is MaxHeadBytes, MaxFields, and no underscores.
 type Options struct {
 	Bytes  int
-	Fields int
+	Fields int // at most 128
 	// Underscores lets request fields pass whose name has an underscore. They are left out otherwise: many programs read X_User
 	// as X-User, and would take a client's field for one of ours. In responses they always pass.
 	Underscores bool
@@ -35,9 +36,10 @@ func (o Options) orDefaults() Options {
 		o.Bytes = MaxHeadBytes
 	}
 	o.Bytes = min(o.Bytes, 1<<24)
-	if o.Fields <= 0 || o.Fields > MaxFields {
+	if o.Fields <= 0 {
 		o.Fields = MaxFields
 	}
+	o.Fields = min(o.Fields, mostFields)
 	return o
 }
 
