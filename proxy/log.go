@@ -77,30 +77,37 @@ func appendText(b []byte, name, s string) []byte {
 	const hex = "0123456789abcdef"
 	b = append(append(append(b, `,"`...), name...), `":"`...)
 	s = s[:min(len(s), maxField)]
-	for len(s) > 0 {
-		c := s[0]
-		switch {
+	for {
+		n := 0
+		for n < len(s) && !escaped[s[n]] {
+			n++
+		}
+		b, s = append(b, s[:n]...), s[n:]
+		if s == "" {
+			return append(b, '"')
+		}
+		r, n := utf8.DecodeRuneInString(s)
+		switch c := s[0]; {
 		case c == '"' || c == '\\':
 			b = append(b, '\\', c)
-		case c < ' ' || c == 0x7f:
-			b = append(b, '\\', 'u', '0', '0', hex[c>>4], hex[c&15])
 		case c < utf8.RuneSelf:
-			b = append(b, c)
+			b = append(b, '\\', 'u', '0', '0', hex[c>>4], hex[c&15])
+		case r == utf8.RuneError && n == 1, r == '\u2028', r == '\u2029': // which some readers take for the end of a line
+			b = append(b, `\ufffd`...)
 		default:
-			r, n := utf8.DecodeRuneInString(s)
-			switch {
-			case r == utf8.RuneError && n == 1, r == '\u2028', r == '\u2029': // which some readers take for the end of a line
-				b = append(b, `\ufffd`...)
-			default:
-				b = append(b, s[:n]...)
-			}
-			s = s[n:]
-			continue
+			b = append(b, s[:n]...)
 		}
-		s = s[1:]
+		s = s[n:]
 	}
-	return append(b, '"')
 }
+
+// escaped are the bytes at which appendText looks twice.
+var escaped = func() (t [256]bool) {
+	for c := range 256 {
+		t[c] = c < ' ' || c == '"' || c == '\\' || c >= 0x7f
+	}
+	return t
+}()
 
 // maxLines is how many lines wait to be written; further ones are dropped and counted: no call waits for the log.
 const maxLines = 4096
