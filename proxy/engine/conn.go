@@ -156,6 +156,7 @@ func (c *conn) use(buf []byte, n int) {
 
 const (
 	flushAt = 64 << 10 // bytes that are written at once rather than with what follows: frames of 16 KiB cost less in fours
+	fullAt  = 32 << 10 // bytes that wait where none are taken, beyond which streams add no data
 	direct  = 32 << 10 // bytes of a body that are not copied if that can be avoided
 )
 

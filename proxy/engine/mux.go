@@ -46,7 +46,7 @@ const most = 256 << 10
 func (c *conn) unsent() int { return len(c.out) - c.sent + len(c.h.Out) }
 
 // full tells that no data is to be added to what is to be written.
-func (c *conn) full() bool { return c.blocked && c.unsent() >= flushAt }
+func (c *conn) full() bool { return c.blocked && c.unsent() >= fullAt }
 
 // space makes room for n bytes in what streams write.
 func (c *conn) space(n int) { c.h.Out = c.l.buffers.grow(c.h.Out, n) }
