@@ -85,8 +85,7 @@ func (c *conn) readRequest() (more bool) {
 	}
 	if c.x == nil {
 		c.x = l.getCall(c)
-		c.x.start, c.since = l.now, l.now
-		c.x.Result.Start = l.e.base.Add(time.Duration(l.now))
+		c.since = l.now
 		c.arm()
 	}
 	x := c.x

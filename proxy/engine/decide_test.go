@@ -35,7 +35,7 @@ func TestDecisions(t *testing.T) {
 			},
 			want: []string{"GET / 200 - 1"}},
 		{name: "B12 the time of one try",
-			decide:  func(w *world, c *Call) { to(w, c); c.Decision.TryTimeout = 20e6 },
+			decide:  func(w *world, c *Call) { to(w, c); c.Decision.TryTimeout = 200e6 },
 			retry:   func(w *world, c *Call, f Flag) bool { return f == UpstreamTimeout },
 			servers: []func(*peer){func(p *peer) { p.expect(get); p.gone() }, serves(get, okay, 1)},
 			client:  func(p *peer) { p.send(get); p.expect(okay) },

@@ -1,8 +1,6 @@
 package engine
 
 import (
-	"time"
-
 	"github.com/meshagent/meshagent/proxy/http1"
 	"github.com/meshagent/meshagent/proxy/http2"
 )
@@ -33,7 +31,7 @@ func (c *conn) requestEvent(ev *http2.Event) {
 		c.request(ev)
 	case http2.EventRefused:
 		x := c.l.getCall(c)
-		x.Result.Start, x.Result.Flag = c.l.e.base.Add(time.Duration(c.l.now)), ClientMalformed
+		x.Result.Flag = ClientMalformed
 		c.l.e.Handler.Done(x)
 		c.l.putCall(x)
 	case http2.EventData:
@@ -70,7 +68,6 @@ func (c *conn) request(ev *http2.Event) {
 	l := c.l
 	x := l.getCall(c)
 	x.cs, ev.Stream.Owner = ev.Stream, x
-	x.start, x.Result.Start = l.now, l.e.base.Add(time.Duration(l.now))
 	x.whole = ev.End
 	c.since = 0
 	if ev.Kind == http2.EventTooLarge {
@@ -100,7 +97,7 @@ func (x *Call) received(data []byte, end bool) {
 	switch {
 	case x.tunnel:
 		x.toUpstream(data, end)
-		c.credit(x.cs, n, len(data), x.up != nil && x.upBlocked())
+		c.credit(x.cs, n, len(data), x.upBlocked())
 		if end {
 			x.endTunnelIfDone()
 		}

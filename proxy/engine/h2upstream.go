@@ -15,10 +15,10 @@ func (c *conn) openStreams() {
 	l.queue(c)
 }
 
-// takes tells if a connection can carry one more call.
+// takes tells if a connection can carry one more call. Whether it can carry an upgrade its settings tell.
 func (c *conn) takes(x *Call) bool {
 	usable := !c.closing && !c.dead && !c.broken && c != x.avoid
-	return usable && c.h.Len() < c.pool.per() && c.h.CanOpen() && (c.h.settled || !x.asked.Upgrade || x.raw)
+	return usable && c.h.Len() < c.pool.per() && c.h.CanOpen() && (c.h.settled || !x.asked.Upgrade)
 }
 
 // carryStream sends the request on a stream.

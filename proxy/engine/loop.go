@@ -314,9 +314,6 @@ func (l *loop) connectAll() {
 	l.wants = l.wants[:0]
 }
 
-// since is the time since Engine.base.
-func (l *loop) since() time.Duration { return time.Duration(l.now) }
-
 func (l *loop) getCall(c *conn) *Call {
 	var x *Call
 	if n := len(l.calls); n > 0 {
@@ -326,7 +323,8 @@ func (l *loop) getCall(c *conn) *Call {
 		x = &Call{l: l}
 		x.timer.due = x.timeout
 	}
-	x.client, x.Conn = c, c.pub
+	x.client, x.Conn, x.start = c, c.pub, l.now
+	x.Result.Start = l.e.base.Add(time.Duration(l.now))
 	return x
 }
 

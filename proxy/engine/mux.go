@@ -17,6 +17,7 @@ type mux struct {
 	head    int64   // when a head began that has not ended; else 0
 	warned  int64   // when we told the client that we end; 0 if not, or if it has read it
 	leaving bool    // Shutdown was called
+	stuck   bool    // see full
 	waiting []*Call // those whose lane to this connection waits: whose turn is first, when there is room for some
 }
 
@@ -45,8 +46,12 @@ const most = 256 << 10
 // unsent is how many bytes wait to be written.
 func (c *conn) unsent() int { return len(c.out) - c.sent + len(c.h.Out) }
 
-// full tells that no data is to be added to what is to be written.
-func (c *conn) full() bool { return c.blocked && c.unsent() >= fullAt }
+// full tells that no data is to be added to what is to be written. Once it is so it stays so until all is written, and all streams go on:
+// those that come first would take all the room otherwise.
+func (c *conn) full() bool {
+	c.h.stuck = c.blocked && (c.h.stuck || c.unsent() >= flushAt)
+	return c.h.stuck
+}
 
 // space makes room for n bytes in what streams write.
 func (c *conn) space(n int) { c.h.Out = c.l.buffers.grow(c.h.Out, n) }

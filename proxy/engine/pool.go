@@ -108,7 +108,7 @@ func (p *pool) serve(c *conn) {
 // justUsed is for how long we believe that a connection is still there without asking the kernel, when the request could be replayed.
 const justUsed = 1e6
 
-// pick finds a connection for a call, and tells if that was none that was used before where the call wants a fresh one.
+// pick finds an open connection for a call. With fresh it is none that waited without a call, for that may have ended.
 func (p *pool) pick(x *Call, fresh bool) *conn {
 	for _, c := range p.muxes {
 		if c.takes(x) {

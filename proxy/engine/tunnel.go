@@ -8,15 +8,12 @@ import (
 
 // beginRaw has a connection decided that is one call.
 func (c *conn) beginRaw() {
-	l := c.l
-	x := l.getCall(c)
+	x := c.l.getCall(c)
 	c.x = x
-	x.start, x.Result.Start = l.now, l.e.base.Add(l.since())
-	x.raw, x.headed, x.whole = true, true, true
+	x.raw, x.headed, x.whole, x.decided = true, true, true, true
 	x.asked = http1.Asked{Proto: http1.HTTP11, Connect: true}
 	c.arm()
-	x.decided = true
-	l.e.Handler.Decide(x)
+	c.l.e.Handler.Decide(x)
 	x.obey(nil)
 }
 
