@@ -92,7 +92,8 @@ func (c *call) read(from policy.Source, port uint16) *fault {
 	if !bytes.Equal(wire, path) {
 		c.retarget(wire)
 	}
-	c.q = policy.Request{Source: from, Port: port, Method: text(x.Request.Method), Scheme: "http", Authority: host, Path: text(clean), Query: text(query), Header: c.header}
+	c.q = policy.Request{Source: from, Port: port, Method: text(x.Request.Method), Scheme: "http", Authority: host,
+		Path: text(clean), Query: text(query), Header: c.header}
 	c.sent = c.q
 	return nil
 }

@@ -45,8 +45,9 @@ var (
 	errClient    = &fault{499, 1, "DC", "caller went away"}
 )
 
-var ownAnswers = []*fault{errDenied, errNoCaller, errNotReady, errInvalid, errNoSubset, errNoRoute, errNowhere, errNone, errNoCert, errConnect, errReset,
-	errRefused, errOverflow, errProtocol, errTimeout, errAmbiguous, errTooLarge, errMethod, errUpgrade, errSlow, errLoop, errAborted, errEnding, errClient}
+var ownAnswers = []*fault{errDenied, errNoCaller, errNotReady, errInvalid, errNoSubset, errNoRoute, errNowhere, errNone, errNoCert, errConnect,
+	errReset, errRefused, errOverflow, errProtocol, errTimeout, errAmbiguous, errTooLarge, errMethod, errUpgrade, errSlow, errLoop, errAborted,
+	errEnding, errClient}
 
 // Flags that an answer of the service may bear, too.
 const (

@@ -73,7 +73,8 @@ type caller struct {
 func (h handler) Accept(conn *engine.Conn) {
 	switch t := conn.Tag.(type) {
 	case *peer:
-		t.opened(conn)
+		t.conn.Store(conn)
+		conn.Request = betweenAgents
 		conn.Admit(nil)
 	case *listener:
 		if !t.opened(conn) {

@@ -360,6 +360,41 @@ func TestAnswersAsTheyAre(t *testing.T) {
 	})
 }
 
+// TestLargestHeads (line 19 of BEHAVIOURS): heads as large as may be come through, to other hosts too; larger ones are refused.
+func TestLargestHeads(t *testing.T) {
+	t.Parallel()
+	both(t, func(t *testing.T, w *world, c *caller, on *host) {
+		on.serve("web", http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+			fields, size := 96, 0 // with Date, Content-Length and Content-Type
+			fmt.Sscanf(r.URL.Query().Get("answer"), "%d,%d", &fields, &size)
+			for n := range fields {
+				rw.Header().Set(fmt.Sprintf("X-%02d", n), strings.Repeat("x", size))
+			}
+			fmt.Fprint(rw, len(r.Header))
+		}))
+		ask := func(fields, size int, query string) *answer {
+			var b strings.Builder
+			fmt.Fprintf(&b, "GET /?%s HTTP/1.1\r\nHost: web\r\n", query)
+			for n := range fields - 1 {
+				fmt.Fprintf(&b, "X-%02d: %s\r\n", n, strings.Repeat("x", size))
+			}
+			return c.raw("web", b.String()+"\r\n")
+		}
+		for _, size := range []int{1, 650} { // a head of 64.9 KB
+			if got := ask(100, size, ""); got.StatusCode != 200 || len(got.Header) < 98 {
+				t.Errorf("a request with 100 fields of %d bytes: %d %s", size, got.StatusCode, got.body)
+			}
+		}
+		ask(101, 1, "").expect(t, 431, "DPE too many header fields")
+		ask(100, 700, "").expect(t, 431, "DPE too many header fields")
+		if got := ask(1, 1, "answer=97,660"); got.StatusCode != 200 || len(got.Header.Get("X-96")) != 660 {
+			t.Errorf("an answer of 100 fields: %d %s", got.StatusCode, got.body)
+		}
+		ask(1, 1, "answer=98,1").expect(t, 502, "UPE not an answer of the protocol")
+		ask(1, 1, "answer=97,700").expect(t, 502, "UPE not an answer of the protocol")
+	})
+}
+
 // TestCallerLeaves: the application's work is cancelled when its caller leaves, and flagged.
 func TestCallerLeaves(t *testing.T) {
 	t.Parallel()

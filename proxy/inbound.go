@@ -24,7 +24,8 @@ type peer struct {
 	ended chan struct{} // closed with the connection
 }
 
-func (l *peer) opened(conn *engine.Conn) { l.conn.Store(conn) }
+// betweenAgents are the limits of heads in tunnels: what a caller or an application may say comes through with what is added.
+var betweenAgents = http1.Options{Bytes: maxHeader + hopHeader, Fields: maxFields + hopFields}
 
 // Link is what lies between the connections of a mesh port and their TLS, so that ServeTunnel can serve them in event loops.
 func Link(c net.Conn) net.Conn { return engine.NewLink(c) }

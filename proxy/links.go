@@ -124,7 +124,7 @@ func (p *Proxy) newLink(w *who, to *place, now time.Time, connect time.Duration)
 	l.connect.Store(int64(connect))
 	c := engine.UpstreamConfig{Name: to.svc.String(), Protocol: to.protocol, DialTimeout: time.Hour} // the steps of a dial are bounded
 	if !to.node.IsZero() {
-		c.Streams, c.Conns, c.Idle = maxStreams, max(1, maxTunnels/p.engine.Loops), idleTimeout
+		c.Streams, c.Conns, c.Idle, c.Response = maxStreams, max(1, maxTunnels/p.engine.Loops), idleTimeout, betweenAgents
 		c.Dial = func(ctx context.Context) (net.Conn, error) {
 			return p.dialTunnel(ctx, w.id, to, time.Duration(l.connect.Load()))
 		}

@@ -50,6 +50,8 @@ const (
 	lastTimeout      = time.Second // for what is cut to end, and for the last lines of the log
 	maxHeader        = 64 << 10    // bytes of a head
 	maxFields        = 100         // of a head
+	hopHeader        = 16 << 10    // more bytes of it between agents, for what they add and how HTTP/2 counts
+	hopFields        = 16          // more fields
 	maxReplay        = 64 << 10    // bytes of a body that is kept for another try
 	maxStreams       = 100         // of a tunnel at one time
 	maxCallerStreams = 250         // of a caller's connection of HTTP/2 at one time

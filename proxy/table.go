@@ -235,7 +235,8 @@ func (p *Proxy) destination(t *table, k destKey) (*destination, *fault) {
 	if len(v.targets) == 0 {
 		return nil, errNone
 	}
-	v.picker = lb.New(lb.Config{Algorithm: lb.Algorithm(traffic.LB), Outlier: lb.DefaultOutlier, Ejected: func(e lb.Ejection) { p.ejected(v.targets[e.Index], e) }}, cs)
+	v.picker = lb.New(lb.Config{Algorithm: lb.Algorithm(traffic.LB), Outlier: lb.DefaultOutlier,
+		Ejected: func(e lb.Ejection) { p.ejected(v.targets[e.Index], e) }}, cs)
 	got, _ := t.dests.LoadOrStore(k, v)
 	return got.(*destination), nil
 }
@@ -243,7 +244,8 @@ func (p *Proxy) destination(t *table, k destKey) (*destination, *fault) {
 // ejected counts and says that an instance sits out.
 func (p *Proxy) ejected(t *target, e lb.Ejection) {
 	p.metrics.ejections.With(t.Service.String()).Inc()
-	p.c.Log.Info("an instance fails and sits out", "service", t.Service.String(), "instance", t.ID, "node", t.Node.String(), "reason", string(e.Reason), "for", e.For)
+	p.c.Log.Info("an instance fails and sits out", "service", t.Service.String(), "instance", t.ID, "node", t.Node.String(),
+		"reason", string(e.Reason), "for", e.For)
 }
 
 // target resolves an instance.
