@@ -5,6 +5,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/meshagent/meshagent/proxy/http1"
@@ -452,3 +453,54 @@ func literal(kv ...string) string {
 }
 
 func itoa(n uint32) string { return strconv.FormatUint(uint64(n), 10) }
+
+// TestBackpressureOfStreams holds that a stream takes no more than its window from whoever is faster than the other end.
+func TestBackpressureOfStreams(t *testing.T) {
+	const bound = 256<<10 + memoryWindow + 3*flushAt
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, "memory", &scenario{loops: 1, servers: []func(*peer){
+			func(p *peer) { p.head(); p.w.await(p) },
+			func(p *peer) {
+				p.head()
+				p.send("HTTP/1.1 200 OK\r\nContent-Length: 1048576\r\n\r\n")
+				p.Write([]byte(big))
+			},
+		}})
+		defer w.end()
+		p := w.dial()
+		defer p.Close()
+		h := p.h2client()
+		h.lazy = true
+		h.open("POST", "/up", false)
+		synctest.Wait()
+		h.open("GET", "/down", true)
+		w.wg.Go(func() {
+			for sent := 0; h.more(); {
+				if s := h.streams[1]; sent < len(big) {
+					n, _ := h.Data(s, []byte(big[sent:]), true)
+					sent += n
+				}
+			}
+		})
+		time.Sleep(time.Second)
+		synctest.Wait()
+		for _, l := range w.e.loops {
+			for c := range l.conns { // nothing moves: all wait
+				held := len(c.in) + len(c.out)
+				if c.h != nil {
+					held += len(c.h.Out)
+					for s := range c.h.Streams() {
+						x := s.Owner.(*Call)
+						if n := len(x.req) + len(x.ask.rest) + len(x.ans.rest); n > bound {
+							t.Errorf("%s holds %d bytes", x.Request.Path, n)
+						}
+					}
+				}
+				if held > bound {
+					t.Errorf("a connection holds %d bytes", held)
+				}
+			}
+		}
+		w.pass(p)
+	})
+}
