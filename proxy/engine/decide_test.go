@@ -34,7 +34,7 @@ func TestDecisions(t *testing.T) {
 				p.end()
 			},
 			want: []string{"GET / 200 - 1"}},
-		{name: "B12 the time of one try",
+		{name: "B12 the time of one try", only: "memory",
 			decide:  func(w *world, c *Call) { to(w, c); c.Decision.TryTimeout = 200e6 },
 			retry:   func(w *world, c *Call, f Flag) bool { return f == UpstreamTimeout },
 			servers: []func(*peer){func(p *peer) { p.expect(get); p.gone() }, serves(get, okay, 1)},
@@ -112,7 +112,6 @@ func TestDecisions(t *testing.T) {
 			},
 			want: []string{"GET / 200 RBAC 1"}},
 	} {
-		s.not += shortTLS
 		t.Run(s.name, s.play)
 	}
 }

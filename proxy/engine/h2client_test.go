@@ -177,14 +177,14 @@ func TestClientStreams(t *testing.T) {
 				p.send(http2.Preface)
 				p.any()
 			}},
-		{name: "C20: a head that does not end", limits: Limits{Head: 60 * time.Millisecond},
+		{name: "C20: a head that does not end", only: "memory", limits: Limits{Head: 60 * time.Millisecond},
 			client: func(p *peer) {
 				h := p.h2client().settled()
 				h.Out = append(h.Out, frame(1, 0, 1, literal(":method", "GET"))...)
 				h.write()
 				h.want("goaway ENHANCE_YOUR_CALM", "end")
 			}},
-		{name: "C20: an idle connection is told before it is closed", limits: Limits{IdleHTTP2: 60 * time.Millisecond},
+		{name: "C20: an idle connection is told before it is closed", only: "memory", limits: Limits{IdleHTTP2: 60 * time.Millisecond},
 			client: func(p *peer) {
 				h := p.h2client().settled()
 				h.want("goaway 2147483647 NO_ERROR", "goaway NO_ERROR", "end")

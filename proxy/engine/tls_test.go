@@ -471,6 +471,7 @@ func TestTLSManyRequests(t *testing.T) {
 	const n = 5000 // for each of two clients, who have a loop each
 	serve := func(p *peer) {
 		for range n {
+			p.SetDeadline(time.Now().Add(patience)) // for each, as a busy machine takes longer for all
 			p.expect(get)
 			p.send(okay)
 		}
@@ -482,16 +483,20 @@ func TestTLSManyRequests(t *testing.T) {
 		for _, q := range []*peer{p, p.w.dial()} {
 			clients.Go(func() {
 				for range n {
+					q.SetDeadline(time.Now().Add(patience))
 					q.send(get)
 					q.expect(okay)
+					select {
+					case got := <-q.w.calls: // of either
+						if got != "GET / 200 - 1" {
+							q.fail("a call ended as %q", got)
+						}
+					case <-time.After(patience):
+						q.fail("a call did not end")
+					}
 				}
 				q.closeWrite()
 			})
-		}
-		for range 2 * n {
-			if got := <-p.w.calls; got != "GET / 200 - 1" {
-				p.fail("a call ended as %q", got)
-			}
 		}
 	}}
 	s.playOver(t, "loops TLS", "goroutines TLS")

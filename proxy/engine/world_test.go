@@ -58,7 +58,6 @@ const (
 	noStreams       = "h2-h1 h1-h2 h2-h2"
 	noClientStreams = "h2-h1 h2-h2"
 	noServerStreams = "h1-h2 h2-h2"
-	shortTLS        = "TLS" // in real time that is too short for handshakes
 )
 
 func (s *scenario) play(t *testing.T) {
@@ -68,8 +67,7 @@ func (s *scenario) play(t *testing.T) {
 			base, secure := strings.CutSuffix(d, " TLS")
 			switch {
 			case s.only != "" && !strings.Contains(s.only, base), between && strings.Contains(s.not, via),
-				between && base == "goroutines", between && secure && d+via != "loops TLSh2-h2",
-				secure && !inMemory(d) && strings.Contains(s.not, shortTLS):
+				between && base == "goroutines", between && secure && d+via != "loops TLSh2-h2":
 				continue
 			}
 			t.Run(d+" "+via, func(t *testing.T) {
