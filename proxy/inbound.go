@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/meshagent/meshagent/mesh"
 	"github.com/meshagent/meshagent/mesh/policy"
@@ -50,6 +51,12 @@ func (p *Proxy) ServeTunnel(ctx context.Context, c *tls.Conn) {
 	if !p.engine.Add(c, l) {
 		return
 	}
+	// New calls come with a new certificate before this one ends. Calls under way go on: they were let in.
+	defer time.AfterFunc(time.Until(st.PeerCertificates[0].NotAfter)*3/4, func() {
+		if conn := l.conn.Load(); conn != nil {
+			conn.Drain()
+		}
+	}).Stop()
 	select {
 	case <-l.ended:
 		return

@@ -121,7 +121,7 @@ func TestStrangers(t *testing.T) {
 	if err := other.Bootstrap(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	stranger := newLeaves(t, other)
+	stranger := newLeaves(t, issuer{other})
 
 	config := func(l *leaf.Manager, src mesh.Identity, sni string, alpn ...string) *tls.Config {
 		c, err := l.ClientConfigFunc(t.Context(), src, func(mesh.Identity) error { return nil }, sni, alpn...)

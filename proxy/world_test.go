@@ -142,13 +142,13 @@ func (i issuer) Issue(ctx context.Context, id mesh.Identity, csr []byte) ([][]by
 	return c.Chain, nil
 }
 
-// newLeaves returns certificates of a CA, for one who believes the mesh's, until the test ends.
-func newLeaves(t testing.TB, from *ca.CA) *leaf.Manager {
+// newLeaves returns certificates of an issuer, for one who believes the mesh's, until the test ends.
+func newLeaves(t testing.TB, from leaf.Issuer) *leaf.Manager {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	m, err := leaf.New(leaf.Config{TrustDomain: td, Issuer: issuer{from}, NodeKey: key, Log: slog.New(slog.DiscardHandler)})
+	m, err := leaf.New(leaf.Config{TrustDomain: td, Issuer: from, NodeKey: key, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -173,7 +173,7 @@ func vipRange() netip.Prefix {
 // host adds a host.
 func (w *world) host(name string, change ...func(*proxy.Config)) *host {
 	w.t.Helper()
-	h := &host{w: w, snaps: newSnapshots(), metrics: telemetry.NewMetrics(), lines: make(chan line, 1<<16), ended: make(chan struct{}), leaves: newLeaves(w.t, theCA())}
+	h := &host{w: w, snaps: newSnapshots(), metrics: telemetry.NewMetrics(), lines: make(chan line, 1<<16), ended: make(chan struct{}), leaves: newLeaves(w.t, issuer{theCA()})}
 	h.id = mesh.NodeIDFromBytes([16]byte{byte(len(w.hosts) + 1)})
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
