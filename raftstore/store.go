@@ -260,7 +260,8 @@ func (s *Store) start() error {
 	c.LocalID = raft.ServerID(s.cfg.ID.String())
 	c.HeartbeatTimeout, c.ElectionTimeout = s.cfg.Heartbeat, s.cfg.Heartbeat
 	c.LeaderLeaseTimeout = s.cfg.Heartbeat / 2
-	c.CommitTimeout = min(50*time.Millisecond, s.cfg.Heartbeat/4)
+	// After this the followers hear of a commit when nothing else is to be sent.
+	c.CommitTimeout = min(max(50*time.Millisecond, s.cfg.Heartbeat/40), s.cfg.Heartbeat/4)
 	c.MaxAppendEntries = 64
 	c.BatchApplyCh = true
 	c.ShutdownOnRemove = true

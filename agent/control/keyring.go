@@ -174,6 +174,7 @@ const keyringEvery = time.Second
 func (s *Service) turnKeyring(ctx context.Context) error {
 	t := time.NewTicker(keyringEvery)
 	defer t.Stop()
+	var still uint64
 	for {
 		select {
 		case <-ctx.Done():
@@ -183,31 +184,37 @@ func (s *Service) turnKeyring(ctx context.Context) error {
 		if !s.cfg.Raft.IsLeader() {
 			continue
 		}
-		if err := s.nextKeyring(ctx); err != nil && ctx.Err() == nil && !errors.Is(err, ErrConflict) {
+		var err error
+		if still, err = s.nextKeyring(ctx, still); err != nil && ctx.Err() == nil && !errors.Is(err, ErrConflict) {
 			s.cfg.Log.Warn("rotation of the gossip key waits; it is tried again", "err", err)
 		}
 	}
 }
 
-func (s *Service) nextKeyring(ctx context.Context) error {
+// nextKeyring takes a rotation that is under way one step on, if it may. It returns the store index of a keyring that does not turn,
+// which is not opened again while it is the same.
+func (s *Service) nextKeyring(ctx context.Context, still uint64) (uint64, error) {
 	e, err := s.cfg.Store.Get(ctx, tableMesh, keyGossip, raftstore.Stale)
-	if err != nil || e == nil {
-		return err
+	if err != nil || e == nil || e.Modified == still {
+		return still, err
 	}
 	k, err := openKeyring(s.cfg.CA.Sealer(), e)
-	if err != nil || k.Step == NoStep {
-		return err
+	if err != nil {
+		return 0, err
+	}
+	if k.Step == NoStep {
+		return e.Modified, nil
 	}
 	acked, err := s.acked(ctx, func(n *mesh.Node) uint64 { return n.Keyring })
 	if err != nil {
-		return err
+		return 0, err
 	}
 	next := plan(k, acked)
 	if next.Version == k.Version {
-		return nil
+		return 0, nil
 	}
 	_, err = s.changeKeyring(ctx, next, e.Modified)
-	return err
+	return 0, err
 }
 
 // viewTime is how long a server that started may not have heard of every living host yet.
