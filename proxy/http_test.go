@@ -16,6 +16,9 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+
 	"github.com/meshagent/meshagent/mesh"
 )
 
@@ -539,6 +542,57 @@ func TestUpgrade(t *testing.T) {
 			}
 		}
 		conn.Close()
+	})
+}
+
+// TestUpgradeOfHTTP2: callers of HTTP/2 have its own form of an upgrade (RFC 8441).
+func TestUpgradeOfHTTP2(t *testing.T) {
+	t.Parallel()
+	both(t, func(t *testing.T, w *world, c *caller, on *host) {
+		on.serve("web", switching(nil))
+		conn := c.dial("web")
+		io.WriteString(conn, http2.ClientPreface)
+		fr := http2.NewFramer(conn, conn)
+		fr.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+		fr.WriteSettings()
+		var b bytes.Buffer
+		enc := hpack.NewEncoder(&b)
+		for _, f := range [][2]string{{":method", "CONNECT"}, {":protocol", "echo"}, {":scheme", "http"}, {":authority", "web"}, {":path", "/chat"}} {
+			enc.WriteField(hpack.HeaderField{Name: f[0], Value: f[1]})
+		}
+		got := ""
+		for ended := false; !ended; {
+			f, err := fr.ReadFrame()
+			if err != nil {
+				t.Fatalf("%v after %q", err, got)
+			}
+			switch f := f.(type) {
+			case *http2.SettingsFrame:
+				if offered, _ := f.Value(http2.SettingEnableConnectProtocol); !f.IsAck() {
+					if offered != 1 {
+						t.Fatal("it is not offered")
+					}
+					fr.WriteSettingsAck()
+					fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: b.Bytes(), EndHeaders: true})
+				}
+			case *http2.MetaHeadersFrame:
+				if s := f.PseudoValue("status"); s != "200" {
+					t.Fatalf("status %s", s)
+				}
+				fr.WriteData(1, true, []byte("ping\n"))
+			case *http2.DataFrame:
+				got += string(f.Data())
+				ended = f.StreamEnded()
+			case *http2.RSTStreamFrame:
+				t.Fatalf("%v after %q", f.ErrCode, got)
+			}
+		}
+		if got != "hello\nping\nbye\n" {
+			t.Errorf("%q", got)
+		}
+		if l := c.h.line("outbound"); l.Flags != "-" || l.BytesIn != 5 || l.BytesOut != 15 {
+			t.Errorf("%+v", l)
+		}
 	})
 }
 

@@ -304,3 +304,52 @@ func TestTimeout(t *testing.T) {
 		}
 	}
 }
+
+// TestGatewayAPI: an HTTPRoute leads calls as a VirtualService does; where it may not lead, they are answered with 500.
+func TestGatewayAPI(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	a, b := w.host("a"), w.host("b")
+	v1, other := a.serve("web", nil), b.serve("elsewhere/web", nil)
+	w.apply(`
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: web}
+spec:
+  parentRefs: [{group: "", kind: Service, name: web}]
+  rules:
+  - matches: [{path: {type: PathPrefix, value: /away}}]
+    backendRefs: [{name: web, namespace: elsewhere, port: 8080}]
+  - matches: [{path: {type: PathPrefix, value: /half}}]
+    backendRefs: [{name: web, port: 8080}, {name: web, namespace: elsewhere, port: 8080}]
+  - backendRefs: [{name: web, port: 8080}]
+`)
+	c := a.caller("frontend")
+	if got := c.get("web", "/"); got.seen.Instance != v1.id {
+		t.Errorf("%d %s", got.StatusCode, got.body)
+	}
+	if got := c.get("web", "/away"); got.StatusCode != 500 {
+		t.Errorf("without a grant: %d %s", got.StatusCode, got.body)
+	}
+	seen := map[int]bool{}
+	for range 100 { // one false alarm in 2^99 runs
+		got := c.get("web", "/half")
+		if seen[got.StatusCode] = true; got.StatusCode != 200 {
+			got.expect(t, 500, "NC the rule leads nowhere")
+		}
+	}
+	if len(seen) != 2 {
+		t.Errorf("half of it without a grant: %v", seen)
+	}
+	w.apply(`
+apiVersion: gateway.networking.k8s.io/v1
+kind: ReferenceGrant
+metadata: {name: web, namespace: elsewhere}
+spec:
+  from: [{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: default}]
+  to: [{group: "", kind: Service}]
+`)
+	if got := c.get("web", "/away"); got.seen.Instance != other.id {
+		t.Errorf("with a grant: %d %s", got.StatusCode, got.body)
+	}
+}

@@ -1,6 +1,5 @@
-// Package route is what the proxy does to a request that needs no network: its canonical path and host, the draw among
-// destinations, changes of fields, what callers may not say, gRPC time-outs. Pure functions; what is asked for each request allocates
-// nothing. It is imported by proxy.
+// Package route is what the proxy does to a request that needs no network: its canonical path and host, changes of
+// fields, what callers may not say, gRPC time-outs. Pure functions; what is asked for each request allocates nothing. It is imported by proxy.
 package route
 
 import (
@@ -14,25 +13,6 @@ import (
 	"github.com/meshagent/meshagent/mesh/policy"
 	"github.com/meshagent/meshagent/proxy/http1"
 )
-
-// Choose returns the split that n, a number below Total, falls on; nil when it is not below.
-func Choose(splits []policy.Split, n uint64) *policy.Split {
-	for i := range splits {
-		if n < uint64(splits[i].Weight) {
-			return &splits[i]
-		}
-		n -= uint64(splits[i].Weight)
-	}
-	return nil
-}
-
-// Total is the sum of weights.
-func Total(splits []policy.Split) (n uint64) {
-	for i := range splits {
-		n += uint64(splits[i].Weight)
-	}
-	return n
-}
 
 // Canonical returns the one form of a request's path: decoded, as routes, authorization and log look at it, and as it is sent on,
 // escaped. Slashes are merged and dot segments resolved; escapes of characters that need none are decoded (RFC 3986, section

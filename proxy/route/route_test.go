@@ -9,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/meshagent/meshagent/mesh"
 	"github.com/meshagent/meshagent/mesh/policy"
 	"github.com/meshagent/meshagent/proxy/http1"
 )
@@ -138,21 +137,6 @@ func TestAuthority(t *testing.T) {
 		if got, ok := Authority(in); ok {
 			t.Errorf("%q passes, as %q", in, got)
 		}
-	}
-}
-
-func TestChoose(t *testing.T) {
-	s := []policy.Split{{Service: mesh.MustServiceName("a"), Weight: 90}, {Weight: 0}, {Service: mesh.MustServiceName("b"), Weight: 10}}
-	if n := Total(s); n != 100 {
-		t.Errorf("total %d", n)
-	}
-	for n, want := range map[uint64]string{0: "a", 89: "a", 90: "b", 99: "b"} {
-		if got := Choose(s, n); got == nil || got.Service.Name() != want {
-			t.Errorf("%d falls on %v, want %s", n, got, want)
-		}
-	}
-	if Choose(s, 100) != nil || Choose(nil, 0) != nil {
-		t.Error("a draw beyond the weights falls on something")
 	}
 }
 
