@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"net"
 	"net/netip"
 	"testing"
 
@@ -13,7 +14,16 @@ func TestD25KeepAlive(t *testing.T) {
 	w := newWorld(t, "loops", &scenario{raw: true, to: UpstreamConfig{Protocol: Raw},
 		servers: []func(*peer){func(p *peer) { ours <- p.RemoteAddr().String(); p.send("hello"); <-done }}})
 	defer close(done)
-	p := w.dial()
+	ln, err := net.Listen("tcp", "127.0.0.1:0") // whose connections the loops accept themselves, as an agent's
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.wg.Go(func() { w.e.Serve(t.Context(), ln, nil) })
+	nc, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := w.peer(nc)
 	defer p.Close()
 	p.expect("hello")
 	client := netip.MustParseAddrPort(p.LocalAddr().String())
