@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -128,5 +129,49 @@ func TestMetricsAreDocumented(t *testing.T) {
 	}
 	if len(exist) < 10 {
 		t.Errorf("only %d metrics are found", len(exist))
+	}
+}
+
+var (
+	behaviour = regexp.MustCompile(`(?m)^\| (\d+) \|.*`)
+	proof     = regexp.MustCompile("`([a-z0-9/]+)\\.((?:Test|Fuzz)\\w+)(?:/([^`]+))?`")
+	check     = regexp.MustCompile("`test/e2e/hosts.sh: ([^`]+)`")
+)
+
+// TestBehavioursAreTested: each line of docs/behaviours.md has a test, or says what is missing, and the tests that it names exist.
+func TestBehavioursAreTested(t *testing.T) {
+	doc := documents(t)["docs/behaviours.md"]
+	hosts, err := os.ReadFile("e2e/hosts.sh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := behaviour.FindAllStringSubmatch(doc, -1)
+	for n, line := range lines {
+		proofs, checks := proof.FindAllStringSubmatch(line[0], -1), check.FindAllStringSubmatch(line[0], -1)
+		if line[1] != strconv.Itoa(n+1) || len(proofs)+len(checks) == 0 && !strings.Contains(line[0], "Not yet: ") {
+			t.Errorf("line %s is out of order, or has no test", line[1])
+		}
+		for _, p := range proofs {
+			files, _ := filepath.Glob(filepath.Join("..", p[1], "*_test.go"))
+			var all strings.Builder
+			for _, f := range files {
+				text, err := os.ReadFile(f)
+				if err != nil {
+					t.Fatal(err)
+				}
+				all.Write(text)
+			}
+			if !strings.Contains(all.String(), "\nfunc "+p[2]+"(") || !strings.Contains(all.String(), `"`+p[3]) {
+				t.Errorf("line %s: %s does not exist", line[1], p[0])
+			}
+		}
+		for _, c := range checks {
+			if !strings.Contains(string(hosts), `check "`+c[1]) {
+				t.Errorf("line %s: %s does not exist", line[1], c[0])
+			}
+		}
+	}
+	if len(lines) != 33 {
+		t.Errorf("%d of 33 lines", len(lines))
 	}
 }
