@@ -81,10 +81,10 @@ type Proc struct {
 }
 
 // New forms a mesh of servers and clients, at most 15 hosts. Each test names a net of its own, so that what an earlier one left in
-// the kernel does not matter.
+// the kernel does not matter; where another run on this machine has it, a later one is taken.
 func New(t testing.TB, net, servers, clients int) *Cluster {
 	t.Helper()
-	c := &Cluster{t: t, net: net, Dir: t.TempDir()}
+	c := &Cluster{t: t, net: reserve(t, net), Dir: t.TempDir()}
 	for n := 1; n <= servers+clients; n++ {
 		h := &Host{c: c, n: n}
 		c.Hosts = append(c.Hosts, h)
@@ -124,6 +124,19 @@ func New(t testing.TB, net, servers, clients int) *Cluster {
 		return nil
 	})
 	return c
+}
+
+// reserve returns the first net that no other test has, until the test's end.
+func reserve(t testing.TB, first int) int {
+	t.Helper()
+	for n := first; n < 256; n++ {
+		if l, err := net.Listen("tcp4", fmt.Sprintf("127.%d.255.254:1024", n)); err == nil {
+			t.Cleanup(func() { l.Close() })
+			return n
+		}
+	}
+	t.Fatal("all nets are in use")
+	return 0
 }
 
 // Await is Await for the cluster's test.
@@ -234,8 +247,16 @@ func (h *Host) Start() time.Duration {
 	return time.Since(begin)
 }
 
-// inspect looks for what an agent says only of faults in its own code.
+// inspect looks for what an agent says only of faults in its own code, and keeps the logs of a failed test (go test -artifacts).
 func (h *Host) inspect() {
+	if h.c.t.Failed() {
+		dir := h.c.t.ArtifactDir()
+		for _, f := range []string{"agent.log", "data/access.log"} {
+			if b, err := os.ReadFile(h.path(f)); err == nil {
+				os.WriteFile(filepath.Join(dir, h.name()+"-"+filepath.Base(f)), b, 0o600)
+			}
+		}
+	}
 	b, err := os.ReadFile(h.path("agent.log"))
 	if err != nil {
 		h.c.t.Error(err)
@@ -315,7 +336,7 @@ func (h *Host) Calls() {
 // ServicePort is that of the services of Define. An application that listens on all addresses has its own port on theirs, too.
 const ServicePort = 8080
 
-// Define registers an instance of a service of the default namespace at the host.
+// Define registers the only instance of a service of the default namespace at the host, and waits until the host knows it.
 func (h *Host) Define(service, protocol string, at netip.AddrPort) {
 	h.c.t.Helper()
 	h.c.apps.Store(service, at)
@@ -323,6 +344,7 @@ func (h *Host) Define(service, protocol string, at netip.AddrPort) {
 	if _, err := h.API.Register(h.c.t.Context(), def); err != nil {
 		h.c.t.Fatal(err)
 	}
+	h.AwaitUsable(service, 1)
 }
 
 // AwaitUsable waits until the host knows n usable instances of a service of the default namespace.
