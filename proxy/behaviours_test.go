@@ -233,6 +233,23 @@ func TestB11StatusInTrailers(t *testing.T) {
 	})
 }
 
+// TestB12GRPC: when the time of a rule is up a caller of gRPC gets status 4, and the service's work ends.
+func TestB12GRPC(t *testing.T) {
+	t.Parallel()
+	both(t, func(t *testing.T, w *world, c *caller, on *host) {
+		app := on.serveGRPC("chat")
+		w.apply(strings.ReplaceAll(virtualService("  - {timeout: 300ms, route: [{destination: {host: web}}]}\n"), "web", "chat"))
+		_, err := health.NewHealthClient(c.grpc("chat")).Check(t.Context(), &health.HealthCheckRequest{Service: "wait"})
+		if s := status.Convert(err); s.Code() != codes.DeadlineExceeded || s.Message() != "timed out" {
+			t.Errorf("%v", err)
+		}
+		<-app.gone
+		if l := c.h.line("outbound"); l.Status != 200 || l.GRPCStatus != "4" || l.Flags != "UT" || l.Attempts != 1 {
+			t.Errorf("%+v", l)
+		}
+	})
+}
+
 // TestC21Loop: an instance whose address is one of the mesh's own would call itself for ever: 508.
 func TestC21Loop(t *testing.T) {
 	t.Parallel()
