@@ -32,10 +32,12 @@ type conn struct {
 	at     int
 	shared bool // in belongs to the call's head
 	short  bool // what is there makes no sense without more
+	bulk   bool // much came at once, in a tunnel: what follows is spliced
 
 	out     []byte // out[sent:] is to be written
 	sent    int
-	blocked bool // the socket does not take it all; who fills out must wait
+	pipe    *pipe // in a tunnel: what is to be written behind out
+	blocked bool  // the socket does not take it all; who fills out must wait
 
 	admitted bool
 	raw      bool // it is one call, not requests
@@ -238,7 +240,10 @@ func (c *conn) flush() {
 			c.l.buffers.put(c.out)
 			c.out, c.sent = nil, 0
 		}
-		if c.s.flushed() {
+		if !c.drainPipe() {
+			return
+		}
+		if c.pipe == nil && c.s.flushed() {
 			c.flushed()
 			return
 		}
@@ -292,6 +297,7 @@ func (c *conn) close(reset bool) {
 	c.drop()
 	c.l.buffers.put(c.out)
 	c.out = nil
+	c.dropPipe()
 	if c.h != nil {
 		c.l.buffers.put(c.h.Out)
 		c.h.Out = nil

@@ -7,8 +7,8 @@
 // (netsocket.go). Both hold the same suite of tests. Guarantees:
 //   - Nothing is allocated for a request once its connections are open and as many requests were under way before.
 //   - Memory is bounded: a request holds at most about 64 KiB of head, 64 KiB for a replay, and 128 KiB each way that the other side has
-//     not taken, or the 256 KiB of a window where it came on a stream; whoever is faster than its peer is not read, or gets no window. A
-//     connection without a request holds no buffer.
+//     not taken, or the 256 KiB of a window where it came on a stream, or of a pipe in a tunnel; whoever is faster than its peer is not
+//     read, or gets no window. A connection without a request holds no buffer.
 //   - A stream that is stalled holds up no other of its connection.
 //   - Every wait has an end: see Limits and Decision.
 //   - A request is sent twice only when nothing of it was sent, or it is idempotent and no byte of an answer came, or the Handler says so.

@@ -24,13 +24,16 @@ import (
 // through Gosched. It would hold up goroutines that wait for a P; hence Config.Hold, and the loop does not hold while any owes it
 // something.
 type poller struct {
-	l      *loop
-	ep     int
-	waker  int // eventfd
-	table  []watched
-	gen    uint32
-	raw    []byte // what TLS is to decrypt lands here
-	events [256]unix.EpollEvent
+	l       *loop
+	ep      int
+	waker   int // eventfd
+	table   []watched
+	gen     uint32
+	raw     []byte  // what TLS is to decrypt lands here
+	free    []*pipe // that are empty
+	pipes   int     // that are open, free or not
+	spliced int64   // bytes that were not copied
+	events  [256]unix.EpollEvent
 }
 
 // watched is what a descriptor is. gen tells an event of a descriptor from one of its number's former owner.
@@ -77,6 +80,9 @@ func (p *poller) close() {
 		if w.s != nil && w.s.over != nil { // it was closed, but something waited
 			w.s.over.finish(true)
 		}
+	}
+	for _, q := range p.free {
+		p.closePipe(q)
 	}
 	for _, fd := range [...]int{p.waker, p.ep} {
 		if fd >= 0 {

@@ -24,6 +24,15 @@ func (e *Engine) serve(ctx context.Context, ln net.Listener, tag any) error {
 	return e.serveNet(ctx, ln, tag)
 }
 
+// pipe is only on Linux.
+type pipe struct{}
+
+func (*conn) splice(*conn) (int, error) { return 0, nil }
+
+func (*conn) drainPipe() bool { return true }
+
+func (*conn) dropPipe() {}
+
 // listener is only on Linux.
 type listener struct{}
 

@@ -114,12 +114,30 @@ func (c *conn) stepTunnel() {
 		x.breakTunnel(up)
 		return
 	}
+	to := x.client
+	if !up {
+		to = x.up
+	}
 	for range turns {
 		if up && (x.ans.end || x.clientBlocked()) || !up && (x.ask.end || x.upBlocked()) {
 			x.stalled = x.stalled || up && !x.ans.end
 			return
 		}
-		buf, err := c.pull()
+		n, err := c.splice(to)
+		if n > 0 {
+			x.active = c.l.now
+			if up {
+				x.Result.Sent += int64(n)
+			} else {
+				x.Result.Received += int64(n)
+			}
+			continue
+		}
+		var buf []byte
+		if err == nil {
+			buf, err = c.pull()
+			c.bulk = len(buf) >= len(c.l.rbuf)
+		}
 		if err == errAgain {
 			return
 		}
