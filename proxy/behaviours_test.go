@@ -233,6 +233,41 @@ func TestB11StatusInTrailers(t *testing.T) {
 	})
 }
 
+// TestB11RetryAfter: an instance that answers 503 with Retry-After gets no call for that long, and without it the next. The last one
+// gets them all.
+func TestB11RetryAfter(t *testing.T) {
+	t.Parallel()
+	both(t, func(t *testing.T, w *world, c *caller, on *host) {
+		for svc, want := range map[string]int32{"rests": 1, "web": 2} {
+			f := &failing{status: 503, n: 2}
+			if svc == "rests" {
+				f.header = http.Header{"Retry-After": {"20"}}
+			}
+			on.serve(svc, f)
+			other := on.serve(svc, nil)
+			w.apply(strings.ReplaceAll(virtualService("  - {route: [{destination: {host: web}}], retries: {attempts: 0}}\n"), "web", svc))
+			failed := int32(0)
+			for n := 0; n < 100 && failed < want; n++ {
+				if c.get(svc, "/").StatusCode == 503 {
+					failed++
+				}
+			}
+			for n := 0; n < 30; n++ {
+				if c.get(svc, "/").StatusCode == 503 {
+					failed++
+				}
+			}
+			if n := f.asked.Load(); failed != want || svc == "rests" && n != want || svc == "web" && n <= want {
+				t.Errorf("%s: %d of %d calls to the instance fail", svc, failed, n)
+			}
+			other.remove()
+			if got := c.get(svc, "/"); got.StatusCode == 503 && got.body != "failed" {
+				t.Errorf("%s: the last one is not called: %s", svc, got.Header.Get("Mesh-Error"))
+			}
+		}
+	})
+}
+
 // TestB12GRPC: when the time of a rule is up a caller of gRPC gets status 4, and the service's work ends.
 func TestB12GRPC(t *testing.T) {
 	t.Parallel()

@@ -190,6 +190,9 @@ func (h handler) Respond(x *engine.Call) bool {
 		return c.connected(f, res.Status)
 	}
 	c.report(outcome(f, res.Status))
+	if f == nil && res.Status == http.StatusServiceUnavailable {
+		c.rest(res.Get("retry-after"))
+	}
 	if f == errProtocol && x.Request.Upgrade != nil {
 		x.Request.Upgrade = nil // the application did not switch, which no answer in a tunnel can say: another try asks without
 	}

@@ -4,6 +4,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"slices"
+	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -41,6 +42,14 @@ func (c *call) report(o lb.Outcome) {
 		now = time.Now()
 	}
 	c.split.dest.picker.Report(c.picked, now.UnixNano(), 0, o)
+}
+
+// rest lets the instance rest for the seconds that it asked for. Other instances are asked meanwhile, if there are any. A date is not
+// looked at.
+func (c *call) rest(retryAfter []byte) {
+	if s, err := strconv.ParseUint(text(retryAfter), 10, 16); err == nil && c.counted {
+		c.split.dest.picker.Rest(c.picked, time.Now().UnixNano(), time.Duration(s)*time.Second)
+	}
 }
 
 // wants reports whether the policy wants another try after this one: f is why there is no answer of an application, else status and grpc
