@@ -252,7 +252,7 @@ func TestB11RetryAfter(t *testing.T) {
 					failed++
 				}
 			}
-			for n := 0; n < 30; n++ {
+			for range 30 {
 				if c.get(svc, "/").StatusCode == 503 {
 					failed++
 				}
