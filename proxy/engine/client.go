@@ -24,6 +24,8 @@ func (c *conn) stepClient() {
 		case c.broken:
 			c.gone()
 		case c.closing:
+		case c.guess:
+			more = c.recognise()
 		case c.raw && x == nil:
 			c.beginRaw()
 		case c.raw: // it is read when there is somebody to read it

@@ -41,6 +41,7 @@ type conn struct {
 
 	admitted bool
 	raw      bool // it is one call, not requests
+	guess    bool // which of both is not known yet
 	queued   bool // in loop.todo or loop.later
 	dirty    bool // in loop.dirty or loop.batch
 	dead     bool
@@ -342,6 +343,8 @@ func (c *conn) deadline() int64 {
 		return c.muxDeadline()
 	case x != nil && x.tunnel:
 		return 0
+	case c.guess:
+		return c.since + int64(anyWait)
 	case c.ending:
 		return min(c.since+int64(m.Linger), c.until)
 	case c.blocked:
@@ -382,6 +385,9 @@ func (c *conn) timeout(now int64) {
 		c.close(false)
 	case c.pub == nil: // it does not take the request
 		x.failed(UpstreamTimeout)
+	case c.guess:
+		c.settleOn(true)
+		l.queue(c)
 	case c.ending || x == nil && !c.blocked:
 		c.close(false)
 	case x == nil:

@@ -34,8 +34,8 @@ import (
 // Handler decides. All but Accept are called in a loop that also serves other connections: they must not block. A Call is only good
 // until Done returns.
 type Handler interface {
-	// Accept is told of a connection. Conn.Admit, AdmitRaw or Close must follow, now or later and from any goroutine; until then nothing
-	// is read. It must not block either: what it has to wait for belongs into a goroutine.
+	// Accept is told of a connection. Conn.Admit, AdmitRaw, AdmitAny or Close must follow, now or later and from any goroutine; until then
+	// nothing is read. It must not block either: what it has to wait for belongs into a goroutine.
 	Accept(c *Conn)
 	// Closed is told of the end of a connection that Accept was told of.
 	Closed(c *Conn)
@@ -309,6 +309,11 @@ func (c *Conn) Admit(caller any) { c.c.l.do(task{c: c.c, what: doAdmit, arg: cal
 
 // AdmitRaw lets the connection itself in, whatever it speaks: it is one call, which is decided at once.
 func (c *Conn) AdmitRaw(caller any) { c.c.l.do(task{c: c.c, what: doAdmit, arg: caller, n: 1}) }
+
+// AdmitAny lets in whatever it speaks. What begins like HTTP is as Admit would have it; all else is as AdmitRaw would have it, and so is who
+// has not shown that within 200 ms, as it may wait for its server to speak first. So a caller can have HTTP carried as raw: who may not
+// make raw calls must be refused them. From any goroutine; only the first call counts.
+func (c *Conn) AdmitAny(caller any) { c.c.l.do(task{c: c.c, what: doAdmit, arg: caller, n: 2}) }
 
 // Drain ends the connection after the calls that it has; one without a call is closed. A raw one goes on. From any goroutine.
 func (c *Conn) Drain() { c.c.l.do(task{c: c.c, what: doLeave}) }

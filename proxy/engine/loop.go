@@ -68,7 +68,7 @@ const (
 	doWrote         // of a netSocket: all was written, or err
 	doAdd           // a client
 	doAddFD         // the same, as a descriptor
-	doAdmit         // c, for arg; as raw if n is not 0
+	doAdmit         // c, for arg; as raw if n is 1, as anything if it is 2
 	doCut           // c
 	doLeave         // c
 	doDialed        // for pool: nc or err
@@ -191,7 +191,11 @@ func (l *loop) perform(t *task) {
 		l.accept(t)
 	case doAdmit:
 		if c := t.c; !c.dead && !c.admitted {
-			c.pub.Caller, c.admitted, c.raw = t.arg, true, t.n != 0
+			c.pub.Caller, c.admitted, c.raw, c.guess = t.arg, true, t.n == 1, t.n == 2
+			if c.guess {
+				c.since = l.now
+				c.arm()
+			}
 			l.owed--
 			l.queue(c)
 		}

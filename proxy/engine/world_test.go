@@ -27,6 +27,7 @@ type scenario struct {
 	limits  Limits
 	loops   int                                  // 2 if it is 0
 	raw     bool                                 // the client's connection is one call
+	any     bool                                 // it may be anything
 	to      UpstreamConfig                       // what the servers speak: scripts play it as it is. Nothing stands between then
 	decide  func(w *world, c *Call)              // sends to the servers if it is nil
 	retry   func(w *world, c *Call, f Flag) bool // never if it is nil
@@ -255,9 +256,12 @@ func (w *world) end() {
 }
 
 func (w *world) Accept(c *Conn) {
-	if w.s.raw {
+	switch {
+	case w.s.raw:
 		c.AdmitRaw("somebody")
-	} else {
+	case w.s.any:
+		c.AdmitAny("somebody")
+	default:
 		c.Admit("somebody")
 	}
 }
