@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"runtime"
 	"sync"
 	"time"
 	"unsafe"
@@ -20,9 +19,9 @@ import (
 //
 // Reads and writes never wait, so they are raw system calls: the scheduler need not know of them. Waiting is another matter. A normal
 // system call gives the P away as soon as it lasts, and getting one back costs more than most requests do. So the first Hold of a wait
-// keeps the P. That does not hold up garbage collection: to stop us the runtime sends a signal, which interrupts the wait, and we go
-// through Gosched. It would hold up goroutines that wait for a P; hence Config.Hold, and the loop does not hold while any owes it
-// something.
+// keeps the P. That does not hold up garbage collection: to stop us the runtime sends a signal, which interrupts the wait, and
+// the next call of a function stops (not Gosched, which forgets that it was asked: the collector would ask again, for seconds). It would
+// hold up goroutines that wait for a P; hence Config.Hold, and the loop does not hold while any owes it something.
 type poller struct {
 	l       *loop
 	ep      int
@@ -183,8 +182,7 @@ func (p *poller) wait(more bool) (int, error) {
 		}
 		n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(p.ep), uintptr(unsafe.Pointer(&p.events[0])), uintptr(len(p.events)),
 			uintptr(millis(raw)), 0, 0)
-		if errno == unix.EINTR {
-			runtime.Gosched() // the runtime wants us to stop
+		if errno == unix.EINTR { // the runtime wants us to stop, and the next call of a function does; Gosched would forget the wish
 			return 0, nil
 		}
 		if errno != 0 {
