@@ -50,8 +50,8 @@ func callInterop(t *testing.T, to netip.AddrPort) {
 		t.Run(name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 			defer cancel()
-			out, err := exec.CommandContext(ctx, client, "--test_case", name, "--server_host", to.Addr().String(), "--server_port", strconv.Itoa(int(to.Port())),
-				"--soak_iterations", "100", "--soak_overall_timeout_seconds", "20", "--service_config_json", orcaBalancer).CombinedOutput()
+			out, err := exec.CommandContext(ctx, client, "--test_case", name, "--server_host", to.Addr().String(),
+				"--server_port", strconv.Itoa(int(to.Port())), "--soak_iterations", "100", "--soak_overall_timeout_seconds", "20", "--service_config_json", orcaBalancer).CombinedOutput()
 			if err != nil {
 				t.Errorf("%v\n%s", err, out)
 			}
@@ -79,7 +79,8 @@ func TestDeadlineOfGRPC(t *testing.T) {
 	c := httpClient(t, 2)
 	for _, method := range []string{"Nothing", "Head", "HeadAndPart"} {
 		t.Run(method, func(t *testing.T) {
-			resp, _, err := call(c, "POST", url+"/late.Service/"+method, strings.NewReader(""), "Content-Type", "application/grpc+json", "TE", "trailers", "Grpc-Timeout", "100m")
+			resp, _, err := call(c, "POST", url+"/late.Service/"+method, strings.NewReader(""),
+				"Content-Type", "application/grpc+json", "TE", "trailers", "Grpc-Timeout", "100m")
 			if err != nil && resp != nil {
 				return
 			}

@@ -340,7 +340,8 @@ const ServicePort = 8080
 func (h *Host) Define(service, protocol string, at netip.AddrPort) {
 	h.c.t.Helper()
 	h.c.apps.Store(service, at)
-	def := fmt.Appendf(nil, "name: %s\naddress: %v\nport: %d\nservicePort: %d\nprotocol: %s\n", service, at.Addr(), at.Port(), ServicePort, protocol)
+	def := fmt.Appendf(nil, "name: %s\naddress: %v\nport: %d\nservicePort: %d\nprotocol: %s\n",
+		service, at.Addr(), at.Port(), ServicePort, protocol)
 	if _, err := h.API.Register(h.c.t.Context(), def); err != nil {
 		h.c.t.Fatal(err)
 	}
