@@ -49,8 +49,8 @@ func startNginx(t *testing.T, servers string) {
 		fmt.Fprintf(&temp, "%s_temp_path %s;\n", kind, filepath.Join(dir, kind))
 	}
 	conf := filepath.Join(dir, "nginx.conf")
-	text := fmt.Sprintf("daemon off;\nmaster_process off;\npid %s;\nevents { worker_connections 1024; }\nhttp {\naccess_log off;\nroot %s;\n%s%s}\n",
-		filepath.Join(dir, "pid"), dir, &temp, servers)
+	text := fmt.Sprintf("daemon off;\nmaster_process off;\npid %s/pid;\nevents { worker_connections 1024; }\nhttp {\n", dir) +
+		fmt.Sprintf("access_log off;\nroot %s;\n%s%s}\n", dir, &temp, servers)
 	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -148,18 +148,28 @@ func nginxCases(t *testing.T, c *http.Client, url string) {
 		{"a file", "GET", "/big", nil, nil, 200, func(r *http.Response, b []byte) bool {
 			return bytes.Equal(b, big) && r.ContentLength == int64(len(big))
 		}},
-		{"its head", "HEAD", "/big", nil, nil, 200, func(r *http.Response, b []byte) bool { return len(b) == 0 && r.ContentLength == int64(len(big)) }},
-		{"a part of it", "GET", "/big", nil, []string{"Range", "bytes=16-31"}, 206, func(r *http.Response, b []byte) bool { return string(b) == "0123456789abcdef" }},
+		{"its head", "HEAD", "/big", nil, nil, 200, func(r *http.Response, b []byte) bool {
+			return len(b) == 0 && r.ContentLength == int64(len(big))
+		}},
+		{"a part of it", "GET", "/big", nil, []string{"Range", "bytes=16-31"}, 206, func(r *http.Response, b []byte) bool {
+			return string(b) == "0123456789abcdef"
+		}},
 		{"two parts of it", "GET", "/big", nil, []string{"Range", "bytes=0-1,16-17"}, 206, func(r *http.Response, b []byte) bool {
 			return strings.HasPrefix(r.Header.Get("Content-Type"), "multipart/byteranges") && bytes.Count(b, []byte("\r\n01\r\n")) == 2
 		}},
 		{"no part of it", "GET", "/big", nil, []string{"Range", "bytes=99999999-"}, 416, nil},
-		{"not modified", "GET", "/big", nil, []string{"If-Modified-Since", "Fri, 01 Jan 2100 00:00:00 GMT"}, 304, func(r *http.Response, b []byte) bool { return len(b) == 0 }},
+		{"not modified", "GET", "/big", nil, []string{"If-Modified-Since", "Fri, 01 Jan 2100 00:00:00 GMT"}, 304, func(r *http.Response, b []byte) bool {
+			return len(b) == 0
+		}},
 		{"compressed", "GET", "/big", nil, []string{"Accept-Encoding", "gzip"}, 200, func(r *http.Response, b []byte) bool {
 			return r.Header.Get("Content-Encoding") == "gzip" && len(b) < len(big)/10
 		}},
-		{"nothing", "GET", "/nothing", nil, nil, 204, func(r *http.Response, b []byte) bool { return len(b) == 0 }},
-		{"gone", "GET", "/gone", nil, nil, 410, func(r *http.Response, b []byte) bool { return string(b) == "it is gone\n" }},
+		{"nothing", "GET", "/nothing", nil, nil, 204, func(r *http.Response, b []byte) bool {
+			return len(b) == 0
+		}},
+		{"gone", "GET", "/gone", nil, nil, 410, func(r *http.Response, b []byte) bool {
+			return string(b) == "it is gone\n"
+		}},
 		{"a method that nginx does not let", "POST", "/big", strings.NewReader("x"), nil, 405, nil},
 		{"a body that is too large", "POST", "/nothing", bytes.NewReader(big), nil, 413, nil},
 		{"a body that nobody reads", "POST", "/nothing", io.MultiReader(bytes.NewReader(big)), nil, 204, nil},
@@ -233,7 +243,8 @@ proxy_pass http://mesh; proxy_http_version 1.1; proxy_set_header Connection ""; 
 
 func startHAProxy(t *testing.T, h *lab.Host, sections string) {
 	t.Helper()
-	conf := h.Write("haproxy.cfg", "global\n  maxconn 1000\ndefaults\n  mode http\n  timeout connect 2s\n  timeout client 20s\n  timeout server 20s\n"+sections)
+	conf := h.Write("haproxy.cfg", "global\n  maxconn 1000\ndefaults\n  mode http\n"+
+		"  timeout connect 2s\n  timeout client 20s\n  timeout server 20s\n"+sections)
 	lab.Spawn(t, t.Output(), installed(t, "haproxy", "haproxy"), "-db", "-f", conf)
 }
 
