@@ -212,7 +212,10 @@ func (h handler) Respond(x *engine.Call) bool {
 // Retry decides if a try that failed is followed by another.
 func (h handler) Retry(x *engine.Call, why engine.Flag) bool {
 	c := h.begin(x)
-	f := engineFault(why, 0, x.Err)
+	f := c.fault(why, 0)
+	if f == errTimeout && c.grpcOwn {
+		return false
+	}
 	c.report(outcome(f, 0))
 	switch {
 	case c.peer != nil:
@@ -226,7 +229,7 @@ func (h handler) Retry(x *engine.Call, why engine.Flag) bool {
 // Fail writes an answer of the engine's own.
 func (h handler) Fail(x *engine.Call, status int, why engine.Flag, _ string) {
 	c := h.begin(x)
-	f := engineFault(why, status, x.Err)
+	f := c.fault(why, status)
 	if f != errTimeout || !c.grpcOwn {
 		c.report(outcome(f, 0))
 	}
@@ -234,6 +237,14 @@ func (h handler) Fail(x *engine.Call, status int, why engine.Flag, _ string) {
 	if f == errAmbiguous && status > 400 && x.Decision.Answer.Status == f.code { // it says more
 		x.Decision.Answer.Status = status
 	}
+}
+
+// fault is what went wrong. A server of gRPC may end a call by a reset when the caller's time is up, which is no fault of its own.
+func (c *call) fault(why engine.Flag, status int) *fault {
+	if c.grpcOwn && why == engine.UpstreamClosed && time.Since(c.x.Result.Start) >= c.deadline {
+		return errTimeout
+	}
+	return engineFault(why, status, c.x.Err)
 }
 
 // Done counts and logs a call.
@@ -320,10 +331,14 @@ func (c *call) answer(f *fault) {
 	d.Upstream = nil
 	a.Status, a.Flag = f.code, engine.Flag(f.flag)
 	a.Fields = append(a.Fields[:0], http1.Pair{Name: "Mesh-Error", Value: []byte(f.Error())}, c.p.date())
-	if isGRPC(c.x.Request.Get("content-type")) || f.code == 0 {
+	kind := c.x.Request.Get("content-type")
+	if isGRPC(kind) || f.code == 0 {
+		if !isGRPC(kind) {
+			kind = []byte("application/grpc")
+		}
 		c.grpc = strconv.AppendInt(c.grpc[:0], int64(f.grpc), 10)
 		a.Status, a.Body = http.StatusOK, nil
-		a.Fields = append(a.Fields, http1.Pair{Name: "Content-Type", Value: []byte("application/grpc")}, http1.Pair{Name: "Grpc-Status", Value: c.grpc},
+		a.Fields = append(a.Fields, http1.Pair{Name: "Content-Type", Value: kind}, http1.Pair{Name: "Grpc-Status", Value: c.grpc},
 			http1.Pair{Name: "Grpc-Message", Value: []byte(f.reason)})
 		return
 	}
