@@ -17,7 +17,6 @@ import (
 
 // peer is the agent at the other end of a tunnel that is served.
 type peer struct {
-	src   mesh.Identity
 	who   *who
 	svc   mesh.ServiceName
 	rule  rule // stands for that of a caller: inbound calls come to none
@@ -46,7 +45,7 @@ func (p *Proxy) ServeTunnel(ctx context.Context, c *tls.Conn) {
 		c.Close()
 		return
 	}
-	l := &peer{src: src, who: p.links.arrive(src), svc: svc, ended: make(chan struct{})}
+	l := &peer{who: p.links.arrive(src), svc: svc, ended: make(chan struct{})}
 	defer p.links.leave(l.who)
 	if !p.engine.Add(c, l) {
 		return
@@ -81,7 +80,7 @@ func (c *call) inbound() *fault {
 	if isConnect == c.target.Protocol.L7() {
 		return errDenied // a connection would pass by the rules on requests, and a request by those on connections
 	}
-	source := policy.Source{Identity: c.peer.src, IP: x.Conn.Remote.Addr().Unmap().WithZone("")}
+	source := policy.Source{Identity: c.who.id, IP: x.Conn.Remote.Addr().Unmap().WithZone("")}
 	c.sent = policy.Request{Source: source, Port: c.target.policy.Port}
 	if !isConnect {
 		if f := c.read(source, c.target.policy.Port); f != nil {

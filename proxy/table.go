@@ -253,7 +253,8 @@ func (p *Proxy) target(t *table, i *mesh.Instance) *target {
 	if v, ok := t.targets.Load(i); ok {
 		return v.(*target)
 	}
-	v := &target{Instance: i, id: []byte(i.ID), host: fmt.Appendf(nil, "%s:%d", i.ID, i.CallPort()), dst: i.Identity(t.snap.TrustDomain).String(), local: i.Node == t.snap.Self, endpoint: p.endpoint(i),
+	v := &target{Instance: i, id: []byte(i.ID), host: fmt.Appendf(nil, "%s:%d", i.ID, i.CallPort()),
+		dst: i.Identity(t.snap.TrustDomain).String(), local: i.Node == t.snap.Self, endpoint: p.endpoint(i),
 		policy: policy.Target{Service: i.Service, Labels: i.Labels, Port: i.CallPort()}}
 	v.loop = v.local && p.c.VIPRange.Contains(i.Addr.Unmap())
 	if k, ok := placeOf(t.snap, i); ok {

@@ -108,14 +108,15 @@ func TestImportRules(t *testing.T) {
 		for _, bad := range r.check(rel, p.Imports) {
 			t.Error(bad)
 		}
-		for _, imp := range p.Imports {
+		all := slices.Concat(p.Imports, p.TestImports, p.XTestImports)
+		for _, imp := range all {
 			if lib, _ := r.libraryOf(imp); lib != "" {
 				used[lib] = true
 			}
 		}
-		for _, imp := range slices.Concat(p.TestImports, p.XTestImports) {
-			if lib, _ := r.libraryOf(imp); lib != "" {
-				used[lib] = true
+		for _, dep := range r.ours[rel] {
+			if dep != "*" && !slices.Contains(all, module+"/"+dep) {
+				t.Errorf("test/deps.txt lets %s import %s, which it does not: take it out of the line", rel, dep)
 			}
 		}
 	}
