@@ -42,9 +42,8 @@ func spreadOf(got []float64) (most, least, deviation float64) {
 	return slices.Max(got), slices.Min(got), math.Sqrt(sum / float64(len(got)))
 }
 
-// TestBalance: beside the paper on Maglev (NSDI 2016, section 5.3, figure 12), in which 1,000 instances need to be provisioned for so
-// much more than the mean: Maglev nothing, Karger's hashing 29.7 % and rendezvous 49.5 % with 65,537 places, 10.3 % and 12.3 % with
-// 655,373. The ring's deviation is that of ketama: 1/sqrt(points of an instance), with 160 points 8 %.
+// TestBalance: with the instances and places of the paper on Maglev (NSDI 2016, section 5.3). The ring's deviation is that of ketama:
+// 1/sqrt(points of an instance), with 160 points 8 %.
 func TestBalance(t *testing.T) {
 	for _, c := range []struct {
 		a                         Algorithm
