@@ -40,8 +40,8 @@ var stricter = map[*fault]func(b []byte) bool{
 	faultLengths:    nil, // it lets equal ones pass
 	faultLength:     contains(`(?i)content-length:[ \t]*[0-9]{19}`, `(?i)transfer-encoding`, `(?i)content-length:[ \t]*\r\n`),
 	faultBoth:       nil,                   // it ignores the length
-	faultCodings:    contains(`HTTP/1\.0`), // it ignores the coding
-	faultCoding:     contains(`HTTP/1\.0`),
+	faultCodings:    contains(`HTTP/1\.0`, `\n[ \t]`), // it ignores the coding, or reads it on the next line
+	faultCoding:     contains(`HTTP/1\.0`, `\n[ \t]`),
 	faultCoding10:   nil,
 	faultConnection: nil,
 	faultOptions:    nil,
