@@ -22,7 +22,7 @@ import (
 // stricter are the faults of what net/http lets pass. Where it lets only some of it pass, only that is excused.
 var stricter = map[*fault]func(b []byte) bool{
 	faultLine:       nil,                                                 // it takes LF for CR LF
-	faultRequest:    contains(`^[\t -~]*\r[^\n]`, `^\S+ \S+ +`, `^ ?\r`), // see the pattern: bytes that its reader trims
+	faultRequest:    contains(`^[\t -~]*\r[^\n]`, `^\S+ \S+ +`, `^\S+  `, `^ ?\r`), // see the pattern: bytes that its reader trims
 	faultStatus:     contains(`^HTTP/1\.[01] ( +|[0+-])`),                // more spaces, 0xx, +99
 	faultVersion:    nil,                                                 // any HTTP/d.d; its server then refuses
 	faultTarget:     nil,                                                 // '#' and bytes that are not ASCII
