@@ -21,13 +21,13 @@ import (
 
 // stricter are the faults of what net/http lets pass. Where it lets only some of it pass, only that is excused.
 var stricter = map[*fault]func(b []byte) bool{
-	faultLine:       nil,                                                 // it takes LF for CR LF
+	faultLine:       nil,                                                           // it takes LF for CR LF
 	faultRequest:    contains(`^[\t -~]*\r[^\n]`, `^\S+ \S+ +`, `^\S+  `, `^ ?\r`), // see the pattern: bytes that its reader trims
-	faultStatus:     contains(`^HTTP/1\.[01] ( +|[0+-])`),                // more spaces, 0xx, +99
-	faultVersion:    nil,                                                 // any HTTP/d.d; its server then refuses
-	faultTarget:     nil,                                                 // '#' and bytes that are not ASCII
-	faultForm:       nil,                                                 // CONNECT to anything, GET *, other schemes, userinfo
-	faultSize:       nil,                                                 // it has no limit here
+	faultStatus:     contains(`^HTTP/1\.[01] ( +|[0+-])`),                          // more spaces, 0xx, +99
+	faultVersion:    nil,                                                           // any HTTP/d.d; its server then refuses
+	faultTarget:     nil,                                                           // '#' and bytes that are not ASCII
+	faultForm:       nil,                                                           // CONNECT to anything, GET *, other schemes, userinfo
+	faultSize:       nil,                                                           // it has no limit here
 	faultTargetSize: nil,
 	faultCount:      nil,
 	faultFold:       nil,                                   // it joins the lines
@@ -39,7 +39,7 @@ var stricter = map[*fault]func(b []byte) bool{
 	faultAuthority:  nil, // it believes the target
 	faultLengths:    nil, // it lets equal ones pass
 	faultLength:     contains(`(?i)content-length:[ \t]*[0-9]{19}`, `(?i)transfer-encoding`, `(?i)content-length:[ \t]*\r\n`),
-	faultBoth:       nil,                   // it ignores the length
+	faultBoth:       nil,                              // it ignores the length
 	faultCodings:    contains(`HTTP/1\.0`, `\n[ \t]`), // it ignores the coding, or reads it on the next line
 	faultCoding:     contains(`HTTP/1\.0`, `\n[ \t]`),
 	faultCoding10:   nil,
