@@ -165,7 +165,11 @@ func (a *asker) vip(svc *mesh.Service) (netip.Addr, error) {
 func (a *asker) nodeAddrs(svc *mesh.Service) (out []netip.Addr) {
 	last := mesh.NodeID{}
 	for _, i := range svc.Instances { // sorted by node
-		if i.Node != last && a.v.snap.Usable(i) {
+		switch {
+		case !a.v.snap.Usable(i):
+		case i.Outside:
+			out = append(out, i.Addr.Unmap())
+		case i.Node != last:
 			last = i.Node
 			out = append(out, a.v.snap.Node(i.Node).Addr.Unmap())
 		}
@@ -221,7 +225,7 @@ func (a *asker) localServers(svc *mesh.Service) ([]dns.RR, error) {
 // servers names every usable instance by its node and its own port.
 func (a *asker) servers(svc *mesh.Service) (rows []dns.RR) {
 	for _, i := range svc.Instances {
-		if !a.v.snap.Usable(i) {
+		if !a.v.snap.Usable(i) || i.Outside { // which has no name here
 			continue
 		}
 		target := a.v.nodeName(a.v.snap.Node(i.Node))

@@ -63,7 +63,8 @@ func (h Health) Serving() bool { return h == Passing || h == Warning }
 // MaxWeight bounds an instance's weight.
 const MaxWeight = 65535
 
-// Instance is one running copy of a service on one node.
+// Instance is one running copy of a service on one node; or, if it is Outside, on a host without an agent, as an Entry says, which is
+// called there directly.
 type Instance struct {
 	ID      string      `json:"id"` // unique on its node; a DNS label
 	Node    NodeID      `json:"node"`
@@ -78,6 +79,10 @@ type Instance struct {
 	Labels      Labels   `json:"labels,omitempty"`
 	Weight      uint16   `json:"weight"` // relative to the other instances; 1 is usual, 0 takes no traffic
 	Health      Health   `json:"health"`
+	// Outside: it has no node, no agent and no identity.
+	Outside  bool     `json:"outside,omitempty"`
+	Locality Locality `json:"locality,omitzero"` // only if it is Outside; others have that of their node
+	Host     string   `json:"host,omitempty"` // that Addr was resolved from
 }
 
 // Check reports the first field that is not valid.
@@ -87,6 +92,9 @@ func (i *Instance) Check() error {
 	}
 	if i.Service.IsZero() {
 		return fmt.Errorf("%w: instance %s has no service", ErrInvalidName, i.ID)
+	}
+	if i.Service.IsExternal() {
+		return fmt.Errorf("%w: instance %s: no host of the mesh runs %s, which is outside of it", ErrInvalidName, i.ID, i.Service)
 	}
 	if i.Account != "" {
 		if err := CheckLabel("service account", i.Account); err != nil {
@@ -113,7 +121,7 @@ func (i *Instance) CallPort() uint16 {
 	return i.Port
 }
 
-// Identity returns the identity of the instance's service account in the trust domain.
+// Identity returns the identity of the instance's service account in the trust domain. One that is Outside has none.
 func (i *Instance) Identity(td TrustDomain) Identity {
 	a := i.Account
 	if a == "" {
@@ -136,5 +144,5 @@ func (i *Instance) Clone() Instance {
 func (i *Instance) Equal(j *Instance) bool {
 	return i.ID == j.ID && i.Node == j.Node && i.Service == j.Service && i.Account == j.Account && i.Addr == j.Addr &&
 		i.Port == j.Port && i.ServicePort == j.ServicePort && i.Protocol == j.Protocol && i.Weight == j.Weight &&
-		i.Health == j.Health && maps.Equal(i.Labels, j.Labels)
+		i.Health == j.Health && i.Outside == j.Outside && i.Locality == j.Locality && i.Host == j.Host && maps.Equal(i.Labels, j.Labels)
 }

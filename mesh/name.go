@@ -36,7 +36,8 @@ func CheckLabel(what, s string) error {
 	return nil
 }
 
-// ServiceName is a service's name in its namespace. It is comparable; the zero value names no service.
+// ServiceName is a service's name in its namespace, or a host outside of the mesh (external.go), which is in none. It is comparable; the
+// zero value names no service.
 type ServiceName struct{ ns, name string }
 
 // NewServiceName returns the service name in namespace ns; an empty ns means DefaultNamespace.
@@ -102,22 +103,27 @@ func MustServiceName(s string) ServiceName {
 // Name returns the name without its namespace.
 func (s ServiceName) Name() string { return s.name }
 
-// Namespace returns the namespace.
+// Namespace returns the namespace; "" for an external host.
 func (s ServiceName) Namespace() string { return s.ns }
 
 // IsZero reports whether s names no service.
 func (s ServiceName) IsZero() bool { return s.name == "" }
 
-// String returns "namespace/name", and "" for the zero value.
+// String returns "namespace/name", an external host as it is, and "" for the zero value.
 func (s ServiceName) String() string {
-	if s.IsZero() {
-		return ""
+	if s.ns == "" {
+		return s.name
 	}
 	return s.ns + "/" + s.name
 }
 
-// FQDN returns web.default.service.mesh, without a trailing dot.
-func (s ServiceName) FQDN() string { return s.name + "." + s.ns + "." + DNSSuffix }
+// FQDN returns web.default.service.mesh, or an external host, without a trailing dot.
+func (s ServiceName) FQDN() string {
+	if s.IsExternal() {
+		return s.name
+	}
+	return s.name + "." + s.ns + "." + DNSSuffix
+}
 
 // Compare orders by namespace, then by name.
 func (s ServiceName) Compare(t ServiceName) int {
@@ -130,13 +136,13 @@ func (s ServiceName) Compare(t ServiceName) int {
 // MarshalText returns String.
 func (s ServiceName) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
-// UnmarshalText is ParseServiceName; empty text is the zero value.
+// UnmarshalText is ParseName; empty text is the zero value.
 func (s *ServiceName) UnmarshalText(b []byte) error {
 	if len(b) == 0 {
 		*s = ServiceName{}
 		return nil
 	}
-	n, err := ParseServiceName(string(b))
+	n, err := ParseName(string(b))
 	if err == nil {
 		*s = n
 	}

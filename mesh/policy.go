@@ -37,4 +37,6 @@ type Policy struct {
 type Model interface {
 	// StoreIndex is the index of the store that the model was compiled from.
 	StoreIndex() uint64
+	// Entries are the services that policies declare, each host once.
+	Entries() []*Entry
 }

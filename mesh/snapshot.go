@@ -38,11 +38,17 @@ func (b *TrustBundle) Equal(c *TrustBundle) bool {
 type Service struct {
 	Name      ServiceName
 	Instances []*Instance // sorted by node, then by ID; of every health
+	Entry     *Entry      // nil: no document declares it
 }
 
-// Ports returns the call ports of the service's instances, ascending.
+// Ports returns the call ports of the service's instances, and those that are declared, ascending.
 func (s *Service) Ports() []uint16 {
 	var p []uint16
+	if s.Entry != nil {
+		for _, e := range s.Entry.Ports {
+			p = append(p, e.Number)
+		}
+	}
 	for _, i := range s.Instances {
 		p = append(p, i.CallPort())
 	}
@@ -50,8 +56,16 @@ func (s *Service) Ports() []uint16 {
 	return slices.Compact(p)
 }
 
-// Protocol returns the protocol of the service at a call port: that of its first instance there, Auto when there is none.
+// Protocol returns the protocol of the service at a call port: the one declared or that of its first instance there, Auto when there is
+// none.
 func (s *Service) Protocol(port uint16) Protocol {
+	if s.Entry != nil {
+		for _, e := range s.Entry.Ports {
+			if e.Number == port {
+				return e.Protocol
+			}
+		}
+	}
 	for _, i := range s.Instances {
 		if i.CallPort() == port {
 			return i.Protocol
@@ -72,6 +86,7 @@ type Snapshot struct {
 	Policies    []Policy // sorted by key
 	Model       Model    // Policies compiled; nil before the first store read: deny
 	Bundle      *TrustBundle
+	Resolved    Resolved
 }
 
 // NewSnapshot builds a Snapshot from records and the state of the store. Instances of nodes that left are not in it;
@@ -79,7 +94,7 @@ type Snapshot struct {
 func NewSnapshot(version uint64, td TrustDomain, self NodeID, records []*Record, store StoreState) *Snapshot {
 	s := &Snapshot{Version: version, StoreIndex: store.Index, TrustDomain: td, Self: self,
 		Nodes: make(map[NodeID]*Node, len(records)), Services: make(map[ServiceName]*Service),
-		Policies: store.Policies, Model: store.Model, Bundle: store.Bundle}
+		Policies: store.Policies, Model: store.Model, Bundle: store.Bundle, Resolved: store.Resolved}
 	slices.SortFunc(s.Policies, func(a, b Policy) int { return a.PolicyKey.Compare(b.PolicyKey) })
 	records = slices.Clone(records)
 	slices.SortFunc(records, func(a, b *Record) int { return a.Node.ID.Compare(b.Node.ID) })
@@ -98,6 +113,9 @@ func NewSnapshot(version uint64, td TrustDomain, self NodeID, records []*Record,
 			svc.Instances = append(svc.Instances, in)
 		}
 	}
+	if store.Model != nil {
+		s.outside(store.Model.Entries())
+	}
 	return s
 }
 
@@ -107,6 +125,7 @@ type StoreState struct {
 	Policies []Policy
 	Model    Model
 	Bundle   *TrustBundle
+	Resolved Resolved
 }
 
 // Node returns the node, or nil.
@@ -127,10 +146,10 @@ func (s *Snapshot) NodeByName(name string) *Node {
 	return best
 }
 
-// Usable reports whether an instance may be picked: its health serves, it has weight, its node is alive or only suspect.
+// Usable reports whether an instance may be picked: its health serves, it has weight, its node, if it has one, is alive or only suspect.
 func (s *Snapshot) Usable(i *Instance) bool {
 	n := s.Nodes[i.Node]
-	return i.Health.Serving() && i.Weight > 0 && n != nil && n.Status <= Suspect
+	return i.Health.Serving() && i.Weight > 0 && (i.Outside || n != nil && n.Status <= Suspect)
 }
 
 // LocalInstance returns the instance of this node with that ID, or nil.
@@ -170,7 +189,7 @@ func (s *Snapshot) Clone() *Snapshot {
 		pol[i].Source = bytes.Clone(pol[i].Source)
 	}
 	return NewSnapshot(s.Version, s.TrustDomain, s.Self, recs,
-		StoreState{Index: s.StoreIndex, Policies: pol, Model: s.Model, Bundle: s.Bundle})
+		StoreState{Index: s.StoreIndex, Policies: pol, Model: s.Model, Bundle: s.Bundle, Resolved: s.Resolved})
 }
 
 func compareID(a, b Instance) int {
@@ -249,5 +268,5 @@ func equalNode(a, b *Node) bool {
 }
 
 func equalService(a, b *Service) bool {
-	return slices.EqualFunc(a.Instances, b.Instances, func(x, y *Instance) bool { return x.Equal(y) })
+	return equalEntry(a.Entry, b.Entry) && slices.EqualFunc(a.Instances, b.Instances, func(x, y *Instance) bool { return x.Equal(y) })
 }

@@ -103,7 +103,7 @@ func TestSplitPort(t *testing.T) {
 		{policy.Split{Service: one}, 5000}, {policy.Split{Service: two}, 80}, {policy.Split{Service: two, Port: 7000}, 7000},
 		{policy.Split{Service: mesh.MustServiceName("none")}, 80},
 	} {
-		if got := destinationOf(s, &c.d, 80); got.Port != c.want {
+		if got := destinationOf(&table{snap: s}, &c.d, 80); got.Port != c.want {
 			t.Errorf("%v: port %d, want %d", c.d, got.Port, c.want)
 		}
 	}

@@ -121,7 +121,7 @@ func (p *Proxy) rule(t *table, svc mesh.ServiceName, port uint16, act *policy.Ac
 		ds = []policy.Split{{Service: svc, Port: port, Weight: 1}}
 	}
 	for i := range ds {
-		d := destinationOf(t.snap, &ds[i], port)
+		d := destinationOf(t, &ds[i], port)
 		s := split{weight: uint64(d.Weight)}
 		s.dest, s.fault = p.destination(t, destKey{d.Service, d.Subset, d.Port, l7})
 		s.request.Set = []http1.Pair{{Name: forwardedFor}, {Name: "X-Forwarded-Proto", Value: []byte("http")}, {Name: requestID}}
@@ -156,8 +156,9 @@ func (r *rule) draw() *split {
 }
 
 // destinationOf completes a destination: without a port it is called at the port that was called if it has that, else at its only one.
-func destinationOf(s *mesh.Snapshot, in *policy.Split, called uint16) policy.Split {
-	d := *in // the model is shared
+func destinationOf(t *table, in *policy.Split, called uint16) policy.Split {
+	d, s := *in, t.snap // the model is shared
+	d.Service = t.model.Resolve(d.Service)
 	if d.Port == 0 {
 		d.Port = called
 		if v := s.Services[d.Service]; v != nil {

@@ -50,7 +50,7 @@ func newVIPs(within netip.Prefix, file string) (*vips, error) {
 		return nil, fmt.Errorf("proxy: addresses of services in %s: %w: remove the file to allocate new ones", file, err)
 	}
 	for n, a := range f.VIPs {
-		if s, err := mesh.ParseServiceName(n); err == nil && within.Contains(a) && v.byAddr[a].IsZero() {
+		if s, err := mesh.ParseName(n); err == nil && within.Contains(a) && v.byAddr[a].IsZero() {
 			v.byName[s], v.byAddr[a] = a, s
 		}
 	}

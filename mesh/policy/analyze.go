@@ -28,7 +28,9 @@ func Analyze(td mesh.TrustDomain, policies []mesh.Policy, services map[mesh.Serv
 	a := &analysis{model: m, services: services, rules: map[ruleID]*use{}, seen: map[Finding]bool{}}
 	for _, s := range services {
 		for _, i := range s.Instances {
-			a.callers = append(a.callers, i.Identity(td))
+			if !i.Outside {
+				a.callers = append(a.callers, i.Identity(td))
+			}
 		}
 	}
 	for _, p := range m.problems {

@@ -297,7 +297,8 @@ type fieldError struct {
 // Compile builds the Model of all policies of a mesh. It never fails: a policy that cannot be understood, which only a newer
 // server can have stored, denies what it governs and is a Problem.
 func Compile(td mesh.TrustDomain, index uint64, ps []mesh.Policy) *Model {
-	m := &Model{index: index, td: td, services: map[mesh.ServiceName]*ServicePolicy{}, authz: &authzIndex{}}
+	m := &Model{index: index, td: td, services: map[mesh.ServiceName]*ServicePolicy{}, authz: &authzIndex{},
+		declared: map[mesh.ServiceName]*mesh.Entry{}, foreign: map[mesh.ServiceName]mesh.ServiceName{}}
 	ps = slices.Clone(ps)
 	slices.SortFunc(ps, func(a, b mesh.Policy) int { // older ones first: the first VirtualService of a host has it
 		if a.Created != b.Created {
@@ -310,6 +311,7 @@ func Compile(td mesh.TrustDomain, index uint64, ps []mesh.Policy) *Model {
 		m.add(p, g)
 	}
 	g.bind(m)
+	m.settle()
 	return m
 }
 
@@ -427,7 +429,7 @@ func namedHosts(p mesh.Policy) (out []mesh.ServiceName, all bool) {
 	}
 	all = len(names) > 0
 	for _, n := range names {
-		if h, ok := mesh.ParseHost(n.Text, p.Namespace); ok {
+		if h, ok := parseHost(n.Text, p.Namespace); ok {
 			out = append(out, h)
 		} else {
 			all = false
@@ -481,7 +483,11 @@ func (m *Model) Service(s mesh.ServiceName) *ServicePolicy {
 	if m == nil {
 		return notReadYet
 	}
+	s = m.Resolve(s)
 	if sp := m.services[s]; sp != nil {
+		return sp
+	}
+	if sp := m.wildcard(s); sp != nil {
 		return sp
 	}
 	return noPolicy

@@ -16,6 +16,7 @@ const (
 	codeHostNotFound        = "MESH0102"
 	codeProtocol            = "MESH0103"
 	codeNobody              = "MESH0104"
+	codeTwoServiceEntries   = "MESH0110"
 	codeConflicted          = "Conflicted"
 	codeRefNotPermitted     = "RefNotPermitted"
 	codeBackendNotFound     = "BackendNotFound"
@@ -52,6 +53,7 @@ var codes = map[string]code{
 	codeHostNotFound:        {"VirtualServiceHostNotFound", Warning},
 	codeProtocol:            {"ProtocolMismatch", Error},
 	codeNobody:              {"NoSuchCaller", Warning},
+	codeTwoServiceEntries:   {"ConflictingServiceEntries", Warning},
 	codeConflicted:          {"Conflicted", Warning},
 	codeRefNotPermitted:     {"RefNotPermitted", Error},
 	codeBackendNotFound:     {"BackendNotFound", Error},

@@ -49,11 +49,12 @@ func full[T any](c *compiler, path, hint string, list []T) {
 
 const orRemove = "fill it, or remove it to match everything"
 
-// host resolves a host as policies write it.
+// host resolves a host as policies write it; of an external one, also a wildcard.
 func (c *compiler) host(path, h string) mesh.ServiceName {
-	s, ok := mesh.ParseHost(h, c.key.Namespace)
+	s, ok := parseHost(h, c.key.Namespace)
 	if !ok {
-		c.fail(path, "write web, web.namespace or web.namespace.service.mesh", "%q is not the name of a service of this mesh", h)
+		c.fail(path, "write web, web.namespace, web.namespace.service.mesh, or a host outside as api.example.com",
+			"%q is neither the name of a service of this mesh nor a host", h)
 	}
 	return s
 }
@@ -262,7 +263,7 @@ func (c *compiler) splits(path string, n int, at func(int) (istio.Host, *uint32,
 	for i := range n {
 		h, w, hd := at(i)
 		p := fmt.Sprintf("%s[%d]", path, i)
-		s := Split{Service: c.host(p+".destination.host", h.Host), Subset: h.Subset, Weight: 1, Headers: c.headers(p+".headers", hd)}
+		s := Split{Service: c.oneHost(p+".destination.host", h.Host), Subset: h.Subset, Weight: 1, Headers: c.headers(p+".headers", hd)}
 		if h.Port != nil {
 			if s.Port = h.Port.Number; s.Port == 0 {
 				c.fail(p+".destination.port.number", "", "is missing or 0")

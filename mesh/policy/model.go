@@ -16,6 +16,9 @@ type Model struct {
 	services map[mesh.ServiceName]*ServicePolicy
 	authz    *authzIndex
 	problems []Problem
+	entries  []*mesh.Entry // see external.go
+	declared map[mesh.ServiceName]*mesh.Entry
+	foreign  map[mesh.ServiceName]mesh.ServiceName // as policies read a host of two labels, to what a ServiceEntry declares
 }
 
 // RootNamespace is Istio's: an AuthorizationPolicy in it governs all namespaces.
