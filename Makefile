@@ -5,7 +5,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 FUZZTIME ?= 20s
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build build-all test process conformance check fuzz bench e2e clean
+.PHONY: help demo build build-all test process scenarios conformance check fuzz bench e2e clean
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,12 +26,15 @@ test: ## all tests, with the race detector, in random order
 process: ## real agents as processes, killed and measured; takes times, so nothing else should run
 	$(GO) test -tags process -count=1 -v ./test/process
 
+scenarios: ## the pages of docs/tasks, each as a script in a mesh of real agents
+	$(GO) test -tags process -count=1 ./test/scenario
+
 conformance: ## h2spec, gRPC interop, connect conformance, WebSocket, curl, nginx and HAProxy, through two real agents
 	$(GO) test -tags process -count=1 -v ./test/conformance
 
 check: ## formatting, vet, fixes, lint, modules, import rules, all systems
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo "run: gofmt -w ."; exit 1; }
-	$(GO) vet ./... && $(GO) vet -tags process ./test/lab ./test/process ./test/conformance
+	$(GO) vet ./... && $(GO) vet -tags process ./test/lab ./test/process ./test/scenario ./test/conformance
 	@d="$$($(GO) fix -diff ./... 2>&1)"; test -z "$$d" || { echo "$$d"; echo "run: go fix ./..."; exit 1; }
 	$(GO) tool -modfile=tool.mod staticcheck ./...
 	$(GO) mod tidy -diff

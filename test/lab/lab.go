@@ -1,7 +1,7 @@
 //go:build process && linux
 
 // Package lab forms meshes of real agents, each an operating system process of its own, on loopback addresses of this machine.
-// The suites that need them, test/process and test/conformance, are its importers.
+// The suites that need them are its importers: test/process, test/conformance, test/scenario.
 package lab
 
 import (
@@ -84,11 +84,17 @@ type Proc struct {
 // the kernel does not matter; where another run on this machine has it, a later one is taken.
 func New(t testing.TB, net, servers, clients int) *Cluster {
 	t.Helper()
+	return NewConfigured(t, net, servers, clients, func(int) string { return "" })
+}
+
+// NewConfigured is New with more lines of configuration for each host.
+func NewConfigured(t testing.TB, net, servers, clients int, more func(host int) string) *Cluster {
+	t.Helper()
 	c := &Cluster{t: t, net: reserve(t, net), Dir: t.TempDir()}
 	for n := 1; n <= servers+clients; n++ {
 		h := &Host{c: c, n: n}
 		c.Hosts = append(c.Hosts, h)
-		h.writeConfig()
+		h.writeConfig(more(n))
 		t.Cleanup(h.inspect) // when the agent has ended
 		if n == 1 {
 			h.CLI("init", "--config", h.path("agent.yaml"), "--systemd=false", "--trust-domain", "test.mesh")
@@ -168,11 +174,15 @@ func (c *Cluster) Host(n int) *Host { return c.Hosts[n-1] }
 func (h *Host) Addr() string { return fmt.Sprintf("127.%d.0.%d", h.c.net, h.n) }
 
 func (h *Host) name() string { return "host" + strconv.Itoa(h.n) }
+
+// AccessLog is the file of the host's access log.
+func (h *Host) AccessLog() string { return h.path("data", "access.log") }
+
 func (h *Host) path(p ...string) string {
 	return filepath.Join(append([]string{h.c.Dir, h.name()}, p...)...)
 }
 
-func (h *Host) writeConfig() {
+func (h *Host) writeConfig(more string) {
 	h.c.t.Helper()
 	h.Write("agent.yaml", fmt.Sprintf(`name: %s
 address: %s
@@ -182,7 +192,7 @@ api: {socket: %s, address: "%[2]s:8500"}
 dns: {address: "%[2]s:8600"}
 proxy: {vipRange: 127.%[6]d.%[7]d.0/20, httpPort: 0}
 raft: {heartbeat: 200ms}
-`, h.name(), h.Addr(), h.path("data"), h.path("services.d"), h.Socket(), h.c.net, 16*h.n))
+%[8]s`, h.name(), h.Addr(), h.path("data"), h.path("services.d"), h.Socket(), h.c.net, 16*h.n, more))
 	if err := os.MkdirAll(h.path("services.d"), 0o700); err != nil {
 		h.c.t.Fatal(err)
 	}
@@ -208,11 +218,17 @@ func (h *Host) Write(name, text string) string {
 	return h.path(name)
 }
 
+// Command is a verb as a user of the host would run it.
+func (h *Host) Command(args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(h.c.t.Context(), binary, args...)
+	cmd.Env = append(os.Environ(), "MESHAGENT_ADDR=unix://"+h.Socket())
+	return cmd
+}
+
 // CLI runs a verb as a user would and returns its standard output.
 func (h *Host) CLI(args ...string) string {
 	h.c.t.Helper()
-	cmd := exec.CommandContext(h.c.t.Context(), binary, args...)
-	cmd.Env = append(os.Environ(), "MESHAGENT_ADDR=unix://"+h.Socket())
+	cmd := h.Command(args...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil {
@@ -291,6 +307,16 @@ func Spawn(t testing.TB, out io.Writer, program string, args ...string) *Proc {
 
 // Kill is kill -9.
 func (p *Proc) Kill() { p.cmd.Process.Kill(); <-p.done }
+
+// Ended reports whether it has.
+func (p *Proc) Ended() bool {
+	select {
+	case <-p.done:
+		return true
+	default:
+		return false
+	}
+}
 
 // Stop asks the agent to end, and waits for it.
 func (p *Proc) Stop(t testing.TB) {
