@@ -158,6 +158,7 @@ func (c *call) forward(r *policy.HTTPRoute) *fault {
 	d.TryTimeout = act.Retry.PerTry
 	d.ReplayUnsafe = on&(policy.On5xx|policy.OnGatewayError|policy.OnReset) != 0
 	c.split.dest.budget.call(x.Result.Start)
+	c.hash = c.key(c.split.dest.traffic.Hash)
 	return c.try(x.Result.Start)
 }
 
@@ -217,18 +218,28 @@ func (c *call) connect() *fault {
 	if c.split = c.rule.draw(); c.split.fault != nil {
 		return c.split.fault
 	}
+	traffic := c.split.dest.traffic
+	c.hash = c.key(traffic.Hash)
+	c.x.Decision.IdleTimeout = traffic.Pool.TCPIdle
 	return c.try(c.x.Result.Start)
 }
 
 // try picks an instance and decides that the call goes there.
 func (c *call) try(now time.Time) *fault {
 	x, dest := c.x, c.split.dest
-	c.picked = dest.picker.Pick(0, c.tried, now.UnixNano()) // there is one: usable instances have weight
+	if !dest.enter() {
+		return errOverflow
+	}
+	if c.picked = dest.picker.Pick(c.hash, c.tried, now.UnixNano()); c.picked < 0 { // none where policy sends the calls of this place
+		dest.leave()
+		return errNone
+	}
 	dest.picker.Begin(c.picked)
 	t := dest.targets[c.picked]
 	c.tried = append(c.tried, t.endpoint)
 	c.target, c.counted, c.reported = t, true, false
 	c.attempts++
+	c.sentAt = now.Add(x.Decision.Delay)
 	if t.local {
 		if f := c.permit(); f != nil {
 			return f
@@ -283,6 +294,9 @@ func (c *call) edit(t *target, l *link, now time.Time) {
 		q.Set = append(q.Set, http1.Pair{Name: meshInstance, Value: t.id})
 	}
 	a.Set, a.Add = append(a.Set[:0], s.response.Set...), append(a.Add[:0], s.response.Add...)
+	if c.cookie != nil {
+		a.Add = append(a.Add, http1.Pair{Name: "Set-Cookie", Value: c.cookie})
+	}
 }
 
 const forwardedCert = "X-Forwarded-Client-Cert"

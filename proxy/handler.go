@@ -49,6 +49,9 @@ type state struct {
 	deadline time.Duration  // of the whole call, from its beginning; if Decision.Timeout is set
 	held     time.Duration  // by a fault of the rule
 
+	hash     uint64 // what decides where it goes, 0 for nothing
+	cookie   []byte // that the answer sets, so that it does so next time
+	sentAt   time.Time
 	target   *target // the last one tried
 	picked   int     // its index at the destination
 	counted  bool    // there
@@ -189,7 +192,7 @@ func (h handler) Respond(x *engine.Call) bool {
 	if c.raw {
 		return c.connected(f, res.Status)
 	}
-	c.report(outcome(f, res.Status))
+	c.report(c.outcome(f, res.Status))
 	if f == nil && res.Status == http.StatusServiceUnavailable {
 		c.rest(res.Get("retry-after"))
 	}
@@ -216,7 +219,7 @@ func (h handler) Retry(x *engine.Call, why engine.Flag) bool {
 	if f == errTimeout && c.grpcOwn {
 		return false
 	}
-	c.report(outcome(f, 0))
+	c.report(c.outcome(f, 0))
 	switch {
 	case c.peer != nil:
 		return false
@@ -231,7 +234,7 @@ func (h handler) Fail(x *engine.Call, status int, why engine.Flag, _ string) {
 	c := h.begin(x)
 	f := c.fault(why, status)
 	if f != errTimeout || !c.grpcOwn {
-		c.report(outcome(f, 0))
+		c.report(c.outcome(f, 0))
 	}
 	c.answer(f)
 	if f == errAmbiguous && status > 400 && x.Decision.Answer.Status == f.code { // it says more

@@ -17,7 +17,6 @@ import (
 	"github.com/meshagent/meshagent/internal/telemetry"
 	"github.com/meshagent/meshagent/mesh"
 	"github.com/meshagent/meshagent/mesh/policy"
-	"github.com/meshagent/meshagent/proxy/lb"
 )
 
 // TestBudget: a fifth of the calls of the last 5 to 10 s, and 3 at one time whatever they are.
@@ -109,15 +108,6 @@ func TestSplitPort(t *testing.T) {
 	}
 }
 
-// TestAlgorithms: the numbers of policy and of lb are the same.
-func TestAlgorithms(t *testing.T) {
-	for p, l := range map[policy.LB]lb.Algorithm{policy.LeastRequest: lb.LeastRequest, policy.RoundRobin: lb.RoundRobin, policy.Random: lb.Random} {
-		if lb.Algorithm(p) != l {
-			t.Errorf("%v of policy is %v of lb", p, lb.Algorithm(p))
-		}
-	}
-}
-
 // TestModelIsActedOn: whoever adds a field to the model of policy learns here that the proxy must act on it, and where it does.
 func TestModelIsActedOn(t *testing.T) {
 	for _, c := range []struct {
@@ -134,9 +124,14 @@ func TestModelIsActedOn(t *testing.T) {
 		{reflect.TypeFor[policy.Fault](), "DelayPerMillion Delay AbortPerMillion AbortStatus AbortGRPC"},                    // decide.go
 		{reflect.TypeFor[policy.Retry](), "Attempts PerTry On Codes Backoff"},                                               // retry.go
 		{reflect.TypeFor[policy.TCPRoute](), "Policy Index Matches Destinations"},                                           // table.go; Matches by RouteTCP
-		{reflect.TypeFor[policy.Destination](), "Policy Subsets Traffic"},                                                   // table.go
-		{reflect.TypeFor[policy.Subset](), "Name Labels Traffic"},                                                           // table.go
-		{reflect.TypeFor[policy.TrafficPolicy](), "LB ConnectTimeout"},                                                      // table.go
+		{reflect.TypeFor[policy.Destination](), "Policy Subsets Traffic Ports"},                                             // table.go
+		{reflect.TypeFor[policy.Subset](), "Name Labels Traffic Ports"},                                                     // table.go
+		{reflect.TypeFor[policy.TrafficPolicy](), "Balance Pool Outlier Budget"},                                            // table.go
+		{reflect.TypeFor[policy.Balance](), "LB Hash RingSize TableSize Warmup Locality Off"},                               // balance.go
+		{reflect.TypeFor[policy.HashKey](), "Header Query SourceIP Cookie"},                                                 // balance.go
+		{reflect.TypeFor[policy.Outlier](), "Outlier Codes"},                                                                // balance.go, circuit.go
+		{reflect.TypeFor[policy.Pool](), "Connect Keepalive TCPIdle Idle Streams Requests Retries"},                         // table.go, links.go, decide.go, circuit.go
+		{reflect.TypeFor[policy.RetryBudget](), "Percent Min Interval"},                                                     // circuit.go
 		{reflect.TypeFor[policy.Request](), "Source Port Method Scheme Authority Path Query Header"},                        // decide.go
 		{reflect.TypeFor[policy.Source](), "Identity Labels IP"},                                                            // handler.go
 		{reflect.TypeFor[policy.Target](), "Service Labels Port"},                                                           // table.go
@@ -157,7 +152,7 @@ func TestConnectTimeout(t *testing.T) {
 		p := &Proxy{c: Config{Dial: func(ctx context.Context, _ netip.AddrPort) (net.Conn, error) { <-ctx.Done(); return nil, ctx.Err() }}}
 		for _, want := range []time.Duration{dialTimeout, 7 * time.Second} {
 			start := time.Now()
-			if _, err := p.dial(t.Context(), netip.AddrPort{}, want); err != errConnect || time.Since(start) != want {
+			if _, err := p.dial(t.Context(), &place{}, want); err != errConnect || time.Since(start) != want {
 				t.Errorf("%v after %v, want %v", err, time.Since(start), want)
 			}
 		}

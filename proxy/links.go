@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/meshagent/meshagent/mesh"
+	"github.com/meshagent/meshagent/mesh/policy"
 	"github.com/meshagent/meshagent/proxy/engine"
 )
 
@@ -20,6 +21,22 @@ type place struct {
 	svc      mesh.ServiceName
 	dst      mesh.Identity
 	protocol engine.Protocol
+	kept     kept
+}
+
+// kept is how connections to a place are kept, where policy says something of it. It is comparable.
+type kept struct {
+	keepalive policy.Keepalive
+	idle      time.Duration // without a request
+	streams   int           // at one time
+}
+
+func keptBy(p *policy.Pool) kept { return kept{p.Keepalive, p.Idle, p.Streams} }
+
+// bare is the place, however connections to it are kept.
+func (k place) bare() place {
+	k.kept = kept{}
+	return k
 }
 
 // placeOf returns where an instance is reached. ok is false when its node is not known.
@@ -131,8 +148,14 @@ func (p *Proxy) newLink(w *who, to *place, now time.Time, connect time.Duration)
 	} else {
 		c.Idle = appIdleTimeout
 		c.Dial = func(ctx context.Context) (net.Conn, error) {
-			return p.dial(ctx, to.addr, time.Duration(l.connect.Load()))
+			return p.dial(ctx, to, time.Duration(l.connect.Load()))
 		}
+	}
+	if to.kept.idle > 0 {
+		c.Idle = to.kept.idle
+	}
+	if to.kept.streams > 0 {
+		c.Streams = to.kept.streams
 	}
 	l.Upstream = p.engine.Upstream(c)
 	w.links.Store(to, l)
@@ -140,14 +163,27 @@ func (p *Proxy) newLink(w *who, to *place, now time.Time, connect time.Duration)
 }
 
 // dial connects. Its error is errConnect.
-func (p *Proxy) dial(ctx context.Context, to netip.AddrPort, within time.Duration) (net.Conn, error) {
+func (p *Proxy) dial(ctx context.Context, to *place, within time.Duration) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
-	c, err := p.c.Dial(ctx, to)
+	c, err := p.c.Dial(ctx, to.addr)
 	if err != nil {
 		return nil, errConnect
 	}
+	if k := to.kept.keepalive; k.On {
+		if tcp, ok := c.(*net.TCPConn); ok {
+			tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: orSystem(k.Time), Interval: orSystem(k.Interval), Count: orSystem(k.Probes)})
+		}
+	}
 	return c, nil
+}
+
+// orSystem makes what is not set what package net leaves to the system.
+func orSystem[T ~int | ~int64](v T) T {
+	if v == 0 {
+		return -1
+	}
+	return v
 }
 
 // dialTunnel connects to the agent of another node and shakes hands. Its error is a fault.
@@ -159,7 +195,7 @@ func (p *Proxy) dialTunnel(ctx context.Context, src mesh.Identity, to *place, wi
 		p.warn("a caller has no certificate", "caller", src.String(), "err", err)
 		return nil, errNoCert
 	}
-	raw, err := p.dial(ctx, to.addr, within)
+	raw, err := p.dial(ctx, to, within)
 	if err != nil {
 		return nil, err
 	}
@@ -194,24 +230,26 @@ func (l *links) prune(s *mesh.Snapshot, now time.Time) {
 	}()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for k := range l.places {
-		if !wanted[k] {
-			delete(l.places, k)
-		}
-	}
+	inUse := map[place]bool{}
 	for id, w := range l.who {
 		left := 0
 		w.links.Range(func(k, v any) bool {
-			if v := v.(*link); !wanted[*k.(*place)] || v.used.Load() < old {
+			if v := v.(*link); !wanted[k.(*place).bare()] || v.used.Load() < old {
 				ending = append(ending, v)
 				w.links.Delete(k)
 			} else {
 				left++
+				inUse[*k.(*place)] = true
 			}
 			return true
 		})
 		if left == 0 && w.conns == 0 {
 			delete(l.who, id)
+		}
+	}
+	for k := range l.places { // who still has one that is dropped here makes links of its own
+		if !wanted[k.bare()] || k.kept != (kept{}) && !inUse[k] {
+			delete(l.places, k)
 		}
 	}
 }

@@ -113,8 +113,10 @@ type Proxy struct {
 	second  atomic.Pointer[second]
 
 	table     atomic.Pointer[table]
-	endpoints sync.Map // endpointKey -> *lb.Endpoint
-	budgets   sync.Map // mesh.ServiceName -> *budget
+	endpoints sync.Map    // endpointKey -> *endpoint
+	began     atomic.Bool // the first snapshot was followed: instances that come later are new
+	budgets   sync.Map    // stateKey -> *budget
+	circuits  sync.Map    // stateKey -> *circuit
 	links     links
 	vips      *vips
 	listeners listeners
@@ -223,6 +225,7 @@ func (p *Proxy) follow(s *mesh.Snapshot) {
 		}
 	}
 	p.forget(s)
+	p.began.Store(true)
 }
 
 // drain stops accepting calls of this host, waits until nothing is in flight, and then asks other agents to leave their tunnels,

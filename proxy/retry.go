@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"cmp"
 	"math/rand/v2"
 	"net/http"
 	"slices"
@@ -13,16 +14,16 @@ import (
 )
 
 // outcome is what the end of a try says of the instance: f is why there is no answer of an application, status that of the answer.
-func outcome(f *fault, status int) lb.Outcome {
+func (c *call) outcome(f *fault, status int) lb.Outcome {
 	switch f {
 	case nil:
 		switch {
+		case !c.counted || !c.split.dest.isError(status):
+			return lb.OK
 		case status >= http.StatusBadGateway && status <= http.StatusGatewayTimeout:
 			return lb.Gateway
-		case status >= http.StatusInternalServerError:
-			return lb.ServerError
 		}
-		return lb.OK
+		return lb.ServerError
 	case errConnect, errNone:
 		return lb.Unreachable
 	case errReset, errTimeout, errProtocol, errNotReady:
@@ -37,11 +38,12 @@ func (c *call) report(o lb.Outcome) {
 		return
 	}
 	c.reported = true
-	now := c.x.Result.Start // near enough where nothing comes of it
-	if o != lb.OK {
+	now, took := c.x.Result.Start, time.Duration(0) // near enough where nothing comes of it
+	if o != lb.OK || c.split.dest.timed {
 		now = time.Now()
+		took = now.Sub(c.sentAt)
 	}
-	c.split.dest.picker.Report(c.picked, now.UnixNano(), 0, o)
+	c.split.dest.picker.Report(c.picked, now.UnixNano(), took, o)
 }
 
 // rest lets the instance rest for the seconds that it asked for. Other instances are asked meanwhile, if there are any. A date is not
@@ -115,7 +117,7 @@ func (c *call) retry() bool {
 	}
 	now, dest := time.Now(), c.split.dest
 	c.give()
-	if !dest.budget.take(now) {
+	if !dest.takeRetry(now) {
 		c.flags.add(flagOverflow)
 		return false
 	}
@@ -151,6 +153,7 @@ func (c *call) ended() {
 	c.give()
 	if c.counted {
 		c.split.dest.picker.Finish(c.picked)
+		c.split.dest.leave()
 		c.counted = false
 	}
 }
@@ -180,7 +183,7 @@ func (c *call) connected(f *fault, status int) (again bool) {
 	case f != errDenied: // whatever went wrong: no byte of the caller's was sent
 		f = errConnect
 	}
-	c.report(outcome(f, 0))
+	c.report(c.outcome(f, 0))
 	if c.reconnect(f) {
 		return true
 	}
@@ -191,7 +194,8 @@ func (c *call) connected(f *fault, status int) (again bool) {
 // budget bounds the retries towards one service, so that they cannot add much to the load that made it fail: a fifth of the calls
 // of the last 5 to 10 s, and always 3 at one time. What is counted while the slots turn may get lost.
 type budget struct {
-	slot    atomic.Int64    // number of the current 5 s since 1970
+	length  int64           // of a slot, in nanoseconds; 0 is budgetSlot
+	slot    atomic.Int64    // number of the current one since 1970
 	calls   [2]atomic.Int64 // in the last even slot and in the last odd one
 	retries [2]atomic.Int64
 	running atomic.Int64 // retries in flight
@@ -205,7 +209,7 @@ const (
 
 // turn goes to the slot of now, and returns which one that is.
 func (b *budget) turn(now time.Time) int {
-	slot := now.UnixNano() / int64(budgetSlot)
+	slot := now.UnixNano() / cmp.Or(b.length, int64(budgetSlot))
 	at := int(slot & 1)
 	if old := b.slot.Load(); slot > old && b.slot.CompareAndSwap(old, slot) {
 		b.calls[at].Store(0)

@@ -21,7 +21,7 @@ type table struct {
 	snap    *mesh.Snapshot // nil before the first
 	model   *policy.Model  // nil before the first policies
 	dests   sync.Map       // destKey -> *destination
-	targets sync.Map       // *mesh.Instance -> *target
+	targets sync.Map       // targetKey -> *target
 	local   sync.Map       // mesh.ServiceName -> map[string]*target, of the instances of this host by their id
 }
 
@@ -180,11 +180,14 @@ type destKey struct {
 
 // destination is the instances that a call may go to. It is immutable.
 type destination struct {
+	traffic *policy.TrafficPolicy
 	connect time.Duration // of one connection
+	circuit *circuit      // nil where nothing is counted
 	budget  *budget
 	retries telemetry.Counter
 	targets []*target
 	picker  *lb.Picker // of the same indices
+	timed   bool       // it wants to know how long calls take
 }
 
 // target is an instance with how it is called.
@@ -200,6 +203,12 @@ type target struct {
 	policy   policy.Target
 }
 
+// targetKey is an instance, and how connections to it are kept.
+type targetKey struct {
+	in   *mesh.Instance
+	kept kept
+}
+
 // destination resolves a destination.
 func (p *Proxy) destination(t *table, k destKey) (*destination, *fault) {
 	if v, ok := t.dests.Load(k); ok {
@@ -212,32 +221,34 @@ func (p *Proxy) destination(t *table, k destKey) (*destination, *fault) {
 	if svc == nil {
 		return nil, errNone
 	}
-	rule := t.model.Service(k.svc).Destination
-	traffic, labels := &rule.Traffic, mesh.Labels(nil)
-	if k.subset != "" {
-		sub := rule.Subsets[k.subset]
-		if sub == nil {
-			return nil, errNoSubset
-		}
-		traffic, labels = &sub.Traffic, sub.Labels
+	traffic, labels, ok := t.model.Service(k.svc).Destination.For(k.subset, k.port)
+	if !ok {
+		return nil, errNoSubset
 	}
-	v := &destination{connect: dialTimeout, budget: p.budget(k.svc), retries: p.metrics.retries.With(k.svc.String())}
-	if traffic.ConnectTimeout > 0 {
-		v.connect = traffic.ConnectTimeout
+	v := &destination{traffic: traffic, connect: dialTimeout, retries: p.metrics.retries.With(k.svc.String()), timed: traffic.LB == policy.PeakEWMA}
+	if traffic.Pool.Connect > 0 {
+		v.connect = traffic.Pool.Connect
 	}
+	v.circuit, v.budget = p.circuit(k, traffic), p.budget(k, traffic)
+	config := balance(t.snap, traffic)
+	// Who is not well counts where a part of the calls goes elsewhere for that.
+	all := traffic.Near() != nil || config.Outlier.MinHealthPercent > 0
 	var cs []lb.Candidate
+	usable := false
 	for _, i := range svc.Instances {
-		if t.snap.Usable(i) && i.CallPort() == k.port && i.Protocol.L7() == k.l7 && i.Labels.Match(labels) {
-			to := p.target(t, i)
+		is := t.snap.Usable(i)
+		if (is || all && i.Weight > 0) && i.CallPort() == k.port && i.Protocol.L7() == k.l7 && i.Labels.Match(labels) {
+			to := p.target(t, i, keptBy(&traffic.Pool))
 			v.targets = append(v.targets, to)
-			cs = append(cs, lb.Candidate{Endpoint: to.endpoint, Weight: uint32(i.Weight), Name: i.Node.String() + "/" + i.ID})
+			cs = append(cs, candidate(t.snap, i, to.endpoint, len(config.Locality.FailoverPriority) > 0))
+			usable = usable || is
 		}
 	}
-	if len(v.targets) == 0 {
+	if !usable {
 		return nil, errNone
 	}
-	v.picker = lb.New(lb.Config{Algorithm: lb.Algorithm(traffic.LB), Outlier: lb.DefaultOutlier,
-		Ejected: func(e lb.Ejection) { p.ejected(v.targets[e.Index], e) }}, cs)
+	config.Ejected = func(e lb.Ejection) { p.ejected(v.targets[e.Index], e) }
+	v.picker = lb.New(config, cs)
 	got, _ := t.dests.LoadOrStore(k, v)
 	return got.(*destination), nil
 }
@@ -250,18 +261,20 @@ func (p *Proxy) ejected(t *target, e lb.Ejection) {
 }
 
 // target resolves an instance.
-func (p *Proxy) target(t *table, i *mesh.Instance) *target {
-	if v, ok := t.targets.Load(i); ok {
+func (p *Proxy) target(t *table, i *mesh.Instance, kept kept) *target {
+	key := targetKey{i, kept}
+	if v, ok := t.targets.Load(key); ok {
 		return v.(*target)
 	}
 	v := &target{Instance: i, id: []byte(i.ID), host: fmt.Appendf(nil, "%s:%d", i.ID, i.CallPort()),
-		dst: i.Identity(t.snap.TrustDomain).String(), local: i.Node == t.snap.Self, endpoint: p.endpoint(i),
+		dst: i.Identity(t.snap.TrustDomain).String(), local: i.Node == t.snap.Self, endpoint: p.endpoint(t.snap, i),
 		policy: policy.Target{Service: i.Service, Labels: i.Labels, Port: i.CallPort()}}
 	v.loop = v.local && p.c.VIPRange.Contains(i.Addr.Unmap())
 	if k, ok := placeOf(t.snap, i); ok {
+		k.kept = kept
 		v.place = p.links.place(k)
 	}
-	got, _ := t.targets.LoadOrStore(i, v)
+	got, _ := t.targets.LoadOrStore(key, v)
 	return got.(*target)
 }
 
@@ -274,7 +287,8 @@ func (p *Proxy) here(t *table, svc mesh.ServiceName) map[string]*target {
 	if s := t.snap.Services[svc]; s != nil {
 		for _, i := range s.Instances {
 			if i.Node == t.snap.Self {
-				all[i.ID] = p.target(t, i)
+				traffic, _, _ := t.model.Service(svc).Destination.For("", i.CallPort())
+				all[i.ID] = p.target(t, i, keptBy(&traffic.Pool))
 			}
 		}
 	}
@@ -288,22 +302,13 @@ type endpointKey struct {
 	id   string
 }
 
-func (p *Proxy) endpoint(i *mesh.Instance) *lb.Endpoint {
-	e, _ := p.endpoints.LoadOrStore(endpointKey{i.Node, i.Service, i.ID}, &lb.Endpoint{})
-	return e.(*lb.Endpoint)
-}
-
-func (p *Proxy) budget(s mesh.ServiceName) *budget {
-	b, _ := p.budgets.LoadOrStore(s, &budget{})
-	return b.(*budget)
-}
-
-// forget drops the state of instances and services that the snapshot does not have any more.
+// forget drops the state of instances and services that the snapshot does not have any more, and begins that of new ones.
 func (p *Proxy) forget(s *mesh.Snapshot) {
 	known := map[endpointKey]bool{}
 	for _, svc := range s.Services {
 		for _, i := range svc.Instances {
 			known[endpointKey{i.Node, i.Service, i.ID}] = true
+			p.endpoint(s, i) // whether or not somebody calls it: it begins its warm-up now
 		}
 	}
 	p.endpoints.Range(func(k, _ any) bool {
@@ -312,10 +317,12 @@ func (p *Proxy) forget(s *mesh.Snapshot) {
 		}
 		return true
 	})
-	p.budgets.Range(func(k, _ any) bool {
-		if s.Services[k.(mesh.ServiceName)] == nil {
-			p.budgets.Delete(k)
-		}
-		return true
-	})
+	for _, m := range []*sync.Map{&p.budgets, &p.circuits} {
+		m.Range(func(k, _ any) bool {
+			if s.Services[k.(stateKey).svc] == nil {
+				m.Delete(k)
+			}
+			return true
+		})
+	}
 }

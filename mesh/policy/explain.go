@@ -274,17 +274,13 @@ func (e *Explanation) share(m *Model, v View, s *Share, r *Request, l7 bool) {
 		}
 	}
 	rule := m.Service(s.Service).Destination
-	traffic, labels := rule.Traffic, mesh.Labels(nil)
-	if s.Subset != "" {
-		sub := rule.Subsets[s.Subset]
-		if sub == nil {
-			s.Problem = "no DestinationRule defines the subset"
-			return
-		}
-		traffic, labels = sub.Traffic, sub.Labels
+	traffic, labels, ok := rule.For(s.Subset, s.Port)
+	if !ok {
+		s.Problem = "no DestinationRule defines the subset"
+		return
 	}
-	if s.LB = traffic.LB.String(); traffic.ConnectTimeout > 0 {
-		s.ConnectTimeout = traffic.ConnectTimeout.Round(time.Millisecond).String()
+	if s.LB = traffic.LB.String(); traffic.Pool.Connect > 0 {
+		s.ConnectTimeout = traffic.Pool.Connect.Round(time.Millisecond).String()
 	}
 	s.Problem = "none of its instances can be picked"
 	for _, i := range svc.Instances {

@@ -198,7 +198,7 @@ func (r *Request) values(name string) []string {
 
 func (m *Match) query(raw string) bool {
 	for i := range m.Query {
-		v, ok := queryValue(raw, m.Query[i].Name)
+		v, ok := QueryValue(raw, m.Query[i].Name)
 		if !ok || !m.Query[i].Value.ok(v) {
 			return false
 		}
@@ -206,8 +206,8 @@ func (m *Match) query(raw string) bool {
 	return true
 }
 
-// queryValue returns the first value of a parameter. It allocates only where the value is escaped.
-func queryValue(raw, name string) (string, bool) {
+// QueryValue returns the first value of a parameter. It allocates only where the value is escaped.
+func QueryValue(raw, name string) (string, bool) {
 	for raw != "" {
 		var pair string
 		pair, raw, _ = strings.Cut(raw, "&")

@@ -207,36 +207,6 @@ type TCPRoute struct {
 	Destinations []Split
 }
 
-// LB names a balancing algorithm.
-type LB uint8
-
-// The algorithms.
-const (
-	LeastRequest LB = iota // Istio's default
-	RoundRobin
-	Random
-)
-
-// Destination is a compiled DestinationRule. The zero value is the default for services without one.
-type Destination struct {
-	Policy  mesh.PolicyKey
-	Subsets map[string]*Subset
-	Traffic TrafficPolicy
-}
-
-// Subset selects instances by label.
-type Subset struct {
-	Name    string
-	Labels  mesh.Labels
-	Traffic TrafficPolicy // the rule's own with the subset's on top
-}
-
-// TrafficPolicy says how a destination is called. Zero fields are the defaults.
-type TrafficPolicy struct {
-	LB             LB
-	ConnectTimeout time.Duration // 0 is 10 s, Istio's default; the proxy tries another instance earlier
-}
-
 // Source says who calls.
 type Source struct {
 	Identity mesh.Identity

@@ -116,8 +116,8 @@ func TestIssuesPolicy(t *testing.T) {
 		t.Error("a second value of the header is ignored (CVE-2026-26308)")
 	}
 	d := sp.Destination
-	if d.Traffic.LB != RoundRobin || d.Traffic.ConnectTimeout != 500*time.Millisecond || d.Subsets["v2"].Traffic.LB != Random ||
-		d.Subsets["v2"].Traffic.ConnectTimeout != 500*time.Millisecond || d.Subsets["v1"].Labels["version"] != "v1" {
+	if d.Traffic.LB != RoundRobin || d.Traffic.Pool.Connect != 500*time.Millisecond || d.Subsets["v2"].Traffic.LB != Random ||
+		d.Subsets["v2"].Traffic.Pool.Connect != 500*time.Millisecond || d.Subsets["v1"].Labels["version"] != "v1" {
 		t.Errorf("%+v", d)
 	}
 	if r, ok := m.Service(mesh.MustServiceName("other")).RouteHTTP(&Request{}); r != nil || !ok {

@@ -43,7 +43,7 @@ func (m *Match) check(r *Request) (out []condition) {
 	for _, k := range m.Query {
 		one := Match{Query: []KeyMatch{k}}
 		got := "absent"
-		if v, ok := queryValue(r.Query, k.Name); ok {
+		if v, ok := QueryValue(r.Query, k.Name); ok {
 			got = fmt.Sprintf("%q", v)
 		}
 		out = append(out, condition{fmt.Sprintf("query %s %s", k.Name, &k.Value), one.query(r.Query), got})
@@ -113,19 +113,6 @@ func (r *Retry) String() string {
 		out = append(out, fmt.Sprint(c))
 	}
 	return strings.Join(out, ", ")
-}
-
-// String returns the algorithm's name as policies have it.
-func (l LB) String() string {
-	switch l {
-	case LeastRequest:
-		return "LEAST_REQUEST"
-	case RoundRobin:
-		return "ROUND_ROBIN"
-	case Random:
-		return "RANDOM"
-	}
-	return fmt.Sprintf("LB %d", l)
 }
 
 // nameOf names a policy as people do.

@@ -226,8 +226,8 @@ func TestSizes(t *testing.T) {
 		for d := uint64(2); d < n; d++ {
 			twin = twin && n%d != 0
 		}
-		if prime(n) != twin {
-			t.Errorf("prime(%d) is %v", n, prime(n))
+		if Prime(n) != twin {
+			t.Errorf("Prime(%d) is %v", n, Prime(n))
 		}
 	}
 }

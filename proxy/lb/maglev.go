@@ -7,7 +7,7 @@ import (
 
 const (
 	defaultTable = 65537
-	maxTable     = 5000011 // as Envoy's
+	MaxTable     = 5000011 // TableSize is less: as Envoy's
 )
 
 // maglev is a table of members that is the same on all hosts (Eisenbud et al., NSDI 2016, section 3.4). Who is not well is passed
@@ -18,7 +18,7 @@ var maglevs memo[maglev]
 
 func newMaglev(c *Config, ms []member) source {
 	size := c.TableSize
-	if size >= maxTable || !prime(size) {
+	if size >= MaxTable || !Prime(size) {
 		size = defaultTable
 	}
 	return maglevs.get(fingerprint("maglev", size, ms), func() *maglev { return makeMaglev(size, ms) })
@@ -71,7 +71,8 @@ func (t *maglev) next(at uint64) (int, uint64) {
 	return int(t.owner[place]), mix(at + golden)
 }
 
-func prime(n uint64) bool {
+// Prime reports whether n is a prime: TableSize must be.
+func Prime(n uint64) bool {
 	if n < 2 {
 		return false
 	}

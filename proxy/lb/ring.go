@@ -4,7 +4,7 @@ import "math/bits"
 
 const (
 	defaultRing = 1024
-	maxRing     = 1 << 23 // as Envoy's
+	MaxRing     = 1 << 23 // RingSize is not more: as Envoy's
 	steadyRing  = 1 << 16 // points that a ring may have only to keep an instance's number of them
 )
 
@@ -20,7 +20,7 @@ type ring struct {
 var rings memo[ring]
 
 func newRing(c *Config, ms []member) source {
-	size := min(c.RingSize, maxRing)
+	size := min(c.RingSize, MaxRing)
 	if size == 0 {
 		size = defaultRing
 	}

@@ -244,59 +244,6 @@ type TCPDestination struct {
 	Weight      *uint32 `yaml:"weight"`
 }
 
-// DestinationRule says how a service is called.
-type DestinationRule struct {
-	Host             string         `yaml:"host"`
-	TrafficPolicy    *TrafficPolicy `yaml:"trafficPolicy"`
-	Subsets          []Subset       `yaml:"subsets"`
-	ExportTo         []string       `yaml:"exportTo"` // only "*"
-	WorkloadSelector Unsupported    `yaml:"workloadSelector"`
-}
-
-// Subset is the instances with some labels.
-type Subset struct {
-	Name          string            `yaml:"name"`
-	Labels        map[string]string `yaml:"labels"`
-	TrafficPolicy *TrafficPolicy    `yaml:"trafficPolicy"`
-}
-
-// TrafficPolicy is how instances are chosen and reached.
-type TrafficPolicy struct {
-	LoadBalancer      *LoadBalancer   `yaml:"loadBalancer"`
-	ConnectionPool    *ConnectionPool `yaml:"connectionPool"`
-	OutlierDetection  Unsupported     `yaml:"outlierDetection"`
-	TLS               Unsupported     `yaml:"tls"`
-	PortLevelSettings Unsupported     `yaml:"portLevelSettings"`
-	Tunnel            Unsupported     `yaml:"tunnel"`
-	ProxyProtocol     Unsupported     `yaml:"proxyProtocol"`
-	RetryBudget       Unsupported     `yaml:"retryBudget"`
-}
-
-// LoadBalancer is how an instance is chosen.
-type LoadBalancer struct {
-	Simple             string      `yaml:"simple"`
-	ConsistentHash     Unsupported `yaml:"consistentHash"`
-	LocalityLbSetting  Unsupported `yaml:"localityLbSetting"`
-	ZoneAwareLbSetting Unsupported `yaml:"zoneAwareLbSetting"`
-	WarmupDurationSecs Unsupported `yaml:"warmupDurationSecs"`
-	Warmup             Unsupported `yaml:"warmup"`
-}
-
-// ConnectionPool bounds connections.
-type ConnectionPool struct {
-	TCP  *PoolTCP    `yaml:"tcp"`
-	HTTP Unsupported `yaml:"http"`
-}
-
-// PoolTCP bounds connections at layer 4.
-type PoolTCP struct {
-	MaxConnections        Unsupported   `yaml:"maxConnections"`
-	ConnectTimeout        time.Duration `yaml:"connectTimeout"`
-	TCPKeepalive          Unsupported   `yaml:"tcpKeepalive"`
-	MaxConnectionDuration Unsupported   `yaml:"maxConnectionDuration"`
-	IdleTimeout           Unsupported   `yaml:"idleTimeout"`
-}
-
 // AuthorizationPolicy allows and denies calls.
 type AuthorizationPolicy struct {
 	Selector   *Selector   `yaml:"selector"`
