@@ -21,6 +21,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/meshagent/meshagent/agent/audit"
 	"github.com/meshagent/meshagent/agent/catalog"
 	"github.com/meshagent/meshagent/agent/checks"
 	"github.com/meshagent/meshagent/agent/control"
@@ -73,6 +74,7 @@ type Agent struct {
 	service  *control.Service // nil on a client
 	ca       *ca.CA           // nil on a client
 	sockets  *systemd.Sockets
+	audit    *audit.Log // nil when it is off
 	closers  []func()
 
 	apiTask func() // ends the task of opening the API
@@ -180,6 +182,9 @@ func (a *Agent) open(ctx context.Context, g *run.Group) error {
 		return err
 	}
 	a.closers = append(a.closers, unlock)
+	if err := a.openAudit(); err != nil {
+		return err
+	}
 	if a.key, a.id, err = a.dir.key(false); err != nil {
 		return err
 	}

@@ -42,6 +42,11 @@ type Ports struct {
 type API struct {
 	Socket  string         `yaml:"socket"`  // /run/meshagent/api.sock
 	Address netip.AddrPort `yaml:"address"` // 127.0.0.1:8500
+	// Users says what users of this host, and with @ members of groups, may do at the socket: viewer, operator or admin. Root may do
+	// everything; whom it does not name, but the socket's mode lets in, only looks.
+	Users          map[string]string `yaml:"users"`
+	ReadsNeedToken bool              `yaml:"readsNeedToken"` // at the address also what only reads
+	AuditLog       string            `yaml:"auditLog"`       // a file or "off"; audit.log in dataDir
 }
 
 // DNS says how names are answered.
@@ -112,6 +117,7 @@ func (c *Config) Check(file string) error {
 	def(&c.ServicesDir, "/etc/meshagent/services.d")
 	def(&c.API.Socket, "/run/meshagent/api.sock")
 	def(&c.Proxy.AccessLog, filepath.Join(c.DataDir, "access.log"))
+	def(&c.API.AuditLog, filepath.Join(c.DataDir, "audit.log"))
 	def(&c.Proxy.UnknownCallers, "node")
 	def(&c.Log.Format, "text")
 	if c.Ports.Mesh == 0 {
@@ -168,6 +174,10 @@ func (c *Config) check(file string) error {
 	}
 	if !c.API.Address.Addr().IsLoopback() {
 		bad("api.address", "%v is not a loopback address: reach the API of another host through ssh or the unix socket", c.API.Address)
+	}
+	c.API.checkUsers(bad)
+	if l := c.API.AuditLog; l != "off" && !filepath.IsAbs(l) {
+		bad("api.auditLog", "%q is neither an absolute path nor off", l)
 	}
 	if c.DNS.TTL < 0 || c.DNS.TTL > time.Hour {
 		bad("dns.ttl", "%v: from 0s to 1h is possible", c.DNS.TTL)

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/meshagent/meshagent/agent/access"
 	"github.com/meshagent/meshagent/agent/api"
 	"github.com/meshagent/meshagent/agent/api/server"
 	"github.com/meshagent/meshagent/agent/checks"
@@ -74,10 +75,13 @@ func (a *Agent) serveAPI(ctx context.Context) error {
 	}
 	a.apiTask()
 	b := &backend{a}
-	cfg := server.Config{Snapshots: a.catalog, Status: a.status, Ready: a.ready.Pending, Local: b, Mesh: b, Tokens: b, Keyring: b, CA: b, Leave: a.leaveMesh,
+	cfg := server.Config{APITokens: b, Roles: a.cfg.API.role, ReadsNeedToken: a.cfg.API.ReadsNeedToken, Snapshots: a.catalog, Status: a.status, Ready: a.ready.Pending, Local: b, Mesh: b, Tokens: b, Keyring: b, CA: b, Leave: a.leaveMesh,
 		DNS: a.askDNS, Metrics: a.metrics.Handler(), Log: a.log}
 	if a.service != nil {
 		cfg.Store = b
+	}
+	if a.audit != nil {
+		cfg.Audit = a.audit.Append
 	}
 	return server.New(cfg).Run(ctx, unix, tcp)
 }
@@ -175,8 +179,11 @@ func (a *Agent) problems() []api.Problem {
 type backend struct{ *Agent }
 
 func (b *backend) operator(o server.Operator) control.Operator {
-	// The socket's file mode lets in operators of this host; on a server that is enough to change the mesh.
-	return control.Operator{Token: o.Token, Local: o.Local && b.service != nil}
+	out := control.Operator{Token: o.Token}
+	if b.service != nil { // who is at the socket of a server may change the mesh as his role says
+		out.Local, out.User = o.Local, o.User
+	}
+	return out
 }
 
 func (b *backend) servers() control.API { return *b.control.Load() }
@@ -235,8 +242,35 @@ func (b *backend) UpdateTTL(_ context.Context, namespace, id, check string, t ap
 	return told(fmt.Errorf("%s/%s: %w", namespace, id, registry.ErrNotFound))
 }
 
-func (b *backend) Authorize(ctx context.Context, o server.Operator) error {
-	return told(b.servers().Authorize(ctx, b.operator(o)))
+func (b *backend) Authorize(ctx context.Context, o server.Operator, acts ...access.Action) (api.Whoami, error) {
+	g, err := b.servers().Authorize(ctx, b.operator(o), acts...)
+	return api.Whoami{Name: g.Name, Token: g.ID, Role: string(g.Role), Scopes: g.Scopes, Ends: g.Ends}, told(err)
+}
+
+func (b *backend) CreateAPIToken(ctx context.Context, o server.Operator, s api.APITokenSpec) (api.NewAPIToken, error) {
+	ttl, err := time.ParseDuration(cmp.Or(s.TTL, "0s"))
+	if err != nil {
+		return api.NewAPIToken{}, api.NewError(api.CodeInvalid, "ttl: "+err.Error(), "")
+	}
+	e, secret, err := b.servers().CreateAPIToken(ctx, b.operator(o), control.APITokenSpec{Name: s.Name, Role: access.Role(s.Role), Scopes: s.Scopes, TTL: ttl})
+	return api.NewAPIToken{APIToken: apiToken(e), Token: secret}, told(err)
+}
+
+func apiToken(e control.APITokenEntry) api.APIToken {
+	return api.APIToken{ID: e.ID, Name: e.Name, Role: string(e.Role), Scopes: e.Scopes, Created: e.Created, Expires: e.Expires, By: e.By}
+}
+
+func (b *backend) APITokens(ctx context.Context, o server.Operator) (api.APITokens, error) {
+	ts, err := b.servers().APITokens(ctx, b.operator(o))
+	out := api.APITokens{Tokens: []api.APIToken{}}
+	for _, t := range ts {
+		out.Tokens = append(out.Tokens, apiToken(t))
+	}
+	return out, told(err)
+}
+
+func (b *backend) DeleteAPIToken(ctx context.Context, o server.Operator, id string) error {
+	return told(b.servers().DeleteAPIToken(ctx, b.operator(o), id))
 }
 
 func (b *backend) Apply(ctx context.Context, o server.Operator, in api.Apply) (api.Applied, error) {

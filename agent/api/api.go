@@ -315,6 +315,45 @@ type Tokens struct {
 	Tokens []Token `json:"tokens"`
 }
 
+// APITokenSpec is the body of POST /apitokens: what a token for the API may do. Either Role or Scopes is needed.
+type APITokenSpec struct {
+	Name   string   `json:"name"`
+	Role   string   `json:"role,omitempty"`   // viewer, operator, admin
+	Scopes []string `json:"scopes,omitempty"` // VERB:RESOURCE, such as write:policies/shop
+	TTL    string   `json:"ttl,omitempty"`    // 720h; it does not end without
+}
+
+// NewAPIToken is the answer of POST /apitokens. The token is told this once.
+type NewAPIToken struct {
+	APIToken
+	Token string `json:"token"`
+}
+
+// APIToken is a token for the API without its secret.
+type APIToken struct {
+	ID      string    `json:"id"`
+	Name    string    `json:"name"`
+	Role    string    `json:"role,omitempty"`
+	Scopes  []string  `json:"scopes,omitempty"`
+	Created time.Time `json:"created"`
+	Expires time.Time `json:"expires,omitzero"` // zero: never
+	By      string    `json:"by"`               // who made it
+}
+
+// APITokens is the answer of GET /apitokens.
+type APITokens struct {
+	Tokens []APIToken `json:"tokens"`
+}
+
+// Whoami is the answer of GET /whoami: who the caller is, and what he may do.
+type Whoami struct {
+	Name   string    `json:"name"`            // of the user at the socket, or of the token
+	Token  string    `json:"token,omitempty"` // id of the token
+	Role   string    `json:"role,omitempty"`
+	Scopes []string  `json:"scopes"`
+	Ends   time.Time `json:"ends,omitzero"` // of the token
+}
+
 // Answer is the answer of GET /dns?name=NAME&type=TYPE: what this agent's DNS says to a caller of this host.
 type Answer struct {
 	Rcode string   `json:"rcode"` // NOERROR, NXDOMAIN, ...

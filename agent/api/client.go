@@ -288,6 +288,26 @@ func (c *Client) DeleteToken(ctx context.Context, id string) error {
 	return c.do(ctx, http.MethodDelete, "/tokens/"+url.PathEscape(id), nil, nil, nil)
 }
 
+// CreateAPIToken makes a token for the API.
+func (c *Client) CreateAPIToken(ctx context.Context, s APITokenSpec) (t NewAPIToken, err error) {
+	return t, c.do(ctx, http.MethodPost, "/apitokens", nil, s, &t)
+}
+
+// APITokens lists the tokens for the API.
+func (c *Client) APITokens(ctx context.Context) (t APITokens, err error) {
+	return t, c.do(ctx, http.MethodGet, "/apitokens", nil, nil, &t)
+}
+
+// DeleteAPIToken withdraws a token for the API.
+func (c *Client) DeleteAPIToken(ctx context.Context, id string) error {
+	return c.do(ctx, http.MethodDelete, "/apitokens/"+url.PathEscape(id), nil, nil, nil)
+}
+
+// Whoami says who the caller is, and what he may do.
+func (c *Client) Whoami(ctx context.Context) (w Whoami, err error) {
+	return w, c.do(ctx, http.MethodGet, "/whoami", nil, nil, &w)
+}
+
 // DNS asks the agent's DNS as a caller of this host.
 func (c *Client) DNS(ctx context.Context, name, qtype string) (a Answer, err error) {
 	return a, c.do(ctx, http.MethodGet, "/dns", url.Values{"name": {name}, "type": {qtype}}, nil, &a)

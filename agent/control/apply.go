@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/meshagent/meshagent/agent/access"
 	"github.com/meshagent/meshagent/mesh"
 	"github.com/meshagent/meshagent/mesh/policy"
 	"github.com/meshagent/meshagent/raftstore"
@@ -41,7 +42,7 @@ const (
 // call: the second one gets what the first one got, while the store remembers it (state.MaxRequests); empty is none.
 // Errors: ErrUnauthorized, ErrInvalid with every problem, ErrNotFound for a Delete of nothing, ErrConflict, those of the store.
 func (s *Service) Apply(ctx context.Context, o Operator, writes []Write, dryRun bool, requestID string) ([]Outcome, uint64, error) {
-	if err := s.Authorize(ctx, o); err != nil {
+	if _, err := s.Authorize(ctx, o); err != nil { // before anything is told of what was sent
 		return nil, 0, err
 	}
 	if len(requestID) > 64 {
@@ -49,6 +50,13 @@ func (s *Service) Apply(ctx context.Context, o Operator, writes []Write, dryRun 
 	}
 	parsed, err := parseWrites(writes)
 	if err != nil {
+		return nil, 0, err
+	}
+	var acts []access.Action
+	for _, w := range parsed {
+		acts = append(acts, access.Action{Verb: access.Write, Resource: policyResource(w.key)})
+	}
+	if _, err := s.Authorize(ctx, o, acts...); err != nil { // all of them, or none is made
 		return nil, 0, err
 	}
 	key := requestKey(o, requestID, writes)
@@ -77,7 +85,7 @@ func requestKey(o Operator, requestID string, writes []Write) string {
 		panic(err) // our own types
 	}
 	h := sha256.New()
-	for _, part := range [][]byte{fmt.Append(nil, o.Local), []byte(o.Token), []byte(requestID), body} {
+	for _, part := range [][]byte{[]byte(o.Local), []byte(o.User), []byte(o.Token), []byte(requestID), body} {
 		h.Write(binary.AppendUvarint(nil, uint64(len(part))))
 		h.Write(part)
 	}

@@ -14,6 +14,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/meshagent/meshagent/agent/access"
 	"github.com/meshagent/meshagent/mesh"
 	"github.com/meshagent/meshagent/raftstore"
 	"github.com/meshagent/meshagent/raftstore/state"
@@ -157,12 +158,15 @@ func TestWhoMayChangeTheMesh(t *testing.T) {
 			ok bool
 		}{
 			"nobody":        {Operator{}, false},
-			"wrong token":   {Operator{Token: "meshadm_x"}, false},
+			"wrong token":   {Operator{Token: "meshapi_x"}, false},
 			"hash of it":    {Operator{Token: hashSecret(f.founded.AdminToken)}, false},
 			"token":         {f.admin(), true},
-			"local by wire": {Operator{Local: true}, false}, // what a socket's file mode says does not travel
+			"local by wire": {Operator{Local: access.Admin}, false}, // what a socket's file mode says does not travel
 		} {
-			calls := map[string]error{"authorize": h.client.Authorize(ctx, c.o)}
+			calls := map[string]error{}
+			_, calls["authorize"] = h.client.Authorize(ctx, c.o)
+			_, _, calls["API token create"] = h.client.CreateAPIToken(ctx, c.o, APITokenSpec{Name: "x", Role: access.Viewer})
+			_, calls["API token list"] = h.client.APITokens(ctx, c.o)
 			_, _, calls["apply"] = h.client.Apply(ctx, c.o, []Write{rule("a", "v1")}, false, "")
 			_, _, calls["dry run"] = h.client.Apply(ctx, c.o, []Write{rule("a", "v1")}, true, "")
 			_, calls["token create"] = h.client.CreateToken(ctx, c.o, TokenSpec{})
@@ -178,9 +182,10 @@ func TestWhoMayChangeTheMesh(t *testing.T) {
 				}
 			}
 		}
-		says(t, "without a token", h.client.Authorize(ctx, Operator{}), ErrUnauthorized,
+		_, err := h.client.Authorize(ctx, Operator{})
+		says(t, "without a token", err, ErrUnauthorized,
 			"a valid API token is needed: set MESHAGENT_TOKEN to the one that `meshagent init` printed")
-		if err := f.service.Authorize(ctx, Operator{Local: true}); err != nil {
+		if _, err := f.service.Authorize(ctx, Operator{Local: access.Admin}); err != nil {
 			t.Errorf("at the server's own socket: %v", err)
 		}
 	})
@@ -320,7 +325,7 @@ func TestRequestKey(t *testing.T) {
 		w  []Write
 	}{
 		{Operator{Token: "ab"}, "c", writes}, {Operator{Token: "a"}, "bc", writes}, {Operator{Token: "abc"}, "d", writes}, {Operator{Token: "ab"}, "cd", writes},
-		{Operator{Local: true}, "c", writes}, {Operator{}, "c", writes}, {Operator{Token: "ab"}, "c", []Write{rule("a", "v2")}},
+		{Operator{Local: access.Admin}, "c", writes}, {Operator{}, "c", writes}, {Operator{Token: "ab"}, "c", []Write{rule("a", "v2")}},
 		{Operator{Token: "ab"}, "c", []Write{remove("a")}}, {Operator{}, "", writes}, {Operator{}, "", writes}, // without an id each is its own
 	} {
 		key := requestKey(c.o, c.id, c.w)
@@ -565,7 +570,8 @@ func TestClientAsksTheNext(t *testing.T) {
 		says(t, "joining while all are busy", err, ErrNoServer, ErrNoServer.Error()+strings.Repeat("\n"+ErrBusy.Error(), 3))
 
 		none := NewClient(h.mp, func() []netip.AddrPort { return nil })
-		says(t, "no server known", none.Authorize(t.Context(), Operator{}), ErrNoServer, "no server of the mesh can be reached")
+		_, err = none.Authorize(t.Context(), Operator{})
+		says(t, "no server known", err, ErrNoServer, "no server of the mesh can be reached")
 		for _, s := range hs {
 			s.stop()
 		}

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/meshagent/meshagent/agent/access"
 	"github.com/meshagent/meshagent/ca"
 	"github.com/meshagent/meshagent/mesh"
 	"github.com/meshagent/meshagent/raftstore"
@@ -34,7 +35,7 @@ func Found(ctx context.Context, store raftstore.API, c *ca.CA, td mesh.TrustDoma
 		return nil, err
 	}
 	gossip := ca.NewKey()
-	admin := "meshadm_" + randomText(25)
+	admin := newAPISecret()
 	servers := []netip.AddrPort{addr}
 	tok, tokOp, err := newToken(TokenSpec{}, servers)
 	if err != nil {
@@ -48,7 +49,7 @@ func Found(ctx context.Context, store raftstore.API, c *ca.CA, td mesh.TrustDoma
 	r, err := store.Txn(ctx, state.Txn{RequestID: randomText(10), Ops: []state.Op{
 		ringOp,
 		put(tableNode, id.String(), NodeEntry{ID: id, Name: name, Server: true, Joined: now}, 0),
-		put(tableAPIToken, hashSecret(admin), apiTokenEntry{Name: "admin", Created: now}, 0),
+		put(tableAPIToken, hashSecret(admin), APITokenEntry{ID: randomText(5), Name: "admin", Role: access.Admin, Created: now, By: "init"}, 0),
 		tokOp,
 	}})
 	if err != nil {

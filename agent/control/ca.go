@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 
+	"github.com/meshagent/meshagent/agent/access"
 	"github.com/meshagent/meshagent/ca"
 	"github.com/meshagent/meshagent/mesh"
 )
@@ -33,7 +34,7 @@ func (s *Service) caStatus(ctx context.Context, get func(context.Context) (ca.St
 // When a next root is spreading already it begins no other one. Errors: ErrUnauthorized, ErrConflict, ca.ErrRotating, those of
 // the store.
 func (s *Service) RotateCA(ctx context.Context, o Operator) (CAStatus, error) {
-	if err := s.Authorize(ctx, o); err != nil {
+	if err := s.may(ctx, o, access.Write, "ca"); err != nil {
 		return CAStatus{}, err
 	}
 	st, err := s.caStatus(ctx, s.cfg.CA.Rotate)

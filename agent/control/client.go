@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/meshagent/meshagent/agent/access"
 	"github.com/meshagent/meshagent/agent/meshport"
 	"github.com/meshagent/meshagent/ca"
 	"github.com/meshagent/meshagent/mesh"
@@ -154,8 +155,28 @@ func (c *Client) Apply(ctx context.Context, o Operator, w []Write, dryRun bool, 
 }
 
 // Authorize is Service.Authorize.
-func (c *Client) Authorize(ctx context.Context, o Operator) error {
-	_, err := call[none](ctx, c, read, "authorize", o.Token, none{})
+func (c *Client) Authorize(ctx context.Context, o Operator, acts ...access.Action) (Grant, error) {
+	return call[Grant](ctx, c, read, "authorize", o.Token, authorizeIn{acts})
+}
+
+// CreateAPIToken is Service.CreateAPIToken. When an answer is lost a token may be left over that nobody knows.
+func (c *Client) CreateAPIToken(ctx context.Context, o Operator, spec APITokenSpec) (APITokenEntry, string, error) {
+	out, err := call[apiTokenOut](ctx, c, write, "apitoken/create", o.Token, spec)
+	return out.Entry, out.Token, err
+}
+
+// APITokens is Service.APITokens.
+func (c *Client) APITokens(ctx context.Context, o Operator) ([]APITokenEntry, error) {
+	out, err := call[apiTokensOut](ctx, c, read, "apitoken/list", o.Token, none{})
+	return out.Tokens, err
+}
+
+// DeleteAPIToken is Service.DeleteAPIToken.
+func (c *Client) DeleteAPIToken(ctx context.Context, o Operator, id string) error {
+	_, again, err := repeatable[none](ctx, c, write, "apitoken/delete", o.Token, deleteIn{id})
+	if again && errors.Is(err, ErrNotFound) {
+		return nil // the server that did not answer has done it
+	}
 	return err
 }
 
@@ -391,7 +412,10 @@ type API interface {
 	Watch(ctx context.Context, after uint64) (*Changes, error)
 	Policies(ctx context.Context, c raftstore.Consistency) ([]mesh.Policy, uint64, error)
 	Apply(ctx context.Context, o Operator, w []Write, dryRun bool, requestID string) ([]Outcome, uint64, error)
-	Authorize(ctx context.Context, o Operator) error
+	Authorize(ctx context.Context, o Operator, acts ...access.Action) (Grant, error)
+	CreateAPIToken(ctx context.Context, o Operator, spec APITokenSpec) (APITokenEntry, string, error)
+	APITokens(ctx context.Context, o Operator) ([]APITokenEntry, error)
+	DeleteAPIToken(ctx context.Context, o Operator, id string) error
 	CreateToken(ctx context.Context, o Operator, spec TokenSpec) (string, error)
 	Tokens(ctx context.Context, o Operator) ([]TokenEntry, error)
 	DeleteToken(ctx context.Context, o Operator, id string) error

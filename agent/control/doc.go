@@ -9,7 +9,7 @@
 //	ca        state                       CA keys and slots, sealed
 //	node      NODE-ID                     a host that joined: role, services it may run
 //	token     TOKEN-ID                    join tokens: hash of the secret, uses left, expiry
-//	apitoken  HASH                        tokens for the HTTP API
+//	apitoken  HASH                        tokens for the HTTP API: name, what they allow, expiry
 //	revoked   node/NODE-ID, service/NS/ACCOUNT   who is refused though its certificates are good
 //	mesh      gossip                      keyring of gossip, sealed
 //
@@ -82,11 +82,6 @@ type TokenEntry struct {
 	Uses     int       `json:"uses"` // left
 	Expires  time.Time `json:"expires"`
 	Services Patterns  `json:"services,omitempty"`
-}
-
-type apiTokenEntry struct {
-	Name    string    `json:"name"`
-	Created time.Time `json:"created"`
 }
 
 type policyEntry struct {

@@ -104,8 +104,19 @@ func (s *Service) Handler(forward func(ctx context.Context, method string, body 
 		o, i, err := s.Apply(r.Context(), operator(r), in.Writes, in.DryRun, in.RequestID)
 		return applyOut{o, i}, err
 	})))
-	mux.HandleFunc("POST /v1/authorize", member(handle(maxSmall, func(r *http.Request, _ none) (none, error) {
-		return none{}, s.Authorize(r.Context(), operator(r))
+	mux.HandleFunc("POST /v1/authorize", member(handle(maxSmall, func(r *http.Request, in authorizeIn) (Grant, error) {
+		return s.Authorize(r.Context(), operator(r), in.Actions...)
+	})))
+	mux.HandleFunc("POST /v1/apitoken/create", member(handle(maxSmall, func(r *http.Request, in APITokenSpec) (apiTokenOut, error) {
+		e, t, err := s.CreateAPIToken(r.Context(), operator(r), in)
+		return apiTokenOut{e, t}, err
+	})))
+	mux.HandleFunc("POST /v1/apitoken/list", member(handle(maxSmall, func(r *http.Request, _ none) (apiTokensOut, error) {
+		t, err := s.APITokens(r.Context(), operator(r))
+		return apiTokensOut{t}, err
+	})))
+	mux.HandleFunc("POST /v1/apitoken/delete", member(handle(maxSmall, func(r *http.Request, in deleteIn) (none, error) {
+		return none{}, s.DeleteAPIToken(r.Context(), operator(r), in.ID)
 	})))
 	mux.HandleFunc("POST /v1/token/create", member(handle(maxSmall, func(r *http.Request, in TokenSpec) (tokenOut, error) {
 		t, err := s.CreateToken(r.Context(), operator(r), in)

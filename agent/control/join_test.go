@@ -77,7 +77,7 @@ func TestFounding(t *testing.T) {
 				t.Errorf("a membership, spoilt: %s: %v", name, err)
 			}
 		}
-		if err := f.service.Authorize(t.Context(), Operator{Token: f.founded.AdminToken}); err != nil {
+		if _, err := f.service.Authorize(t.Context(), Operator{Token: f.founded.AdminToken}); err != nil {
 			t.Errorf("the admin token: %v", err)
 		}
 		tok, err := ParseJoinToken(f.founded.Join)
@@ -631,7 +631,8 @@ func TestLeave(t *testing.T) {
 		says(t, "policies", err, ErrForbidden, gone)
 		_, err = h.client.Issue(t.Context(), h.node(), h.csr())
 		says(t, "issue", err, ErrForbidden, gone)
-		says(t, "an operator's call", h.client.Authorize(t.Context(), f.admin()), ErrForbidden, gone)
+		_, err = h.client.Authorize(t.Context(), f.admin())
+		says(t, "an operator's call", err, ErrForbidden, gone)
 
 		// Servers leave, the leader among them, and the last one stays.
 		for len(hs) > 1 {

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/meshagent/meshagent/agent/access"
 	"github.com/meshagent/meshagent/ca"
 	"github.com/meshagent/meshagent/mesh"
 	"github.com/meshagent/meshagent/raftstore"
@@ -131,7 +132,7 @@ var errNoKeyring = errors.New("the store holds no gossip key: was this mesh made
 // RotateKeyring begins to replace the key of gossip by a new one, and returns the first step. The leader takes the others by itself.
 // When a rotation is under way it begins no other one. Errors: ErrUnauthorized, ErrConflict, those of the store.
 func (s *Service) RotateKeyring(ctx context.Context, o Operator) (Keyring, error) {
-	if err := s.Authorize(ctx, o); err != nil {
+	if err := s.may(ctx, o, access.Write, "keyring"); err != nil {
 		return Keyring{}, err
 	}
 	e, err := s.cfg.Store.Get(ctx, tableMesh, keyGossip, raftstore.Linearizable)

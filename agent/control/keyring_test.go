@@ -15,6 +15,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/meshagent/meshagent/agent/access"
 	"github.com/meshagent/meshagent/ca"
 	"github.com/meshagent/meshagent/gossip"
 	"github.com/meshagent/meshagent/gossip/gossiptest"
@@ -264,7 +265,7 @@ func TestKeyringInTheStore(t *testing.T) {
 		f := w.found()
 		h := w.join(9, f.founded.Join)
 		var backup bytes.Buffer
-		if err := f.service.Backup(t.Context(), Operator{Local: true}, &backup); err != nil {
+		if err := f.service.Backup(t.Context(), Operator{Local: access.Admin}, &backup); err != nil {
 			t.Fatal(err)
 		}
 		for _, secret := range [][]byte{f.founded.Membership.GossipKeys[0], []byte(base64.StdEncoding.EncodeToString(f.founded.Membership.GossipKeys[0]))} {
@@ -276,20 +277,20 @@ func TestKeyringInTheStore(t *testing.T) {
 		if err != nil || before.Keyring == nil || before.Keyring.Version != 1 || !bytes.Equal(before.Keyring.Keys[0], f.founded.Membership.GossipKeys[0]) {
 			t.Fatalf("an agent hears %+v, %v", before, err)
 		}
-		if _, err := f.service.RotateKeyring(t.Context(), Operator{Local: true}); err != nil {
+		if _, err := f.service.RotateKeyring(t.Context(), Operator{Local: access.Admin}); err != nil {
 			t.Fatal(err)
 		}
 		heard, err := h.client.Watch(t.Context(), before.Index)
 		if err != nil || heard.Full || heard.Keyring == nil || heard.Keyring.Version != 2 || heard.Bundle != nil {
 			t.Errorf("an agent that watches hears %+v, %v", heard, err)
 		}
-		if _, err := f.service.RotateCA(t.Context(), Operator{Local: true}); err != nil {
+		if _, err := f.service.RotateCA(t.Context(), Operator{Local: access.Admin}); err != nil {
 			t.Fatal(err)
 		}
 		if heard, err = h.client.Watch(t.Context(), heard.Index); err != nil || heard.Bundle == nil {
 			t.Errorf("of a rotation of the CA it hears %+v, %v", heard, err)
 		}
-		if err := f.service.Restore(t.Context(), Operator{Local: true}, &backup); err != nil {
+		if err := f.service.Restore(t.Context(), Operator{Local: access.Admin}, &backup); err != nil {
 			t.Fatal(err)
 		}
 		all, err := h.client.Watch(t.Context(), 0)

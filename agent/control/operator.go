@@ -8,35 +8,11 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/meshagent/meshagent/agent/access"
 	"github.com/meshagent/meshagent/ca"
 	"github.com/meshagent/meshagent/raftstore"
 	"github.com/meshagent/meshagent/raftstore/state"
 )
-
-// Operator is who asks for a change of the mesh: the bearer of an API token, or somebody at the unix socket of a server, whom
-// the socket's file mode let in. The zero value may change nothing.
-type Operator struct {
-	Token string
-	Local bool // never taken from the network
-}
-
-// Authorize reports who may change the mesh. Errors: ErrUnauthorized, those of the store.
-func (s *Service) Authorize(ctx context.Context, o Operator) error {
-	if o.Local {
-		return nil
-	}
-	if o.Token == "" {
-		return ErrUnauthorized
-	}
-	e, err := staleFirst(ctx, s.cfg.Store, tableAPIToken, hashSecret(o.Token))
-	if err != nil {
-		return err
-	}
-	if e == nil {
-		return ErrUnauthorized
-	}
-	return nil
-}
 
 // TokenSpec says what a new join token is good for. Zero fields are the defaults.
 type TokenSpec struct {
@@ -52,7 +28,11 @@ const keepExpired = 24 * time.Hour
 // CreateToken makes a join token, and forgets those that expired a day ago. Errors: ErrUnauthorized, ErrInvalid, those of the
 // store.
 func (s *Service) CreateToken(ctx context.Context, o Operator, spec TokenSpec) (string, error) {
-	if err := s.Authorize(ctx, o); err != nil {
+	role := RoleClient
+	if spec.Server {
+		role = RoleServer
+	}
+	if err := s.may(ctx, o, access.Write, "tokens/"+string(role)); err != nil {
 		return "", err
 	}
 	t, op, err := newToken(spec, s.cfg.Servers())
@@ -116,7 +96,7 @@ func newToken(spec TokenSpec, servers []netip.AddrPort) (JoinToken, state.Op, er
 
 // Tokens lists the join tokens that are left, without their hashes. Errors: ErrUnauthorized, those of the store.
 func (s *Service) Tokens(ctx context.Context, o Operator) ([]TokenEntry, error) {
-	if err := s.Authorize(ctx, o); err != nil {
+	if err := s.may(ctx, o, access.Read, "tokens"); err != nil {
 		return nil, err
 	}
 	es, _, err := s.cfg.Store.List(ctx, tableToken, "", raftstore.Linearizable)
@@ -137,11 +117,22 @@ func (s *Service) Tokens(ctx context.Context, o Operator) ([]TokenEntry, error) 
 
 // DeleteToken withdraws a join token. Errors: ErrUnauthorized, ErrNotFound, those of the store.
 func (s *Service) DeleteToken(ctx context.Context, o Operator, id string) error {
-	if err := s.Authorize(ctx, o); err != nil {
+	if _, err := s.Authorize(ctx, o); err != nil {
 		return err
 	}
 	e, err := s.cfg.Store.Get(ctx, tableToken, id, raftstore.Linearizable)
 	if err != nil {
+		return err
+	}
+	role := RoleServer // who may withdraw any may hear that there is none
+	if e != nil {
+		t, err := decode[TokenEntry](e)
+		if err != nil {
+			return err
+		}
+		role = t.Role
+	}
+	if err := s.may(ctx, o, access.Write, "tokens/"+string(role)); err != nil {
 		return err
 	}
 	if e == nil {
@@ -154,7 +145,7 @@ func (s *Service) DeleteToken(ctx context.Context, o Operator, id string) error 
 // Backup writes the whole store: policy, tokens, hosts, and the CA and the keys of gossip, sealed. Errors: ErrUnauthorized,
 // those of raftstore.Store.Backup.
 func (s *Service) Backup(ctx context.Context, o Operator, w io.Writer) error {
-	if err := s.Authorize(ctx, o); err != nil {
+	if err := s.may(ctx, o, access.Read, "store"); err != nil {
 		return err
 	}
 	return s.cfg.Raft.Backup(ctx, w)
@@ -165,7 +156,7 @@ func (s *Service) Backup(ctx context.Context, o Operator, w io.Writer) error {
 // must not be forgotten, nor may its versions go back. Errors: ErrUnauthorized, ErrInvalid for a backup that does not
 // belong here, those of raftstore.Store.Restore.
 func (s *Service) Restore(ctx context.Context, o Operator, r io.Reader) error {
-	if err := s.Authorize(ctx, o); err != nil {
+	if err := s.may(ctx, o, access.Write, "store"); err != nil {
 		return err
 	}
 	nodes, _, err := s.cfg.Store.List(ctx, tableNode, "", raftstore.Linearizable)

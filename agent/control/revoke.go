@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/meshagent/meshagent/agent/access"
 	"github.com/meshagent/meshagent/ca"
 	"github.com/meshagent/meshagent/mesh"
 	"github.com/meshagent/meshagent/raftstore"
@@ -61,7 +62,7 @@ func RevokedSet(all []Revocation) *ca.Revoked {
 // taken back: a host may then join again. Errors: ErrUnauthorized, ErrInvalid, ErrNotFound, raftstore.ErrRefused for the last server,
 // those of the store.
 func (s *Service) Revoke(ctx context.Context, o Operator, spec RevokeSpec) (Revocation, error) {
-	if err := s.Authorize(ctx, o); err != nil {
+	if err := s.may(ctx, o, access.Write, "ca"); err != nil {
 		return Revocation{}, err
 	}
 	switch {

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/meshagent/meshagent/agent/audit"
 	"github.com/meshagent/meshagent/agent/meshport"
 	"github.com/meshagent/meshagent/ca"
 	"github.com/meshagent/meshagent/internal/backoff"
@@ -45,7 +46,9 @@ type Config struct {
 	Servers func() []netip.AddrPort
 	// Records returns what gossip knows of the hosts, as gossip.Gossip.Load does.
 	Records func() []*mesh.Record
-	Log     *slog.Logger // not nil
+	// Audit records that somebody was allowed, or not, to change something, before it is done; its error stops that. nil: none.
+	Audit func(audit.Event) error
+	Log   *slog.Logger // not nil
 }
 
 // Service is the server's end. Its methods are safe for concurrent use; each takes who asks.

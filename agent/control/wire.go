@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"strings"
 
+	"github.com/meshagent/meshagent/agent/access"
 	"github.com/meshagent/meshagent/ca"
 	"github.com/meshagent/meshagent/mesh"
 	"github.com/meshagent/meshagent/raftstore"
@@ -122,6 +123,16 @@ type (
 	applyOut struct {
 		Outcomes []Outcome `json:"outcomes"`
 		Index    uint64    `json:"index"`
+	}
+	authorizeIn struct {
+		Actions []access.Action `json:"actions"`
+	}
+	apiTokenOut struct {
+		Entry APITokenEntry `json:"entry"`
+		Token string        `json:"token"`
+	}
+	apiTokensOut struct {
+		Tokens []APITokenEntry `json:"tokens"`
 	}
 	tokenOut struct {
 		Token string `json:"token"`

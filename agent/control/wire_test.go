@@ -21,6 +21,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/meshagent/meshagent/agent/access"
 	"github.com/meshagent/meshagent/agent/meshport"
 	"github.com/meshagent/meshagent/ca"
 	"github.com/meshagent/meshagent/mesh"
@@ -235,7 +236,7 @@ func TestStoreIsForServers(t *testing.T) {
 			_, err := post(t.Context(), h.mp.HTTP(mesh.Server), f.addr, "raft/"+method, "", txn)
 			says(t, method+" as a host", err, ErrForbidden, fmt.Sprintf("not allowed: %q is not a server", h.node()))
 		}
-		if err := h.client.Authorize(t.Context(), Operator{Token: "mine"}); !errors.Is(err, ErrUnauthorized) {
+		if _, err := h.client.Authorize(t.Context(), Operator{Token: "mine"}); !errors.Is(err, ErrUnauthorized) {
 			t.Errorf("the token that it tried to write: %v", err)
 		}
 		// A server's certificate alone is not enough: the host must have joined as one, and still be here.
@@ -281,7 +282,7 @@ func TestBackupAndRestore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		f := w.found()
-		o := Operator{Local: true}
+		o := Operator{Local: access.Admin}
 		apply := func(ws ...Write) {
 			t.Helper()
 			if _, _, err := f.service.Apply(t.Context(), o, ws, false, ""); err != nil {

@@ -101,7 +101,7 @@ The first host founds a mesh, the others join it, and policy is applied from any
 		"the agent's API, unix:///PATH or http://127.0.0.1:PORT; $MESHAGENT_ADDR or "+api.DefaultAddr+" without it")
 	c.PersistentFlags().StringVar(&g.tokenFile, "token-file", "",
 		"file with an API token, which changes need on clients and over http; $MESHAGENT_TOKEN without it")
-	return group(c, nil, newAgent(), newInit(), newJoin(), newLeave(g), newToken(g), newKeyring(g), newCA(g), newMembers(g), newServices(g), newApply(g), newGet(g), newDelete(g),
+	return group(c, nil, newAgent(), newInit(), newJoin(), newLeave(g), newToken(g), newAPIToken(g), newWhoami(g), newAudit(), newKeyring(g), newCA(g), newMembers(g), newServices(g), newApply(g), newGet(g), newDelete(g),
 		newStatus(g), newDNS(g), newSnapshot(g), newValidate(), newAnalyze(g), newExplain(g), newVersion(), newCompletion(), newDemo())
 }
 

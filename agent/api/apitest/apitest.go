@@ -17,6 +17,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/meshagent/meshagent/agent/access"
 	"github.com/meshagent/meshagent/agent/api"
 	"github.com/meshagent/meshagent/agent/api/server"
 	"github.com/meshagent/meshagent/mesh"
@@ -34,7 +35,8 @@ type State struct {
 	Locals   []api.Local
 	Problems []api.Problem // files of services that were not taken
 	Tokens   []api.Token
-	Keyring  api.Keyring // a rotation goes on with each Update that finds it everywhere
+	API      []api.APIToken // tokens for the API
+	Keyring  api.Keyring    // a rotation goes on with each Update that finds it everywhere
 	CA       api.CA
 	Answers  map[string]api.Answer // of DNS, by "NAME TYPE"; NXDOMAIN for what is not here
 	Backup   []byte                // what a backup gives and the last restore gave; nil: this host is a client
@@ -95,7 +97,7 @@ func (f *Fake) Close() error {
 
 // Config returns what the Fake's handlers stand on, for tests that serve them by themselves. Store is nil if it is no server now.
 func (f *Fake) Config() server.Config {
-	c := server.Config{Snapshots: f, Status: f.status, Ready: func() []string { return f.read().Pending }, Local: locals{f}, Mesh: policies{f}, Tokens: tokens{f}, Keyring: keyring{f}, CA: authority{f},
+	c := server.Config{Snapshots: f, Status: f.status, Ready: func() []string { return f.read().Pending }, Local: locals{f}, Mesh: policies{f}, Tokens: tokens{f}, APITokens: tokens{f}, Keyring: keyring{f}, CA: authority{f},
 		Leave: f.leave, DNS: f.dns, Log: slog.New(slog.DiscardHandler), Store: store{f}}
 	if f.read().Backup == nil {
 		c.Store = nil
@@ -131,6 +133,7 @@ func start() State {
 			{Node: node(3, "three"), Instances: []mesh.Instance{instance(3, "db", 5432, mesh.TCP, "v1"), instance(3, "web", 8080, mesh.HTTP, "v2")}},
 		},
 		Index:   10,
+		API:     []api.APIToken{{ID: "admin", Name: "admin", Role: string(access.Admin), Created: time.Now(), By: "init"}},
 		Tokens:  []api.Token{{ID: "first", Role: "client", Uses: 3, Expires: time.Now().Add(time.Hour)}},
 		Answers: map[string]api.Answer{"web.service.mesh A": {Rcode: "NOERROR", Rows: []string{"web.service.mesh. 5 IN A 127.64.0.1"}}},
 		Keyring: api.Keyring{Version: 1, Final: 1, Keys: []api.Key{{ID: "0000000a", Primary: true}}},
@@ -238,7 +241,7 @@ func (f *Fake) authorize(o server.Operator) error {
 	switch s := f.read(); {
 	case s.Fail != nil:
 		return s.Fail
-	case !o.Local && o.Token != f.Token:
+	case o.Token != f.Token && (o.Token != "" || o.Local == ""):
 		return api.NewError(api.CodeUnauthorized, "the token is not valid", "ask an operator for one")
 	}
 	return nil
@@ -313,6 +316,43 @@ func (t tokens) DeleteToken(_ context.Context, o server.Operator, id string) err
 			return api.NewError(api.CodeNotFound, "there is no join token "+id, "")
 		}
 		s.Tokens = left
+		return nil
+	})
+}
+
+func (t tokens) CreateAPIToken(_ context.Context, o server.Operator, spec api.APITokenSpec) (out api.NewAPIToken, err error) {
+	if (spec.Role == "") == (len(spec.Scopes) == 0) {
+		return out, api.NewError(api.CodeInvalid, "either a role or scopes are needed", "")
+	}
+	var expires time.Time
+	if spec.TTL != "" {
+		ttl, err := time.ParseDuration(spec.TTL)
+		if err != nil {
+			return out, err
+		}
+		expires = time.Now().Add(ttl)
+	}
+	err = t.f.change(o, func(s *State) error {
+		s.last++
+		out = api.NewAPIToken{Token: "meshapi_secret", APIToken: api.APIToken{ID: fmt.Sprintf("api%d", s.last), Name: spec.Name, Role: spec.Role, Scopes: spec.Scopes,
+			Created: time.Now(), Expires: expires, By: "admin (admin)"}}
+		s.API = append(slices.Clone(s.API), out.APIToken)
+		return nil
+	})
+	return out, err
+}
+
+func (t tokens) APITokens(_ context.Context, o server.Operator) (api.APITokens, error) {
+	return api.APITokens{Tokens: t.f.read().API}, t.f.authorize(o)
+}
+
+func (t tokens) DeleteAPIToken(_ context.Context, o server.Operator, id string) error {
+	return t.f.change(o, func(s *State) error {
+		left := slices.DeleteFunc(slices.Clone(s.API), func(x api.APIToken) bool { return x.ID == id })
+		if len(left) == len(s.API) {
+			return api.NewError(api.CodeNotFound, "there is no API token "+id, "")
+		}
+		s.API = left
 		return nil
 	})
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/meshagent/meshagent/agent/access"
 	"github.com/meshagent/meshagent/agent/api"
 	"github.com/meshagent/meshagent/agent/api/server"
 	"github.com/meshagent/meshagent/internal/strictyaml"
@@ -19,7 +20,9 @@ import (
 
 type policies struct{ f *Fake }
 
-func (p policies) Authorize(_ context.Context, o server.Operator) error { return p.f.authorize(o) }
+func (p policies) Authorize(_ context.Context, o server.Operator, acts ...access.Action) (api.Whoami, error) {
+	return api.Whoami{Name: "admin", Token: "admin", Role: string(access.Admin), Scopes: access.Admin.Scopes().Strings()}, p.f.authorize(o)
+}
 
 func (p policies) Policies(context.Context) (out api.Policies, err error) {
 	s := p.f.read()

@@ -5,12 +5,13 @@ type Route struct {
 	Method, Path string
 	Query        []string
 	Auth, Body   bool
+	On           string
 }
 
 // Routes returns all routes.
 func Routes() (out []Route) {
 	for _, r := range routes {
-		out = append(out, Route{r.method, r.path, r.query, r.auth, r.body > 0})
+		out = append(out, Route{r.method, r.path, r.query, r.auth, r.body > 0, r.on})
 	}
 	return out
 }

@@ -15,6 +15,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/meshagent/meshagent/agent/access"
 	"github.com/meshagent/meshagent/agent/api"
 	"github.com/meshagent/meshagent/agent/api/apitest"
 	"github.com/meshagent/meshagent/agent/api/server"
@@ -111,9 +112,9 @@ type denied struct {
 	asked []server.Operator
 }
 
-func (d *denied) Authorize(_ context.Context, o server.Operator) error {
+func (d *denied) Authorize(_ context.Context, o server.Operator, _ ...access.Action) (api.Whoami, error) {
 	d.asked = append(d.asked, o)
-	return d.err
+	return api.Whoami{}, d.err
 }
 
 func (d *denied) Apply(context.Context, server.Operator, api.Apply) (api.Applied, error) {
@@ -175,14 +176,14 @@ func TestOperator(t *testing.T) {
 	for _, c := range []struct {
 		local bool
 		token string
-	}{{true, ""}, {true, "x"}, {false, f.Token}} {
+	}{{true, ""}, {true, f.Token}, {false, f.Token}} {
 		r := request("DELETE", "/api/v1/tokens/a", "")
 		if c.token != "" {
 			r.Header.Set("Authorization", "bearer "+c.token)
 		}
 		w := httptest.NewRecorder()
 		s.Handler(c.local).ServeHTTP(w, r)
-		if w.Code != http.StatusNoContent || got != (server.Operator{Local: c.local, Token: c.token}) {
+		if w.Code != http.StatusNoContent || got.Token != c.token || (got.Local == access.Admin) != c.local {
 			t.Errorf("%+v: %d %+v", c, w.Code, got)
 		}
 	}

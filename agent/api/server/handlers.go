@@ -221,6 +221,34 @@ func (s *Server) deleteToken(c *call) (any, error) {
 	return nil, s.cfg.Tokens.DeleteToken(c.ctx, c.op, c.vars["id"])
 }
 
+func (s *Server) getAPITokens(c *call) (any, error) {
+	t, err := s.cfg.APITokens.APITokens(c.ctx, c.op)
+	t.Tokens = list(t.Tokens)
+	return t, err
+}
+
+func (s *Server) postAPITokens(c *call) (any, error) {
+	var spec api.APITokenSpec
+	if err := c.json(&spec); err != nil {
+		return nil, err
+	}
+	if spec.TTL != "" {
+		if _, err := time.ParseDuration(spec.TTL); err != nil {
+			return nil, invalid("write 720h", "body: ttl: %s is not a time", quote(spec.TTL))
+		}
+	}
+	return s.cfg.APITokens.CreateAPIToken(c.ctx, c.op, spec)
+}
+
+func (s *Server) deleteAPIToken(c *call) (any, error) {
+	return nil, s.cfg.APITokens.DeleteAPIToken(c.ctx, c.op, c.vars["id"])
+}
+
+func (*Server) getWhoami(c *call) (any, error) {
+	c.who.Scopes = list(c.who.Scopes)
+	return c.who, nil
+}
+
 func (s *Server) getDNS(c *call) (any, error) {
 	name, qtype := c.query.Get("name"), strings.ToUpper(c.query.Get("type"))
 	if name == "" || len(name) > 255 {

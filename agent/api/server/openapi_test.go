@@ -147,12 +147,13 @@ var wireTypes = map[string]any{
 	"Policies": api.Policies{}, "Policy": api.Policy{}, "Problem": api.Problem{}, "Ready": api.Ready{}, "Revocation": api.Revocation{}, "Revoke": api.Revoke{}, "Root": api.Root{},
 	"Service": api.Service{}, "Services": api.Services{}, "Status": api.Status{}, "Store": api.Store{}, "TTL": api.TTL{},
 	"Token": api.Token{}, "TokenSpec": api.TokenSpec{}, "Tokens": api.Tokens{}, "Write": api.Write{},
+	"APIToken": api.APIToken{}, "APITokenSpec": api.APITokenSpec{}, "APITokens": api.APITokens{}, "NewAPIToken": api.NewAPIToken{}, "Whoami": api.Whoami{},
 	// of package mesh
 	"Locality": mesh.Locality{}, "Node": mesh.Node{}, "PolicyKey": mesh.PolicyKey{},
 }
 
 // requests are the types that are read strictly.
-var requests = []string{"Apply", "Maintenance", "PolicyKey", "Revoke", "TTL", "TokenSpec", "Write"}
+var requests = []string{"APITokenSpec", "Apply", "Maintenance", "PolicyKey", "Revoke", "TTL", "TokenSpec", "Write"}
 
 // enums is every type that is a string of a few words.
 var enums = map[string][]string{
@@ -406,6 +407,10 @@ var samples = []struct{ method, target, mediaType, body, route string }{
 	{"POST", "/api/v1/tokens", "application/json", `{"ttl":"1h"}`, "/api/v1/tokens"},
 	{"GET", "/api/v1/tokens", "", "", "/api/v1/tokens"},
 	{"DELETE", "/api/v1/tokens/first", "", "", "/api/v1/tokens/{id}"},
+	{"POST", "/api/v1/apitokens", "application/json", `{"name":"deploy","scopes":["write:policies/shop"],"ttl":"1h"}`, "/api/v1/apitokens"},
+	{"GET", "/api/v1/apitokens", "", "", "/api/v1/apitokens"},
+	{"DELETE", "/api/v1/apitokens/admin", "", "", "/api/v1/apitokens/{id}"},
+	{"GET", "/api/v1/whoami", "", "", "/api/v1/whoami"},
 	{"GET", "/api/v1/dns?name=web.service.mesh&type=A", "", "", "/api/v1/dns"},
 	{"GET", "/api/v1/store/snapshot", "", "", "/api/v1/store/snapshot"},
 	{"PUT", "/api/v1/store/snapshot", "application/octet-stream", "a backup", "/api/v1/store/snapshot"},

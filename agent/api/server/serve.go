@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"net/url"
@@ -12,7 +13,9 @@ import (
 	"sync"
 	"time"
 
+	"github.com/meshagent/meshagent/agent/access"
 	"github.com/meshagent/meshagent/agent/api"
+	"github.com/meshagent/meshagent/agent/audit"
 )
 
 // call is one request on its way through a route.
@@ -21,6 +24,7 @@ type call struct {
 	w     http.ResponseWriter
 	r     *http.Request
 	op    Operator
+	who   api.Whoami        // who that is; empty where nobody asked
 	vars  map[string]string // of the path
 	query url.Values        // each parameter once
 }
@@ -62,7 +66,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, local bool) error
 	}
 	c := &call{w: w, r: r, vars: vars}
 	var err error
-	if c.op, err = operator(r, local); err != nil {
+	if c.op, err = s.operator(r, local); err != nil {
 		return err
 	}
 	if c.query, err = readQuery(r.URL.RawQuery, rt.query); err != nil {
@@ -85,23 +89,54 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, local bool) error
 	rc := http.NewResponseController(w) // a recorder of a test has no deadlines
 	_ = rc.SetReadDeadline(time.Now().Add(d))
 	_ = rc.SetWriteDeadline(time.Now().Add(d + answerTime))
-	if rt.auth {
-		if err := s.authorize(ctx, c.op); err != nil {
-			return err
-		}
+	act := rt.action(vars)
+	if c.who, err = s.authorize(ctx, c.op, rt, act); err != nil {
+		return err
 	}
 	if r.ContentLength > rt.body {
 		return tooLarge(rt.body)
 	}
 	r.Body = http.MaxBytesReader(w, r.Body, rt.body)
-	answer, err := rt.do(s, c)
+	done, err := s.audit(c, rt, act)
 	if err != nil {
 		return err
 	}
-	if rt.auth && rt.method != "GET" {
-		s.cfg.Log.Info("api call of an operator", "method", r.Method, "path", r.URL.Path, "socket", local)
+	answer, err := rt.do(s, c)
+	if err := done(err); err != nil { // before anybody hears of it
+		return err
+	}
+	if err != nil {
+		return err
 	}
 	return write(w, answer)
+}
+
+// audit records that a change, or a read of secrets, is asked for. done records what became of it.
+func (s *Server) audit(c *call, rt *route, act access.Action) (done func(error) error, err error) {
+	if !rt.auth || rt.often || s.cfg.Audit == nil || act.Verb == access.Read && act.Resource != "store" {
+		return func(error) error { return nil }, nil
+	}
+	e := audit.Event{What: "begin", Who: c.who.Name, Token: c.who.Token, Role: c.who.Role, From: "port", Call: c.r.Method + " " + c.r.URL.RequestURI(),
+		Actions: []string{act.String()}}
+	if c.op.Local != "" {
+		e.From = "socket"
+	}
+	if e.Of, err = s.cfg.Audit(e); err != nil {
+		return nil, fmt.Errorf("nothing was done: %w", err)
+	}
+	return func(err error) error {
+		e := audit.Event{What: "end", Of: e.Of, Result: "ok"}
+		if err != nil {
+			e.Result = string(api.CodeInternal)
+			if told, ok := errors.AsType[*api.Error](err); ok {
+				e.Result = string(told.Code)
+			}
+		}
+		if _, err := s.cfg.Audit(e); err != nil {
+			return fmt.Errorf("what was asked for may have been done: %w", err)
+		}
+		return nil
+	}, nil
 }
 
 // fromHere refuses what a web page can make a browser send. Over TCP the Host must be of this machine, so that no name of an
@@ -126,8 +161,17 @@ func fromHere(r *http.Request, local bool) error {
 }
 
 // operator reads who asks.
-func operator(r *http.Request, local bool) (Operator, error) {
-	o := Operator{Local: local}
+func (s *Server) operator(r *http.Request, local bool) (Operator, error) {
+	var o Operator
+	if local {
+		o.User, o.Local = "socket", access.Admin
+		if s.cfg.Roles != nil {
+			p, known := r.Context().Value(peerKey{}).(peer)
+			if o.User, o.Local = s.cfg.Roles(p.uid, p.gid, known); o.Local == "" {
+				return o, api.NewError(api.CodeForbidden, "nobody knows what "+quote(o.User)+" may do", "")
+			}
+		}
+	}
 	switch h := r.Header["Authorization"]; {
 	case len(h) == 0:
 		return o, nil
@@ -143,23 +187,44 @@ func operator(r *http.Request, local bool) (Operator, error) {
 	return o, nil
 }
 
-// authorize lets in who is at the unix socket or has a valid token.
-func (s *Server) authorize(ctx context.Context, o Operator) error {
-	if o.Local {
-		return nil // the socket's mode has decided; what the servers must allow, the backend asks them
+// authorize says who asks, if he may: who is at the unix socket and has a role that allows it, or the bearer of a token that does. Over
+// TCP what only reads is for everybody of this host, unless the configuration says otherwise.
+func (s *Server) authorize(ctx context.Context, o Operator, rt *route, act access.Action) (api.Whoami, error) {
+	switch {
+	case o.Token != "":
+	case o.Local != "":
+		// What the servers must allow beside that, the backend asks them.
+		if !o.Local.Scopes().Allow(act) && !rt.anybody {
+			return api.Whoami{}, api.NewError(api.CodeForbidden, fmt.Sprintf("%s is %s at this socket, and may not %s", quote(o.User), o.Local, act),
+				"api.users in the configuration of the agent says who may what; or send an API token")
+		}
+		return whoami(o), nil
+	case !rt.auth && (!s.cfg.ReadsNeedToken || rt.anybody):
+		return api.Whoami{}, nil
+	default:
+		return api.Whoami{}, api.NewError(api.CodeUnauthorized, "this call needs an API token", "send Authorization: Bearer TOKEN, or use the unix socket")
 	}
-	if o.Token == "" {
-		return api.NewError(api.CodeUnauthorized, "this call needs an API token", "send Authorization: Bearer TOKEN, or use the unix socket")
+	if !rt.auth && !s.cfg.ReadsNeedToken && o.Local == "" {
+		return api.Whoami{}, nil // a token that nobody asked for is nobody's business
 	}
 	if !s.tries.allow(o.Token) {
-		return busy("too many calls with tokens that are not valid")
+		return api.Whoami{}, busy("too many calls with tokens that are not valid")
 	}
-	err := s.cfg.Mesh.Authorize(ctx, o)
+	acts := []access.Action{act}
+	if rt.later || rt.anybody {
+		acts = nil // the backend asks about what is really to be done
+	}
+	who, err := s.cfg.Mesh.Authorize(ctx, o, acts...)
 	e, ok := errors.AsType[*api.Error](err)
 	if err == nil || ok && (e.Code == api.CodeUnauthorized || e.Code == api.CodeForbidden) {
-		s.tries.done(o.Token, err == nil)
+		s.tries.done(o.Token, err == nil || e.Code == api.CodeForbidden)
 	}
-	return err
+	return who, err
+}
+
+// whoami is who is at the socket.
+func whoami(o Operator) api.Whoami {
+	return api.Whoami{Name: o.User, Role: string(o.Local), Scopes: o.Local.Scopes().Strings()}
 }
 
 // tries bounds how often tokens that are not valid are shown to the servers: ten, then one a second. A token that was good

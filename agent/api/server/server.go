@@ -14,16 +14,18 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/meshagent/meshagent/agent/access"
 	"github.com/meshagent/meshagent/agent/api"
+	"github.com/meshagent/meshagent/agent/audit"
 	"github.com/meshagent/meshagent/internal/run"
 	"github.com/meshagent/meshagent/mesh"
 )
 
-// Operator is who asks for a change of the mesh: somebody at the unix socket, whom the socket's file mode let in, or the
-// bearer of an API token, or both.
+// Operator is who asks for something: somebody at the unix socket, or the bearer of an API token, or both; then the token counts.
 type Operator struct {
-	Token string // "" for none
-	Local bool   // at the unix socket
+	Token string      // "" for none
+	Local access.Role // of who is at the unix socket; "" over TCP
+	User  string      // who that is
 }
 
 // Snapshots is where discovery and stale policy come from. *catalog.Catalog is one.
@@ -46,8 +48,8 @@ type Local interface {
 
 // Mesh is policy, and who may change it.
 type Mesh interface {
-	// Authorize reports whether o may change the mesh; api.CodeUnauthorized or api.CodeForbidden when not.
-	Authorize(ctx context.Context, o Operator) error
+	// Authorize says who o is, when o may do all of acts; api.CodeUnauthorized or api.CodeForbidden when not. o has a token.
+	Authorize(ctx context.Context, o Operator, acts ...access.Action) (api.Whoami, error)
 	// Apply makes all writes or none. Their sources are valid and hold one resource each. It authorizes o itself.
 	Apply(ctx context.Context, o Operator, a api.Apply) (api.Applied, error)
 	// Policies returns all policy as the leader has it, with every write before the call in it.
@@ -59,6 +61,13 @@ type Tokens interface {
 	CreateToken(ctx context.Context, o Operator, s api.TokenSpec) (api.NewToken, error)
 	Tokens(ctx context.Context, o Operator) (api.Tokens, error)
 	DeleteToken(ctx context.Context, o Operator, id string) error
+}
+
+// APITokens is the tokens for the API. Each method authorizes its Operator itself.
+type APITokens interface {
+	CreateAPIToken(ctx context.Context, o Operator, s api.APITokenSpec) (api.NewAPIToken, error)
+	APITokens(ctx context.Context, o Operator) (api.APITokens, error)
+	DeleteAPIToken(ctx context.Context, o Operator, id string) error
 }
 
 // Keyring is the keys of gossip. The counts of nodes in its answers are filled in by the Server.
@@ -85,7 +94,7 @@ type Store interface {
 	Restore(ctx context.Context, o Operator, r io.Reader) error
 }
 
-// Config says what a Server stands on. Only Store and Metrics may be nil. Everything is safe for concurrent use.
+// Config says what a Server stands on. Only Store, Metrics, Roles and Audit may be nil. Everything is safe for concurrent use.
 type Config struct {
 	Snapshots Snapshots
 	Status    func() api.Status
@@ -93,13 +102,21 @@ type Config struct {
 	Local     Local
 	Mesh      Mesh
 	Tokens    Tokens
-	Keyring   Keyring
-	CA        CA
-	Store     Store                           // nil on a client
-	Leave     func(ctx context.Context) error // returns when the host has left; the agent then ends by itself
-	DNS       func(ctx context.Context, name, qtype string) (api.Answer, error)
-	Metrics   http.Handler
-	Log       *slog.Logger
+	APITokens APITokens
+	// Roles says who is at the unix socket, by the kernel's word, and what he may do; known is false where the system does not say.
+	// nil: everybody whom the socket's mode lets in may do everything.
+	Roles func(uid, gid uint32, known bool) (user string, role access.Role)
+	// Audit records that a change was asked for and what became of it; its error stops what is not done yet. nil: none.
+	Audit func(audit.Event) (uint64, error)
+	// ReadsNeedToken makes every call over TCP but those for readiness, metrics and the description need a token.
+	ReadsNeedToken bool
+	Keyring        Keyring
+	CA             CA
+	Store          Store                           // nil on a client
+	Leave          func(ctx context.Context) error // returns when the host has left; the agent then ends by itself
+	DNS            func(ctx context.Context, name, qtype string) (api.Answer, error)
+	Metrics        http.Handler
+	Log            *slog.Logger
 }
 
 // Server serves the API. Its methods are safe for concurrent use.
@@ -151,6 +168,7 @@ func (s *Server) httpServer(local bool) *http.Server {
 		ReadHeaderTimeout:            5 * time.Second,
 		ReadTimeout:                  callTime,
 		WriteTimeout:                 callTime + answerTime,
+		ConnContext:                  withPeer,
 		IdleTimeout:                  time.Minute,
 		MaxHeaderBytes:               32 << 10,
 		DisableGeneralOptionsHandler: true,
