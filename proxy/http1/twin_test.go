@@ -23,7 +23,7 @@ import (
 var stricter = map[*fault]func(b []byte) bool{
 	faultLine:       nil,                                                           // it takes LF for CR LF
 	faultRequest:    contains(`^[\t -~]*\r[^\n]`, `^\S+ \S+ +`, `^\S+  `, `^ ?\r`), // see the pattern: bytes that its reader trims
-	faultStatus:     contains(`^HTTP/1\.[01] ( +|[0+-])`),                          // more spaces, 0xx, +99
+	faultStatus:     contains(`^HTTP/\d\.\d ( +|[0+-])`),                           // more spaces, 0xx, +99
 	faultVersion:    nil,                                                           // any HTTP/d.d; its server then refuses
 	faultTarget:     nil,                                                           // '#' and bytes that are not ASCII
 	faultForm:       nil,                                                           // CONNECT to anything, GET *, other schemes, userinfo

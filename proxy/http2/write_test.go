@@ -13,7 +13,10 @@ func field(name, value string) Field { return Field{Name: []byte(name), Value: [
 
 // send writes as much of what the stream's owner still has as the peer takes.
 func send(c *Conn, s *Stream) {
-	rest := s.Owner.([]byte)
+	rest, ok := s.Owner.([]byte)
+	if !ok {
+		return // nobody answered it yet
+	}
 	n, err := c.Data(s, rest, true)
 	if err != nil {
 		panic(err)
