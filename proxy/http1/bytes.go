@@ -118,19 +118,6 @@ func is[A, B text](a A, b B) bool {
 	return true
 }
 
-// sameFold is is, whatever their case.
-func sameFold[A, B text](a A, b B) bool {
-	if len(a) != len(b) {
-		return false
-	}
-	for i := 0; i < len(a); i++ {
-		if fold[a[i]] != fold[b[i]] {
-			return false
-		}
-	}
-	return true
-}
-
 func isSpace(c byte) bool { return c == ' ' || c == '\t' }
 
 // trim takes spaces and tabs off both ends.

@@ -110,7 +110,7 @@ func AppendRequestLine[T text](dst []byte, method, path, host T) ([]byte, error)
 	case !ok:
 		return dst, errHost
 	case is(method, "CONNECT"):
-		ok = port && sameFold(path, host)
+		ok = port && equal(path, host)
 	case is(path, "*"):
 		ok = is(method, "OPTIONS")
 	default:
