@@ -126,9 +126,6 @@ func (e *Explanation) http(m *Model, v View, sp *ServicePolicy, r *Request) {
 	}
 	if d := a.Direct; d != nil {
 		e.Answer = &Reply{d.Status, "", "the rule answers"}
-		if rt.Policy.Group == gatewayGroup {
-			e.Answer.Reason = "the rule has no backend that may be called"
-		}
 		return
 	}
 	sent := *r // the called side decides about what it is sent
@@ -260,7 +257,7 @@ func (e *Explanation) shares(m *Model, v View, ds []Split, r *Request, l7 bool) 
 // share says which instances of a destination may be picked, as the proxy does it.
 func (e *Explanation) share(m *Model, v View, s *Share, r *Request, l7 bool) {
 	if s.Service.IsZero() {
-		s.Problem = "no ReferenceGrant allows this backend: its share is answered with an error"
+		s.Problem = "no backend, or none that a ReferenceGrant allows: its share is answered with an error"
 		return
 	}
 	svc := v.Services[s.Service]

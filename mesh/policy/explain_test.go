@@ -94,7 +94,7 @@ func TestExplainAnswers(t *testing.T) {
 	consumer := get("/b", "")
 	consumer.Source.Identity = id("shop", "a")
 	e = m.Explain(v, mesh.MustServiceName("web"), consumer)
-	if e.Bound != "default/web, for callers of namespace shop" || *e.Answer != (Reply{500, "", "the rule has no backend that may be called"}) || e.Rules[0].Path != "spec.rules[1]" || e.Rules[0].Why[0] != `path at or below "/b/c": it is "/b"` {
+	if e.Bound != "default/web, for callers of namespace shop" || e.Answer != nil || e.Shares[0].Problem != "no backend, or none that a ReferenceGrant allows: its share is answered with an error" || e.Rules[0].Path != "spec.rules[1]" || e.Rules[0].Why[0] != `path at or below "/b/c": it is "/b"` {
 		t.Errorf("%+v", e)
 	}
 	consumer.Path = "/b/c"

@@ -2,7 +2,6 @@ package policy
 
 import (
 	"fmt"
-	"net/http"
 	"regexp"
 	"slices"
 	"strings"
@@ -42,15 +41,6 @@ type gatewayRule struct {
 type rankedMatch struct {
 	Match
 	rank [5]int
-}
-
-// failStatus is what the share of a backend is answered with that may not be called: 500 by HTTPRoute's specification, UNAVAILABLE
-// by GRPCRoute's, which callers of gRPC read out of 503.
-func (r *gatewayRoute) failStatus() int {
-	if r.key.Kind == "GRPCRoute" {
-		return http.StatusServiceUnavailable
-	}
-	return http.StatusInternalServerError
 }
 
 // compileRoute compiles the spec of a route, of whatever kind.

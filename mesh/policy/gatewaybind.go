@@ -80,7 +80,7 @@ func (g *gateway) bind(m *Model) {
 
 // check takes the backends out that a route may not refer to: those of other namespaces that no ReferenceGrant there names.
 // A consumer's route may refer to its own parents: their callers call them anyway. A rule all of whose share is gone
-// answers with an error.
+// leads nowhere.
 func (g *gateway) check(m *Model, r *gatewayRoute) {
 	refused := map[mesh.ServiceName]bool{}
 	allowed := func(s mesh.ServiceName) bool {
@@ -104,7 +104,7 @@ func (g *gateway) check(m *Model, r *gatewayRoute) {
 	}
 	for i := range r.rules {
 		if a := &r.rules[i].action; !prune(a.Destinations) && a.Redirect == nil {
-			a.Direct, a.Destinations, a.Rewrite = &DirectResponse{Status: r.failStatus()}, nil, nil
+			a.Destinations, a.Rewrite = []Split{{Weight: 1}}, nil
 		}
 	}
 	prune(r.tcp)

@@ -22,11 +22,12 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// app is the application of one instance. It speaks HTTP/1.1, HTTP/2 with prior knowledge and gRPC at one port, or lines of text, or
-// any of it in TLS, and answers with its id and what it was asked.
+// app is the application of one instance. It speaks HTTP/1.1 and HTTP/2 with prior knowledge, or gRPC, or lines of text, each
+// also in TLS, and answers with its id and what it was asked.
 type app struct {
 	id     string
 	lines  bool // it answers lines of text
+	grpc   bool
 	tls    *tls.Config
 	listen string // address; with port 0 until it was started once
 
@@ -43,6 +44,13 @@ type behaviour struct {
 	times  int    // how many requests it holds for; 0 is for ever
 	delay  time.Duration
 	header [][2]string
+}
+
+func (b behaviour) wait(ctx context.Context) {
+	select {
+	case <-time.After(b.delay):
+	case <-ctx.Done():
+	}
 }
 
 const maxSeen = 10_000
@@ -63,14 +71,11 @@ func (a *app) start() error {
 		go a.serveLines(ln)
 		return nil
 	}
-	calls := grpc.NewServer(grpc.UnknownServiceHandler(a.call), grpc.ForceServerCodec(text{}))
-	s := &http.Server{Protocols: new(http.Protocols), Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.ProtoMajor == 2 && strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc") {
-			calls.ServeHTTP(w, r)
-			return
-		}
-		a.serveHTTP(w, r)
-	})}
+	if a.grpc {
+		go grpc.NewServer(grpc.UnknownServiceHandler(a.call), grpc.ForceServerCodec(text{})).Serve(ln)
+		return nil
+	}
+	s := &http.Server{Protocols: new(http.Protocols), Handler: http.HandlerFunc(a.serveHTTP)}
 	s.Protocols.SetHTTP1(true)
 	s.Protocols.SetHTTP2(a.tls != nil)
 	s.Protocols.SetUnencryptedHTTP2(true)
@@ -179,12 +184,7 @@ func (a *app) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	if d, err := time.ParseDuration(r.Header.Get("app-delay")); err == nil {
 		how.delay = d
 	}
-	if how.delay > 0 {
-		select {
-		case <-time.After(how.delay):
-		case <-r.Context().Done():
-		}
-	}
+	how.wait(r.Context())
 	if how.code == "reset" {
 		panic(http.ErrAbortHandler)
 	}
@@ -225,23 +225,18 @@ func (a *app) call(_ any, s grpc.ServerStream) error {
 		asked += "\n" + in + "\n"
 	}
 	how := a.next(asked)
-	if how.delay > 0 {
-		select {
-		case <-time.After(how.delay):
-		case <-s.Context().Done():
-		}
-	}
+	how.wait(s.Context())
 	for _, h := range how.header {
 		s.SetHeader(metadata.Pairs(h[0], h[1]))
 	}
-	if how.code != "" {
-		var c codes.Code
-		if err := c.UnmarshalJSON([]byte(strconv.Quote(how.code))); err != nil {
-			return err
-		}
-		return status.Error(c, a.id)
+	if how.code == "" {
+		return s.SendMsg(new(a.id + "\n" + asked))
 	}
-	return s.SendMsg(new(a.id + "\n" + asked))
+	var c codes.Code
+	if err := c.UnmarshalJSON([]byte(strconv.Quote(how.code))); err != nil {
+		return err
+	}
+	return status.Error(c, a.id)
 }
 
 // serveLines answers each line with the id and that line.

@@ -169,7 +169,7 @@ func (w *world) run(args []string) (string, error) {
 	if w.apps[id] != nil {
 		return "", fmt.Errorf("there is an instance %q already: give this one another id=", id)
 	}
-	a := &app{id: id, lines: opt["protocol"] == "tcp" || opt["protocol"] == "lines"}
+	a := &app{id: id, lines: opt["protocol"] == "tcp" || opt["protocol"] == "lines", grpc: opt["protocol"] == "grpc"}
 	if opt["tls"] != "" {
 		cfg, err := w.serverTLS(strings.Split(opt["tls"], ","))
 		if err != nil {
@@ -463,7 +463,7 @@ func (w *world) await(args []string) (string, error) {
 	lab.Await(w.t, strings.Join(args, " "), 20*time.Second, func() error {
 		var err error
 		if out, err = w.do(args[1:]); err == nil && !re.MatchString(out) {
-			err = fmt.Errorf("it shows\n%s", out)
+			err = fmt.Errorf("it shows\n%s", out[max(0, len(out)-3000):])
 		}
 		return err
 	})
