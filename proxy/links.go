@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -29,9 +30,24 @@ type kept struct {
 	keepalive policy.Keepalive
 	idle      time.Duration // without a request
 	streams   int           // at one time
+	tls       policy.TLS    // outside of the mesh
 }
 
-func keptBy(p *policy.Pool) kept { return kept{p.Keepalive, p.Idle, p.Streams} }
+// keptBy is what policy says of connections to an instance of a service.
+func keptBy(t *policy.TrafficPolicy, svc *mesh.Service, i *mesh.Instance) kept {
+	k := kept{keepalive: t.Pool.Keepalive, idle: t.Pool.Idle, streams: t.Pool.Streams}
+	if !i.Outside || !t.TLS.On {
+		return k
+	}
+	k.tls = t.TLS
+	if k.tls.SNI == "" {
+		k.tls.SNI = svc.Name.FQDN()
+	}
+	if k.tls.SANs == "" && svc.Entry != nil {
+		k.tls.SANs = strings.Join(svc.Entry.SubjectAltNames, ",")
+	}
+	return k
+}
 
 // bare is the place, however connections to it are kept.
 func (k place) bare() place {
@@ -147,8 +163,16 @@ func (p *Proxy) newLink(w *who, to *place, now time.Time, connect time.Duration)
 		}
 	} else {
 		c.Idle = appIdleTimeout
+		var o *origin
+		if to.kept.tls.On {
+			o = &origin{TLS: to.kept.tls, protocol: to.protocol}
+		}
 		c.Dial = func(ctx context.Context) (net.Conn, error) {
-			return p.dial(ctx, to, time.Duration(l.connect.Load()))
+			raw, err := p.dial(ctx, to, time.Duration(l.connect.Load()))
+			if err != nil || o == nil {
+				return raw, err
+			}
+			return o.wrap(ctx, p, to, raw)
 		}
 	}
 	if to.kept.idle > 0 {

@@ -238,7 +238,7 @@ func (p *Proxy) destination(t *table, k destKey) (*destination, *fault) {
 	for _, i := range svc.Instances {
 		is := t.snap.Usable(i)
 		if (is || all && i.Weight > 0) && i.CallPort() == k.port && i.Protocol.L7() == k.l7 && i.Labels.Match(labels) {
-			to := p.target(t, i, keptBy(&traffic.Pool))
+			to := p.target(t, i, keptBy(traffic, svc, i))
 			v.targets = append(v.targets, to)
 			cs = append(cs, candidate(t.snap, i, to.endpoint, len(config.Locality.FailoverPriority) > 0))
 			usable = usable || is
@@ -288,7 +288,7 @@ func (p *Proxy) here(t *table, svc mesh.ServiceName) map[string]*target {
 		for _, i := range s.Instances {
 			if i.Node == t.snap.Self {
 				traffic, _, _ := t.model.Service(svc).Destination.For("", i.CallPort())
-				all[i.ID] = p.target(t, i, keptBy(&traffic.Pool))
+				all[i.ID] = p.target(t, i, keptBy(traffic, s, i))
 			}
 		}
 	}

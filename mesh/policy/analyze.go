@@ -105,6 +105,7 @@ func (a *analysis) service(svc mesh.ServiceName, sp *ServicePolicy) {
 		a.add(d.Policy, codeRuleForNothing, "spec.host", a.elsewhere(svc), "no host runs %s, which it names", svc)
 		return
 	}
+	a.traffic(svc, d, have)
 	for _, name := range slices.Sorted(maps.Keys(d.Subsets)) {
 		labels := d.Subsets[name].Labels
 		if !slices.ContainsFunc(have.Instances, func(i *mesh.Instance) bool { return i.Labels.Match(labels) }) {

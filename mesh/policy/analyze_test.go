@@ -83,6 +83,13 @@ func TestAnalyze(t *testing.T) {
 			"IST0130 warning a spec.rules[1]: is never used: what it matches is taken by spec.rules[0]; move it up, or remove it"}},
 		{"a route behind another", route("default/a", "  - {matches: [{path: {value: /x}}], backendRefs: [{name: web, port: 80}]}\n") + route("default/b", "  - {matches: [{path: {value: /x/}}], backendRefs: [{name: web, port: 80}]}\n"), nil, []string{
 			"IST0130 warning b spec.rules[0]: is never used: what it matches is taken by spec.rules[0] of HTTPRoute default/a; move it up, or remove it"}},
+		{"settings for what is not there", destRule("a", "{host: db, trafficPolicy: {loadBalancer: {consistentHash: {httpHeaderName: x}}, portLevelSettings: [{port: {number: 1}}]}}") +
+			destRule("b", "{host: cart.shop, subsets: [{name: a, trafficPolicy: {tls: {mode: SIMPLE}, portLevelSettings: [{port: {number: 80}, tls: {mode: SIMPLE}}, {port: {number: 2}}]}}]}") +
+			destRule("c", "{host: web, trafficPolicy: {loadBalancer: {consistentHash: {useSourceIp: true}}, portLevelSettings: [{port: {number: 80}}]}}"), usual, []string{
+			"MESH0121 warning a spec: lets a part of the request decide, and default/db does not speak HTTP: its connections go anywhere; write useSourceIp: true",
+			"MESH0122 warning a spec: has portLevelSettings for port 1, which default/db does not have; callers use 5432",
+			"MESH0120 error b spec: has TLS settings for shop/cart, a service of the mesh: its calls are mutual TLS anyway, and the settings have no effect; remove tls, or declare the host with a ServiceEntry",
+			"MESH0122 warning b spec: has portLevelSettings for port 2, which shop/cart does not have; callers use 80"}},
 		{"used by some callers", route("default/a", "  - {matches: [{path: {value: /x}}], backendRefs: [{name: web, port: 80}]}\n") +
 			gw("HTTPRoute", "default/b", "  parentRefs: [{kind: Service, name: echo}, {kind: Service, name: front}]\n  rules: [{matches: [{path: {value: /x}}], backendRefs: [{name: web, port: 80}]}]\n"), nil, nil},
 	} {

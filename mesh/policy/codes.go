@@ -17,6 +17,9 @@ const (
 	codeProtocol            = "MESH0103"
 	codeNobody              = "MESH0104"
 	codeTwoServiceEntries   = "MESH0110"
+	codeTLSWithin           = "MESH0120"
+	codeHashOfNothing       = "MESH0121"
+	codeNoSuchPort          = "MESH0122"
 	codeConflicted          = "Conflicted"
 	codeRefNotPermitted     = "RefNotPermitted"
 	codeBackendNotFound     = "BackendNotFound"
@@ -54,6 +57,9 @@ var codes = map[string]code{
 	codeProtocol:            {"ProtocolMismatch", Error},
 	codeNobody:              {"NoSuchCaller", Warning},
 	codeTwoServiceEntries:   {"ConflictingServiceEntries", Warning},
+	codeTLSWithin:           {"TLSOfMeshService", Error},
+	codeHashOfNothing:       {"HashKeyNotInConnections", Warning},
+	codeNoSuchPort:          {"PortLevelSettingsOfNoPort", Warning},
 	codeConflicted:          {"Conflicted", Warning},
 	codeRefNotPermitted:     {"RefNotPermitted", Error},
 	codeBackendNotFound:     {"BackendNotFound", Error},

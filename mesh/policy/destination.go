@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/meshagent/meshagent/mesh"
@@ -12,8 +13,10 @@ import (
 )
 
 func compileDestinationRule(key mesh.PolicyKey, s *istio.DestinationRule) (mesh.ServiceName, *Destination, []fieldError) {
-	c := &compiler{key: key}
+	c := &destinationCompiler{compiler: &compiler{key: key}}
 	host := c.host("host", s.Host)
+	// Two labels may be a host outside, which only the ServiceEntries of the mesh can say.
+	c.ours, c.maybe = !host.IsExternal(), strings.Count(strings.TrimSuffix(s.Host, "."), ".") == 1
 	c.everywhere("exportTo", s.ExportTo)
 	d := &Destination{Policy: key, Subsets: map[string]*Subset{}}
 	d.Ports = c.traffics("trafficPolicy", s.TrafficPolicy, &d.Traffic, nil)
@@ -35,13 +38,19 @@ func compileDestinationRule(key mesh.PolicyKey, s *istio.DestinationRule) (mesh.
 	return host, d, c.errs
 }
 
+// destinationCompiler compiles what is said of calls to one host.
+type destinationCompiler struct {
+	*compiler
+	ours, maybe bool // the host is of this mesh; it may be outside nevertheless
+}
+
 // traffics lays a TrafficPolicy over what is there for all ports and for some, and returns the latter anew. As in Istio each section
 // replaces the whole of the one below it, and what is said of a port all of them: a section that is left out there is the default.
-func (c *compiler) traffics(path string, t *istio.TrafficPolicy, out *TrafficPolicy, below map[uint16]*TrafficPolicy) map[uint16]*TrafficPolicy {
+func (c *destinationCompiler) traffics(path string, t *istio.TrafficPolicy, out *TrafficPolicy, below map[uint16]*TrafficPolicy) map[uint16]*TrafficPolicy {
 	if t == nil {
 		return below
 	}
-	upper := sections{t.LoadBalancer, t.ConnectionPool, t.OutlierDetection, t.RetryBudget}
+	upper := sections{t.LoadBalancer, t.ConnectionPool, t.OutlierDetection, t.RetryBudget, t.TLS}
 	var lay TrafficPolicy
 	c.sections(path, &upper, &lay)
 	upper.over(out, &lay)
@@ -52,7 +61,7 @@ func (c *compiler) traffics(path string, t *istio.TrafficPolicy, out *TrafficPol
 		ports[port] = &own
 	}
 	seen := map[uint16]bool{}
-	full(c, path+".portLevelSettings", "name a port", t.PortLevelSettings)
+	full(c.compiler, path+".portLevelSettings", "name a port", t.PortLevelSettings)
 	for i, p := range t.PortLevelSettings {
 		path := fmt.Sprintf("%s.portLevelSettings[%d]", path, i)
 		if p.Port == nil || p.Port.Number == 0 {
@@ -63,7 +72,7 @@ func (c *compiler) traffics(path string, t *istio.TrafficPolicy, out *TrafficPol
 			c.fail(path+".port.number", "remove one", "%d is there twice", n)
 		}
 		own := &TrafficPolicy{Budget: out.Budget}
-		c.sections(path, &sections{p.LoadBalancer, p.ConnectionPool, p.OutlierDetection, nil}, own)
+		c.sections(path, &sections{p.LoadBalancer, p.ConnectionPool, p.OutlierDetection, nil, p.TLS}, own)
 		seen[p.Port.Number], ports[p.Port.Number] = true, own
 	}
 	return ports
@@ -75,10 +84,11 @@ type sections struct {
 	pool    *istio.ConnectionPool
 	outlier *istio.OutlierDetection
 	budget  *istio.RetryBudget
+	tls     *istio.ClientTLS
 }
 
 // sections compiles the sections that there are.
-func (c *compiler) sections(path string, s *sections, out *TrafficPolicy) {
+func (c *destinationCompiler) sections(path string, s *sections, out *TrafficPolicy) {
 	if s.balance != nil {
 		out.Balance = c.balance(path+".loadBalancer", s.balance)
 	}
@@ -90,6 +100,9 @@ func (c *compiler) sections(path string, s *sections, out *TrafficPolicy) {
 	}
 	if s.budget != nil {
 		out.Budget = c.budget(path+".retryBudget", s.budget)
+	}
+	if s.tls != nil {
+		out.TLS = c.tls(path+".tls", s.tls)
 	}
 }
 
@@ -106,6 +119,9 @@ func (s *sections) over(t, lay *TrafficPolicy) {
 	}
 	if s.budget != nil {
 		t.Budget = lay.Budget
+	}
+	if s.tls != nil {
+		t.TLS = lay.TLS
 	}
 }
 

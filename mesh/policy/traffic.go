@@ -76,6 +76,7 @@ type TrafficPolicy struct {
 	Pool    Pool
 	Outlier *Outlier     // nil is lb.DefaultOutlier
 	Budget  *RetryBudget // nil is the proxy's default
+	TLS     TLS
 }
 
 // Balance is how an instance is chosen.
@@ -139,6 +140,15 @@ type Keepalive struct {
 	On             bool
 	Time, Interval time.Duration
 	Probes         int
+}
+
+// TLS is how connections to a host outside of the mesh are encrypted; those of the mesh always are mutual TLS. The zero value is not at
+// all. It is comparable, as Pool.
+type TLS struct {
+	On                        bool
+	CertFile, KeyFile, CAFile string // on the caller's host; "" for CAFile are the system's roots
+	SNI                       string // "" is the host that is called
+	SANs                      string // by comma: one of them must be the certificate's; "" is the name of SNI
 }
 
 // RetryBudget bounds the retries in flight towards a destination: a part of the calls in flight, or of those that began in the last

@@ -28,7 +28,7 @@ type TrafficPolicy struct {
 	LoadBalancer      *LoadBalancer       `yaml:"loadBalancer"`
 	ConnectionPool    *ConnectionPool     `yaml:"connectionPool"`
 	OutlierDetection  *OutlierDetection   `yaml:"outlierDetection"`
-	TLS               Unsupported         `yaml:"tls"`
+	TLS               *ClientTLS          `yaml:"tls"`
 	PortLevelSettings []PortTrafficPolicy `yaml:"portLevelSettings"`
 	Tunnel            Unsupported         `yaml:"tunnel"`
 	ProxyProtocol     Unsupported         `yaml:"proxyProtocol"`
@@ -41,7 +41,7 @@ type PortTrafficPolicy struct {
 	LoadBalancer     *LoadBalancer     `yaml:"loadBalancer"`
 	ConnectionPool   *ConnectionPool   `yaml:"connectionPool"`
 	OutlierDetection *OutlierDetection `yaml:"outlierDetection"`
-	TLS              Unsupported       `yaml:"tls"`
+	TLS              *ClientTLS        `yaml:"tls"`
 }
 
 // LoadBalancer is how an instance is chosen.
@@ -178,4 +178,17 @@ type RetryBudget struct {
 	Percent             *float64       `yaml:"percent"`
 	MinRetryConcurrency *uint32        `yaml:"minRetryConcurrency"`
 	BudgetInterval      *time.Duration `yaml:"budgetInterval"`
+}
+
+// ClientTLS is how connections are encrypted.
+type ClientTLS struct {
+	Mode               string      `yaml:"mode"`
+	ClientCertificate  string      `yaml:"clientCertificate"`
+	PrivateKey         string      `yaml:"privateKey"`
+	CACertificates     string      `yaml:"caCertificates"`
+	CredentialName     Unsupported `yaml:"credentialName"`
+	SubjectAltNames    []string    `yaml:"subjectAltNames"`
+	SNI                string      `yaml:"sni"`
+	InsecureSkipVerify bool        `yaml:"insecureSkipVerify"`
+	CACRL              Unsupported `yaml:"caCrl"`
 }

@@ -1,0 +1,80 @@
+package policy
+
+import (
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"strings"
+
+	"github.com/meshagent/meshagent/mesh"
+	"github.com/meshagent/meshagent/mesh/policy/istio"
+)
+
+// tls compiles the tls of a trafficPolicy.
+func (c *destinationCompiler) tls(path string, t *istio.ClientTLS) (out TLS) {
+	files := []struct{ field, value string }{{"clientCertificate", t.ClientCertificate}, {"privateKey", t.PrivateKey}, {"caCertificates", t.CACertificates}}
+	ours := c.ours && !c.maybe
+	switch t.Mode {
+	case "DISABLE", "ISTIO_MUTUAL":
+		for _, f := range append(files, struct{ field, value string }{"sni", t.SNI}) {
+			if f.value != "" {
+				c.fail(path+"."+f.field, "remove it", "has no effect with mode: %s", t.Mode)
+			}
+		}
+		if t.SubjectAltNames != nil {
+			c.fail(path+".subjectAltNames", "remove it", "has no effect with mode: %s", t.Mode)
+		}
+		switch {
+		case t.Mode == "DISABLE" && ours:
+			c.fail(path+".mode", "write ISTIO_MUTUAL, or leave out tls", "DISABLE: between hosts of the mesh calls are always encrypted, and both sides prove who they are")
+		case t.Mode == "ISTIO_MUTUAL" && !c.ours:
+			c.fail(path+".mode", "write SIMPLE or MUTUAL", "ISTIO_MUTUAL: a host outside of the mesh does not know the mesh's certificates")
+		}
+		return out
+	case "SIMPLE", "MUTUAL":
+	default:
+		c.fail(path+".mode", "write SIMPLE, MUTUAL, ISTIO_MUTUAL or DISABLE", "%q is no mode", t.Mode)
+		return out
+	}
+	if ours {
+		c.fail(path+".mode", "write ISTIO_MUTUAL, or leave out tls", "%s: it is for hosts outside of the mesh, and calls within are always mutual TLS", t.Mode)
+	}
+	for _, f := range files {
+		if f.value != "" && !filepath.IsAbs(f.value) {
+			c.fail(path+"."+f.field, "write its whole path", "%q is not the path of a file on the hosts that call", f.value)
+		}
+	}
+	switch certs := [2]bool{t.ClientCertificate != "", t.PrivateKey != ""}; {
+	case t.Mode == "MUTUAL" && certs != [2]bool{true, true}:
+		c.fail(path, "write both", "MUTUAL needs clientCertificate and privateKey")
+	case t.Mode == "SIMPLE" && certs != [2]bool{}:
+		c.fail(path+".mode", "write MUTUAL, or remove clientCertificate and privateKey", "SIMPLE: shows no certificate")
+	}
+	if t.InsecureSkipVerify {
+		c.fail(path+".insecureSkipVerify", "put the certificate of the other side, or of who signed it, into a file, and name that in caCertificates",
+			"anybody on the way could take the place of the other side")
+	}
+	if t.SNI != "" && !isHost(t.SNI) {
+		c.fail(path+".sni", "write a name such as api.example.com", "%q is not a name", t.SNI)
+	}
+	full(c.compiler, path+".subjectAltNames", "name one, or remove it: then it is the host's", t.SubjectAltNames)
+	for i, s := range t.SubjectAltNames {
+		if s == "" || strings.ContainsAny(s, ", \t\n*") {
+			c.fail(fmt.Sprintf("%s.subjectAltNames[%d]", path, i), "write a DNS name, an address or a URI", "%q is no name of a certificate", s)
+		}
+	}
+	return TLS{On: true, CertFile: t.ClientCertificate, KeyFile: t.PrivateKey, CAFile: t.CACertificates, SNI: t.SNI, SANs: strings.Join(t.SubjectAltNames, ",")}
+}
+
+// isHost reports whether s is a DNS name.
+func isHost(s string) bool {
+	if _, err := netip.ParseAddr(s); err == nil || len(s) > 253 {
+		return false
+	}
+	for part := range strings.SplitSeq(s, ".") {
+		if mesh.CheckLabel("part", strings.ToLower(part)) != nil {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,156 @@
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/meshagent/meshagent/mesh/policy"
+	"github.com/meshagent/meshagent/proxy/engine"
+)
+
+// maxCertFile bounds a file of certificates.
+const maxCertFile = 1 << 20
+
+// origin makes the TLS of connections to a host outside of the mesh, as a DestinationRule says. Files are read when a connection is opened
+// and they have changed: who replaces a certificate need tell nobody.
+type origin struct {
+	policy.TLS
+	protocol engine.Protocol
+
+	mu     sync.Mutex // guards what follows
+	config *tls.Config
+	files  [3]stamp
+}
+
+// stamp says whether a file is still the one that it was.
+type stamp struct {
+	size    int64
+	changed time.Time
+}
+
+// current returns the configuration for a connection.
+func (o *origin) current() (*tls.Config, error) {
+	var files [3]stamp
+	for i, name := range [...]string{o.CertFile, o.KeyFile, o.CAFile} {
+		if name == "" {
+			continue
+		}
+		st, err := os.Stat(name)
+		if err != nil {
+			return nil, err
+		}
+		if st.Size() > maxCertFile {
+			return nil, fmt.Errorf("%s has %d bytes: at most %d are read", name, st.Size(), maxCertFile)
+		}
+		files[i] = stamp{st.Size(), st.ModTime()}
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.config != nil && files == o.files {
+		return o.config, nil
+	}
+	c, err := o.load()
+	if err != nil {
+		return nil, err
+	}
+	o.config, o.files = c, files
+	return c, nil
+}
+
+func (o *origin) load() (*tls.Config, error) {
+	c := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: o.SNI, ClientSessionCache: tls.NewLRUClientSessionCache(0)}
+	switch o.protocol {
+	case engine.HTTP1:
+		c.NextProtos = []string{"http/1.1"}
+	case engine.HTTP2:
+		c.NextProtos = []string{"h2"}
+	}
+	if o.CAFile != "" {
+		pem, err := os.ReadFile(o.CAFile)
+		if err != nil {
+			return nil, err
+		}
+		if c.RootCAs = x509.NewCertPool(); !c.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("%s holds no certificate", o.CAFile)
+		}
+	}
+	if o.CertFile != "" {
+		own, err := tls.LoadX509KeyPair(o.CertFile, o.KeyFile)
+		if err != nil {
+			return nil, err
+		}
+		c.Certificates = []tls.Certificate{own}
+	}
+	if o.SANs != "" { // the chain is checked as ever, but against other names
+		want, roots := strings.Split(o.SANs, ","), c.RootCAs
+		c.InsecureSkipVerify = true
+		c.VerifyConnection = func(s tls.ConnectionState) error {
+			if len(s.PeerCertificates) == 0 {
+				return errors.New("the other side has no certificate")
+			}
+			opts := x509.VerifyOptions{Roots: roots, Intermediates: x509.NewCertPool()}
+			for _, cert := range s.PeerCertificates[1:] {
+				opts.Intermediates.AddCert(cert)
+			}
+			if _, err := s.PeerCertificates[0].Verify(opts); err != nil {
+				return err
+			}
+			return hasName(s.PeerCertificates[0], want)
+		}
+	}
+	return c, nil
+}
+
+// hasName returns nil when a certificate has one of the names.
+func hasName(c *x509.Certificate, want []string) error {
+	has := slices.Clone(c.EmailAddresses)
+	for _, u := range c.URIs {
+		has = append(has, u.String())
+	}
+	for _, ip := range c.IPAddresses {
+		has = append(has, ip.String())
+	}
+	for _, w := range want {
+		if slices.Contains(has, w) || net.ParseIP(w) == nil && c.VerifyHostname(w) == nil {
+			return nil
+		}
+	}
+	return fmt.Errorf("the other side is %s, and should be %s", strings.Join(append(has, c.DNSNames...), ", "), strings.Join(want, " or "))
+}
+
+// wrap shakes hands over a connection. Its error is errConnect.
+func (o *origin) wrap(ctx context.Context, p *Proxy, to *place, raw net.Conn) (net.Conn, error) {
+	c, err := o.handshake(ctx, raw)
+	if err != nil {
+		raw.Close()
+		p.warn("no TLS with a service outside", "service", to.svc.String(), "address", to.addr, "err", err)
+		return nil, errConnect
+	}
+	return c, nil
+}
+
+func (o *origin) handshake(ctx context.Context, raw net.Conn) (net.Conn, error) {
+	config, err := o.current()
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+	defer cancel()
+	c := tls.Client(engine.NewLink(raw), config)
+	if err := c.HandshakeContext(ctx); err != nil {
+		return nil, err
+	}
+	if got := c.ConnectionState().NegotiatedProtocol; o.protocol == engine.HTTP2 && got != "h2" {
+		return nil, fmt.Errorf("it speaks %q, not HTTP/2: declare its port as HTTPS or HTTP", got)
+	}
+	return c, nil
+}
