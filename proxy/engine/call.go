@@ -37,6 +37,8 @@ type Decision struct {
 	IdleTimeout     time.Duration // without a byte of the answer, or either way in a tunnel, if not 0
 	ReplayUnsafe    bool          // the request may be sent again though it is not idempotent
 	Connect         bool          // CONNECT may pass; it gets 405 otherwise
+
+	Mirrors []Mirror // get copies of a request of HTTP that goes to Upstream; of an upgrade there are none. See Mirror
 }
 
 // Answer is one that no upstream gives.
@@ -49,8 +51,11 @@ type Answer struct {
 }
 
 func (d *Decision) reset() {
-	request, response, fields := d.Request, d.Response, d.Answer.Fields
-	*d = Decision{}
+	request, response, fields, mirrors := d.Request, d.Response, d.Answer.Fields, d.Mirrors
+	for i := range mirrors {
+		mirrors[i].reset()
+	}
+	*d = Decision{Mirrors: mirrors[:0]}
 	d.Request.Set, d.Request.Add = emptied(request.Set), emptied(request.Add)
 	d.Response.Set, d.Response.Add = emptied(response.Set), emptied(response.Add)
 	d.Answer.Fields = emptied(fields)
@@ -125,6 +130,12 @@ type Call struct {
 	before   int64  // bytes of the body until then
 	held     bool   // the client was not read since the upstream did not take more
 
+	// Mirrors.
+	copies []*Call       // of the request, as long as it is not whole
+	copied bool          // it is one
+	of     *Call         // which it copies, as long as that is not whole
+	told   func(*Result) // of its end
+
 	// The answer.
 	res       http1.Response
 	reply     http1.Reply
@@ -156,6 +167,8 @@ func (x *Call) reset() {
 	x.secret, x.resSecret = marks{}, marks{}
 	x.unclear, x.held, x.interim, x.raw, x.extended, x.failures, x.refusals = false, false, false, false, false, 0, 0
 	x.decided, x.headed, x.wanting, x.whole, x.kept, x.wrote, x.replayed = false, false, false, false, false, false, false
+	clear(x.copies)
+	x.copies, x.copied, x.of, x.told = x.copies[:0], false, nil, nil
 	x.heard, x.begun, x.tunnel, x.reuse, x.stalled, x.code = false, false, false, false, false, 0
 }
 

@@ -188,6 +188,9 @@ func (x *Call) follow(body []byte) {
 		x.refuse(400, "Host is missing", ClientMalformed)
 		return
 	}
+	if len(d.Mirrors) > 0 && !x.raw && !x.asked.Upgrade && !x.asked.Connect {
+		x.mirror(body)
+	}
 	x.headLen = 0
 	if protocol == HTTP1 {
 		req, err := http1.AppendRequest(x.l.buffers.get(x.requestSize()+len(body)), r, &d.Request)
@@ -260,6 +263,9 @@ func (c *conn) readBody(x *Call) (more bool) {
 
 // forward passes data on, or keeps it until there is somebody to pass it on to. last tells that it is the end, and has no trailers.
 func (x *Call) forward(data []byte, last bool) {
+	if len(x.copies) > 0 {
+		x.copyBody(data, last)
+	}
 	up := x.up
 	if x.kept && up != nil && len(x.req)+len(data) > x.headLen+x.l.e.Limits.Replay {
 		x.forget()
@@ -283,6 +289,9 @@ func (x *Call) forward(data []byte, last bool) {
 // endRequest passes on that the request is whole.
 func (x *Call) endRequest() {
 	x.whole = true
+	if len(x.copies) > 0 {
+		x.copyEnd()
+	}
 	if n := &x.ask; x.trailer.Len() > 0 {
 		n.tail = x.trailer.Append(x.l.buffers.get(trailerSize(&x.trailer)), nil)
 		x.trailer.Parse(n.tail, false) // no error: it was parsed
@@ -379,6 +388,10 @@ func (x *Call) slow() {
 
 // refuse is an answer of the engine's own.
 func (x *Call) refuse(status int, text string, f Flag) {
+	if x.copied {
+		x.endCopy(f)
+		return
+	}
 	x.leave(true)
 	a := &x.Decision.Answer
 	*a = Answer{Fields: emptied(a.Fields)}
@@ -454,6 +467,10 @@ func (x *Call) swallow() {
 
 // finish ends a call whose answer was written, or is what waits in its lane. The upstream connection was left before.
 func (x *Call) finish(keep bool) {
+	if x.copied {
+		x.endCopy("")
+		return
+	}
 	c, l, whole := x.client, x.l, x.whole
 	if x.cs != nil {
 		if x.ans.waits() {
@@ -478,6 +495,7 @@ func (x *Call) finish(keep bool) {
 // end tells the handler and takes the call from its client. A stream that has not ended is reset with the code.
 func (x *Call) end(code http2.Code) {
 	c, l := x.client, x.l
+	x.endCopies()
 	if x.Result.Status != 0 || x.headed {
 		x.Result.Duration = time.Since(l.e.base) - time.Duration(x.start)
 		if x.resTrail.Len() > 0 {
@@ -497,6 +515,10 @@ func (x *Call) end(code http2.Code) {
 
 // cutOff ends a call whose answer cannot be given, or not to its end.
 func (x *Call) cutOff(f Flag) {
+	if x.copied {
+		x.endCopy(f)
+		return
+	}
 	c := x.client
 	x.leave(true)
 	if x.Result.Flag == "" {

@@ -37,8 +37,10 @@ type loop struct {
 	later   []*conn        // to be stepped in the next turn: others come first
 	conns   map[*conn]bool // all that are open
 	pools   map[*Upstream]*pool
-	calls   []*Call // that nobody uses
-	owed    int     // goroutines that will hand us something soon
+	calls   []*Call        // that nobody uses
+	copies  map[*Call]bool // mirrors under way
+	sink    *conn          // stands for their clients: it takes everything and does nothing
+	owed    int            // goroutines that will hand us something soon
 	stopped bool
 	edit    http1.Edit // for what is passed on as it came, less what is dropped
 
@@ -82,7 +84,9 @@ const (
 )
 
 func newLoop(e *Engine) *loop {
-	return &loop{e: e, rbuf: make([]byte, 64<<10), conns: map[*conn]bool{}, pools: map[*Upstream]*pool{}}
+	l := &loop{e: e, rbuf: make([]byte, 64<<10), conns: map[*conn]bool{}, pools: map[*Upstream]*pool{}, copies: map[*Call]bool{}}
+	l.sink = &conn{l: l, pub: &Conn{}, dead: true}
+	return l
 }
 
 // do lets the loop do something, soon. From any goroutine.
@@ -227,6 +231,9 @@ func (l *loop) perform(t *task) {
 		l.stopped = true
 		for c := range l.conns {
 			c.cut()
+		}
+		for x := range l.copies {
+			x.endCopy(ClientGone)
 		}
 		for _, p := range l.pools {
 			p.fail(UpstreamUnreachable)

@@ -85,6 +85,7 @@ func (x *Call) toClient(data []byte, end bool) {
 	c := x.client
 	x.Result.Sent += int64(len(data))
 	switch {
+	case x.copied:
 	case x.cs != nil:
 		c.give(x.cs, &x.ans, data, end)
 	case x.tunnel:

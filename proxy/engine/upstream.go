@@ -117,7 +117,7 @@ func (x *Call) failed(f Flag) {
 	switch {
 	case x.begun:
 		x.cutOff(f)
-	case x.again() && x.failures < maxAttempts && !x.l.stopped && x.l.e.Handler.Retry(x, f):
+	case !x.copied && x.again() && x.failures < maxAttempts && !x.l.stopped && x.l.e.Handler.Retry(x, f):
 		x.retry()
 	case f == UpstreamTimeout:
 		x.refuse(504, "the upstream did not answer in time", f)
@@ -248,7 +248,7 @@ func (x *Call) passHead(n int, end bool) bool {
 		return false
 	}
 	x.Response = res
-	again := l.e.Handler.Respond(x)
+	again := !x.copied && l.e.Handler.Respond(x)
 	if x.Response = nil; again && x.CanRetry() {
 		x.leave(true)
 		x.retry()
@@ -285,6 +285,9 @@ func (x *Call) passHead(n int, end bool) bool {
 // writeHead writes the final head of an answer to the client.
 func (x *Call) writeHead(n int, end bool) (err error) {
 	c, d := x.client, &x.Decision
+	if x.copied {
+		return nil
+	}
 	if x.cs != nil {
 		if d.Response.Close {
 			c.shutdown()
@@ -303,7 +306,7 @@ func (x *Call) writeHead(n int, end bool) (err error) {
 func (x *Call) passInterim(n int) {
 	c := x.client
 	switch {
-	case x.raw:
+	case x.raw, x.copied:
 		return
 	case x.cs != nil:
 		x.respond(false) // no error: it adds nothing
@@ -343,6 +346,9 @@ func (c *conn) readAnswer(x *Call, buf []byte) {
 // endBody writes the end of the answer's body, with its trailers, of which it makes a copy.
 func (x *Call) endBody() {
 	c, n, t := x.client, &x.ans, &x.resTrail
+	if x.copied {
+		return
+	}
 	if t.Len() > 0 {
 		n.tail = t.Append(x.l.buffers.get(trailerSize(t)), nil)
 		t.Parse(n.tail, true) // no error: it was parsed
