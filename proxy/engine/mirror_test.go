@@ -153,26 +153,25 @@ func TestMirrorsAreNoBurden(t *testing.T) {
 			continue
 		}
 		for _, copies := range []string{"h1", "h2"} {
-			free := make(chan struct{})
 			for name, c := range map[string]struct {
-				serve http.HandlerFunc
+				serve func(http.ResponseWriter, *http.Request, chan struct{})
 				size  int
 				flag  Flag
 			}{
-				"reads nothing":  {func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, 8 << 20, UpstreamFull},
-				"ends":           {func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, 10, UpstreamClosed},
-				"answers slowly": {func(http.ResponseWriter, *http.Request) { <-free }, 10, ""},
-				"answers early":  {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(500) }, 10, ""},
+				"reads nothing":  {func(_ http.ResponseWriter, r *http.Request, _ chan struct{}) { <-r.Context().Done() }, 8 << 20, UpstreamFull},
+				"ends":           {func(http.ResponseWriter, *http.Request, chan struct{}) { panic(http.ErrAbortHandler) }, 10, UpstreamClosed},
+				"answers slowly": {func(_ http.ResponseWriter, _ *http.Request, answer chan struct{}) { <-answer }, 10, ""},
+				"answers early":  {func(w http.ResponseWriter, _ *http.Request, _ chan struct{}) { w.WriteHeader(500) }, 10, ""},
 			} {
 				t.Run(d+" "+copies+" "+name, func(t *testing.T) {
-					m := newMirrored(t, d, "h1", "h1", copies, c.serve)
+					answer := make(chan struct{})
+					m := newMirrored(t, d, "h1", "h1", copies, func(w http.ResponseWriter, r *http.Request) { c.serve(w, r, answer) })
 					m.call(t, "POST", "/", bytes.Repeat([]byte("x"), c.size), true)
 					if got := ends(t, m.calls); got != "POST / 200 - 1" {
 						t.Errorf("the call ended as %q", got)
 					}
 					if name == "answers slowly" { // and it was still open then
-						close(free)
-						free = make(chan struct{})
+						close(answer)
 					}
 					if r := ends(t, m.ended); r.Flag != c.flag {
 						t.Errorf("the mirror ended as %+v", r)
