@@ -27,6 +27,7 @@ import (
 	"github.com/meshagent/meshagent/agent/control"
 	"github.com/meshagent/meshagent/agent/meshport"
 	"github.com/meshagent/meshagent/agent/registry"
+	"github.com/meshagent/meshagent/agent/resolve"
 	"github.com/meshagent/meshagent/ca"
 	"github.com/meshagent/meshagent/ca/leaf"
 	"github.com/meshagent/meshagent/dnsserver"
@@ -69,6 +70,7 @@ type Agent struct {
 	callers  *callers
 	proxy    *proxy.Proxy
 	dns      *dnsserver.Server
+	resolver *resolve.Resolver
 	control  atomic.Pointer[control.API]
 	store    *raftstore.Store // nil on a client
 	service  *control.Service // nil on a client
@@ -128,6 +130,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	g.Add("checks", a.checks.Run)          // is asked until the end
 	g.Add("instances", a.followInstances)  // tells gossip of both
 	g.Add("proxy", a.proxy.Run)            // drains: calls of local callers end
+	g.Add("names", a.resolver.Run)         // of services outside
 	g.Add("dns", a.dns.Run)                // stops answering new names first
 	g.Add("api", a.serveAPI)               // an operator sees the agent until its end begins
 	g.Add("systemd", a.watchdog)           //
@@ -211,6 +214,7 @@ func (a *Agent) open(ctx context.Context, g *run.Group) error {
 	if err != nil {
 		a.log.Warn("the cached snapshot is not used", "err", err)
 	}
+	a.openResolver(snap.Resolved)
 	a.gossip.Restore(snap.Records)
 	a.takeRevoked(snap.Revoked)
 	if snap.Version > 0 {
@@ -230,7 +234,7 @@ func (a *Agent) open(ctx context.Context, g *run.Group) error {
 		return err
 	}
 	a.dns, err = dnsserver.New(dnsserver.Config{Addr: a.cfg.DNS.Address, Snapshot: a.catalog.Load, VIPs: a.proxy, Local: a.isLocal,
-		Forward: a.cfg.DNS.Forward, TTL: a.cfg.DNS.TTL, Sockets: a.sockets, Log: a.log, Metrics: a.metrics})
+		Forward: a.cfg.DNS.Forward, Resolvers: a.resolvers, Outside: a.wantOutside, RegistryOnly: a.registryOnly, TTL: a.cfg.DNS.TTL, Sockets: a.sockets, Log: a.log, Metrics: a.metrics})
 	if err != nil {
 		return err
 	}

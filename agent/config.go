@@ -54,6 +54,10 @@ type DNS struct {
 	Address netip.AddrPort   `yaml:"address"` // 127.0.0.1:8600
 	Forward []netip.AddrPort `yaml:"forward"` // who answers names outside *.mesh; nobody by default
 	TTL     time.Duration    `yaml:"ttl"`     // 5s
+	// Resolvers find the addresses of hosts that ServiceEntries declare: those of forward, else the system's.
+	Resolvers []netip.AddrPort `yaml:"resolvers"`
+	// AllowReserved are addresses of this host or its link (loopback, link-local) that such hosts may have; none by default.
+	AllowReserved []netip.Prefix `yaml:"allowReserved"`
 }
 
 // Proxy says how traffic of local callers is taken.
@@ -181,6 +185,16 @@ func (c *Config) check(file string) error {
 	}
 	if c.DNS.TTL < 0 || c.DNS.TTL > time.Hour {
 		bad("dns.ttl", "%v: from 0s to 1h is possible", c.DNS.TTL)
+	}
+	for _, r := range c.DNS.Resolvers {
+		if !r.IsValid() || r.Port() == 0 || r == c.DNS.Address {
+			bad("dns.resolvers", "%v is not the address and port of another resolver: write it as 192.0.2.53:53", r)
+		}
+	}
+	for _, r := range c.DNS.AllowReserved {
+		if r.Overlaps(c.Proxy.VIPRange) {
+			bad("dns.allowReserved", "%v holds addresses of proxy.vipRange, which lead back to the agent", r)
+		}
 	}
 	if r := c.Proxy.VIPRange; !r.Addr().Is4() || !r.Addr().IsLoopback() || r.Bits() > 24 {
 		bad("proxy.vipRange", "%v: a part of 127.0.0.0/8 of at least 256 addresses is needed", r)

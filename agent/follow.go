@@ -56,7 +56,9 @@ func (a *Agent) setTask() { a.policyTask = a.ready.Task("first policy from a ser
 // setPolicy hands policy to the catalog.
 func (a *Agent) setPolicy(index uint64, ps []mesh.Policy) {
 	a.policies, a.policyAt = ps, index
-	a.catalog.SetStore(mesh.StoreState{Index: index, Policies: slices.Clone(ps), Model: a.compile(index, ps), Bundle: a.leaves.Bundle()})
+	m := a.compile(index, ps)
+	a.resolver.Set(m.Entries())
+	a.catalog.SetStore(mesh.StoreState{Index: index, Policies: slices.Clone(ps), Model: m, Bundle: a.leaves.Bundle()})
 }
 
 // lostServers says that no server answers.
@@ -188,7 +190,7 @@ func (a *Agent) keepSnapshot(ctx context.Context) error {
 		}
 		v = s.Version
 		if s.Model != nil {
-			if err := a.dir.saveSnapshot(snapshotFile{Index: s.StoreIndex, Policies: s.Policies, Records: a.gossip.Encoded(nil), Revoked: a.revocations()}); err != nil {
+			if err := a.dir.saveSnapshot(snapshotFile{Index: s.StoreIndex, Policies: s.Policies, Records: a.gossip.Encoded(nil), Revoked: a.revocations(), Resolved: a.resolver.Load()}); err != nil {
 				a.log.Warn("snapshot not saved", "err", err)
 			}
 			if srv := a.servers(); len(srv) > 0 && !slices.Equal(srv, a.member.servers()) {

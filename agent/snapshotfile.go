@@ -20,6 +20,7 @@ type snapshotFile struct {
 	Policies []mesh.Policy        `json:"policies"`
 	Records  [][]byte             `json:"records"`
 	Revoked  []control.Revocation `json:"revoked,omitempty"`
+	Resolved mesh.Resolved        `json:"resolved,omitempty"` // names of services outside
 }
 
 // loadSnapshot returns an empty snapshot with Version 0 when there is none that can be read: it is only a cache.

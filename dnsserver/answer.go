@@ -148,6 +148,11 @@ func (s *Server) answer(ctx context.Context, m *dns.Msg, from netip.Addr) *dns.M
 		s.refuse(r)
 		return r
 	}
+	if s.cfg.RegistryOnly != nil && s.cfg.RegistryOnly() && !s.declared(lower(m.Question[0].Name)) {
+		r.Rcode = dns.RcodeRefused
+		explain(r, dns.ExtendedErrorCodeProhibited, "no ServiceEntry declares the name, and the mesh's Sidecar says REGISTRY_ONLY")
+		return r
+	}
 	s.forward(ctx, m, r)
 	return r
 }
@@ -165,6 +170,15 @@ func (s *Server) authoritative(ctx context.Context, r *dns.Msg, q dns.Question, 
 		return true
 	}
 	p, ours := s.find(v, name)
+	if !ours && local {
+		var err error
+		if p, v, ours, err = s.findOutside(ctx, v, name, q.Qtype); err != nil { // not forwarded: the caller would go there without the proxy
+			s.logOnce("outside", from, "dns has no answer for a name below a wildcard of a ServiceEntry", "question", q.Name, "error", err)
+			r.Rcode = dns.RcodeServerFailure
+			explain(r, dns.ExtendedErrorCodeNoReachableAuthority, "no resolver answered for a name that a ServiceEntry declares")
+			return true
+		}
+	}
 	if !ours {
 		return false
 	}

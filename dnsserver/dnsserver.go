@@ -48,6 +48,13 @@ type Config struct {
 	Local func(netip.Addr) bool
 	// Forward is the upstream resolvers for other names, in order; none: such names are REFUSED.
 	Forward []netip.AddrPort
+	// Resolvers returns those that Lookup asks; nil asks Forward.
+	Resolvers func() []netip.AddrPort
+	// Outside makes a host below a wildcard of a ServiceEntry a service of the current Snapshot. Its error is ErrNoAddress when it is none;
+	// after others nobody knows. nil: only what is in the Snapshot already.
+	Outside func(ctx context.Context, host string) error
+	// RegistryOnly reports whether names that nothing declares are refused instead of forwarded; nil never does.
+	RegistryOnly func() bool
 	// TTL of positive answers, whole seconds, 5 s when 0. Negative answers live 1 s at most, so that a service that
 	// registers is soon seen.
 	TTL time.Duration

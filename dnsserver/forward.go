@@ -40,7 +40,7 @@ func (s *Server) forward(ctx context.Context, m, r *dns.Msg) {
 				err = errors.New("the handler panicked")
 			}
 		}()
-		return s.ask(s.life, m, do) // not ctx: others may be waiting for the same answer
+		return s.ask(s.life, s.cfg.Forward, m, do) // not ctx: others may be waiting for the same answer
 	})
 	select {
 	case <-ctx.Done():
@@ -71,7 +71,7 @@ func outside(rows []dns.RR) (out []dns.RR) {
 }
 
 // ask asks the upstreams in turn, the one that answered last first, until one gives an answer of its own.
-func (s *Server) ask(ctx context.Context, m *dns.Msg, do bool) (*dns.Msg, error) {
+func (s *Server) ask(ctx context.Context, ups []netip.AddrPort, m *dns.Msg, do bool) (*dns.Msg, error) {
 	select {
 	case s.forwards <- struct{}{}:
 		defer func() { <-s.forwards }()
@@ -84,9 +84,9 @@ func (s *Server) ask(ctx context.Context, m *dns.Msg, do bool) (*dns.Msg, error)
 	var last *dns.Msg
 	var errs []error
 	first := int(s.preferred.Load())
-	for i := 0; i < len(s.cfg.Forward) && ctx.Err() == nil; i++ {
-		n := (first + i) % len(s.cfg.Forward)
-		up := s.cfg.Forward[n]
+	for i := 0; i < len(ups) && ctx.Err() == nil; i++ {
+		n := (first + i) % len(ups)
+		up := ups[n]
 		r, err := s.askOne(ctx, up, m, do)
 		switch {
 		case err != nil:

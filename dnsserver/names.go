@@ -44,7 +44,9 @@ func newView(snap *mesh.Snapshot) *view {
 	v := &view{snap: snap, namespaces: map[string]struct{}{}, nodes: make(map[string]*mesh.Node, len(snap.Nodes)),
 		addrs: make(map[netip.Addr][]*mesh.Node, len(snap.Nodes))}
 	for n := range snap.Services {
-		v.namespaces[n.Namespace()] = struct{}{}
+		if !n.IsExternal() {
+			v.namespaces[n.Namespace()] = struct{}{}
+		}
 	}
 	for _, n := range snap.Nodes {
 		if n.Status == mesh.Left {

@@ -29,7 +29,7 @@ type Entry struct {
 	External        bool        // who runs it is none of ours: nothing of the caller's host is told there
 	Ports           []EntryPort
 	Resolution      Resolution
-	Endpoints       []Endpoint // none: the host itself is resolved
+	Endpoints       []Endpoint // nil: the host itself is resolved
 	ExportTo        []string   // namespaces whose callers may call it; nil is all
 	SubjectAltNames []string   // of its certificate
 	VIP             netip.Addr // that it has on every host whose range holds it; the zero value lets each host choose
@@ -77,7 +77,7 @@ func (e *Entry) Names(name ServiceName) (out []string) {
 }
 
 func (e *Entry) endpoints(name ServiceName) []Endpoint {
-	if len(e.Endpoints) == 0 && e.Resolution != Static {
+	if e.Endpoints == nil && e.Resolution != Static {
 		return []Endpoint{{Host: name.FQDN(), Weight: 1}}
 	}
 	return e.Endpoints

@@ -82,7 +82,7 @@ type Instance struct {
 	// Outside: it has no node, no agent and no identity.
 	Outside  bool     `json:"outside,omitempty"`
 	Locality Locality `json:"locality,omitzero"` // only if it is Outside; others have that of their node
-	Host     string   `json:"host,omitempty"` // that Addr was resolved from
+	Host     string   `json:"host,omitempty"`    // that Addr was resolved from
 }
 
 // Check reports the first field that is not valid.

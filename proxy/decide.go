@@ -44,6 +44,12 @@ func (c *call) outbound() *fault {
 	if f := c.read(c.caller.source, v.port); f != nil {
 		return f
 	}
+	if f := c.mayCall(v.t); f != nil {
+		return f
+	}
+	if svc := c.service(); svc.IsExternal() && c.q.Authority != svc.FQDN() {
+		return errForeign // it would go where policy for the other host does not look
+	}
 	if v.policy.Invalid != "" {
 		return errInvalid
 	}
@@ -210,6 +216,9 @@ func (c *call) connect() *fault {
 	}
 	c.q = policy.Request{Source: c.caller.source, Port: v.port}
 	c.sent = c.q
+	if f := c.mayCall(v.t); f != nil {
+		return f
+	}
 	r, ok := v.policy.RouteTCP(&c.q)
 	if !ok {
 		return errNoRoute
@@ -250,7 +259,7 @@ func (c *call) try(now time.Time) *fault {
 		return errLoop
 	case t.place == nil:
 		return errConnect
-	case x.Request.Upgrade != nil && (t.Protocol != mesh.HTTP || !t.local && x.Request.Framing.Kind != http1.None):
+	case x.Request.Upgrade != nil && (t.Protocol != mesh.HTTP || t.tunnel && x.Request.Framing.Kind != http1.None):
 		return errUpgrade
 	}
 	l := c.p.link(c.who, t.place, now, dest.connect)
@@ -258,7 +267,7 @@ func (c *call) try(now time.Time) *fault {
 	switch q := &x.Decision.Request; {
 	case !c.raw:
 		c.edit(t, l, now)
-	case !t.local:
+	case t.tunnel:
 		q.Host, q.Set = t.host, append(q.Set[:0], http1.Pair{Name: meshInstance, Value: t.id})
 	}
 	return nil
@@ -287,10 +296,10 @@ func (c *call) edit(t *target, l *link, now time.Time) {
 		x.Scratch = route.AppendGRPCTimeout(x.Scratch, c.deadline-now.Add(x.Decision.Delay).Sub(x.Result.Start))
 		q.Set = append(q.Set, http1.Pair{Name: route.GRPCTimeout, Value: x.Scratch[at:len(x.Scratch):len(x.Scratch)]})
 	}
-	if a.Drop = s.removed; t.local {
-		a.Drop = s.reserved
+	if a.Drop = s.reserved; t.local {
 		q.Set = append(q.Set, http1.Pair{Name: forwardedCert, Value: l.cert})
-	} else {
+	} else if t.tunnel {
+		a.Drop = s.removed
 		q.Set = append(q.Set, http1.Pair{Name: meshInstance, Value: t.id})
 	}
 	a.Set, a.Add = append(a.Set[:0], s.response.Set...), append(a.Add[:0], s.response.Add...)

@@ -25,6 +25,8 @@ var (
 	errInvalid   = &fault{503, 14, "NC", "policy cannot be understood"}
 	errNoSubset  = &fault{503, 14, "NC", "no such subset"}
 	errNoRoute   = &fault{404, 12, "NR", "no route"}
+	errHidden    = &fault{404, 12, "NR", "no such service for this caller"}
+	errForeign   = &fault{421, 12, "NR", "not the host that was called"}
 	errNowhere   = &fault{500, 14, "NC", "the rule leads nowhere"}
 	errNone      = &fault{503, 14, "UH", "no healthy instance"}
 	errNoCert    = &fault{503, 14, "UF", "no certificate for the caller"}
@@ -45,7 +47,7 @@ var (
 	errClient    = &fault{499, 1, "DC", "caller went away"}
 )
 
-var ownAnswers = []*fault{errDenied, errNoCaller, errNotReady, errInvalid, errNoSubset, errNoRoute, errNowhere, errNone, errNoCert, errConnect,
+var ownAnswers = []*fault{errDenied, errNoCaller, errNotReady, errInvalid, errNoSubset, errNoRoute, errHidden, errForeign, errNowhere, errNone, errNoCert, errConnect,
 	errReset, errRefused, errOverflow, errProtocol, errTimeout, errAmbiguous, errTooLarge, errMethod, errUpgrade, errSlow, errLoop, errAborted,
 	errEnding, errClient}
 

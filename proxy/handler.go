@@ -70,6 +70,7 @@ type caller struct {
 	who    *who
 	source policy.Source
 	ip     []byte
+	scope  scope // may it call the listener's service?
 }
 
 // Accept asks who calls.
@@ -185,7 +186,7 @@ func (c *call) valuesOf(name string) []string {
 func (h handler) Respond(x *engine.Call) bool {
 	c, res := h.begin(x), x.Response
 	var f *fault
-	if c.target != nil && !c.target.local {
+	if c.target != nil && c.target.tunnel {
 		f = faultOf(res.Get("mesh-error")) // an agent says it: what an application says is dropped there
 	}
 	grpc := res.Get("grpc-status") // here already when there is nothing but trailers
@@ -266,7 +267,7 @@ func (h handler) Done(x *engine.Call) {
 	case !c.raw:
 	case x.Result.Flag == engine.UpstreamUnreachable:
 		c.report(lb.Unreachable)
-	case x.Result.Attempts > 0 && c.target.local:
+	case x.Result.Attempts > 0 && !c.target.tunnel:
 		c.report(lb.OK)
 	}
 	c.ended()
@@ -379,7 +380,16 @@ func (p *Proxy) date() http1.Pair {
 func (p *Proxy) recheck(t *table) {
 	p.engine.Each(func(x *engine.Call) {
 		c, ok := x.Data.(*call)
-		if !ok || !c.live || c.target == nil || !c.target.local || x.Decision.Upstream == nil {
+		if !ok || !c.live || c.target == nil || x.Decision.Upstream == nil {
+			return
+		}
+		if c.caller != nil && t.model != nil {
+			if f := c.mayCall(t); f != nil {
+				c.cut(f)
+				return
+			}
+		}
+		if !c.target.local {
 			return
 		}
 		to := &c.target.policy

@@ -15,9 +15,9 @@ import (
 	"github.com/meshagent/meshagent/proxy/engine"
 )
 
-// place is where calls can go: an application of this host, or a service on another node, through a tunnel.
+// place is where calls can go: an application of this host, a host outside of the mesh, or a service on another node, through a tunnel.
 type place struct {
-	node     mesh.NodeID // zero for this host
+	node     mesh.NodeID // zero for this host, and for those outside
 	addr     netip.AddrPort
 	svc      mesh.ServiceName
 	dst      mesh.Identity
@@ -58,7 +58,7 @@ func (k place) bare() place {
 // placeOf returns where an instance is reached. ok is false when its node is not known.
 func placeOf(s *mesh.Snapshot, i *mesh.Instance) (k place, ok bool) {
 	k = place{svc: i.Service, dst: i.Identity(s.TrustDomain)}
-	if i.Node != s.Self {
+	if i.Node != s.Self && !i.Outside {
 		n := s.Node(i.Node)
 		if n == nil {
 			return k, false

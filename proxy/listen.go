@@ -43,10 +43,10 @@ type listener struct {
 // ErrNoService, or why there is no address or none of its ports can be bound.
 func (p *Proxy) VIP(ctx context.Context, svc mesh.ServiceName) (netip.Addr, error) {
 	s := p.c.Snapshots.Load()
-	if s == nil || s.Services[svc] == nil {
+	if s == nil || s.Services[svc] == nil || svc.IsWildcard() {
 		return netip.Addr{}, ErrNoService
 	}
-	a, err := p.vips.of(svc)
+	a, err := p.address(s.Services[svc])
 	if err != nil {
 		return a, err
 	}
@@ -80,7 +80,7 @@ func (p *Proxy) bind(ctx context.Context, svc *mesh.Service, vip netip.Addr) err
 			low = port
 		}
 	}
-	if low != 0 && p.c.HTTPPort != 0 && !slices.Contains(ports, p.c.HTTPPort) {
+	if low != 0 && p.c.HTTPPort != 0 && !svc.Name.IsExternal() && !slices.Contains(ports, p.c.HTTPPort) {
 		err := p.listenLocked(ctx, svc.Name, netip.AddrPortFrom(vip, p.c.HTTPPort), low, true)
 		if errors.Is(err, os.ErrPermission) {
 			err = fmt.Errorf("%w: services answer on their own ports only; grant CAP_NET_BIND_SERVICE, or set proxy.httpPort", err)

@@ -219,8 +219,15 @@ func (p *Proxy) follow(s *mesh.Snapshot) {
 	p.recheck(p.current())
 	for _, name := range p.vips.names() {
 		if svc := s.Services[name]; svc != nil {
-			if a, err := p.vips.of(name); err == nil {
+			if a, err := p.address(svc); err == nil {
 				p.bind(p.life, svc, a) // says itself what it cannot do
+			}
+		}
+	}
+	for _, svc := range s.Services { // whose address callers may know without a question
+		if e := svc.Entry; e != nil && e.VIP.IsValid() && p.c.VIPRange.Contains(e.VIP) {
+			if a, err := p.address(svc); err == nil {
+				p.bind(p.life, svc, a)
 			}
 		}
 	}

@@ -124,7 +124,10 @@ func (p *Proxy) rule(t *table, svc mesh.ServiceName, port uint16, act *policy.Ac
 		d := destinationOf(t, &ds[i], port)
 		s := split{weight: uint64(d.Weight)}
 		s.dest, s.fault = p.destination(t, destKey{d.Service, d.Subset, d.Port, l7})
-		s.request.Set = []http1.Pair{{Name: forwardedFor}, {Name: "X-Forwarded-Proto", Value: []byte("http")}, {Name: requestID}}
+		s.request.Set = []http1.Pair{{Name: requestID}}
+		if !abroad(t.snap.Services[d.Service]) {
+			s.request.Set = append(s.request.Set, http1.Pair{Name: forwardedFor}, http1.Pair{Name: "X-Forwarded-Proto", Value: []byte("http")})
+		}
 		for _, h := range []*policy.HeaderOps{&act.Headers, &d.Headers} {
 			s.request.Then(h.RequestRemove, h.RequestSet, h.RequestAdd)
 			s.response.Then(h.ResponseRemove, h.ResponseSet, h.ResponseAdd)
@@ -197,6 +200,7 @@ type target struct {
 	host     []byte // as authority of a CONNECT
 	dst      string // its identity
 	local    bool   // it is of this host
+	tunnel   bool   // it is of another host, whose agent is asked; else, if it is not local, it is outside of the mesh
 	loop     bool   // its address is one of ours
 	place    *place
 	endpoint *lb.Endpoint
@@ -267,9 +271,13 @@ func (p *Proxy) target(t *table, i *mesh.Instance, kept kept) *target {
 		return v.(*target)
 	}
 	v := &target{Instance: i, id: []byte(i.ID), host: fmt.Appendf(nil, "%s:%d", i.ID, i.CallPort()),
-		dst: i.Identity(t.snap.TrustDomain).String(), local: i.Node == t.snap.Self, endpoint: p.endpoint(t.snap, i),
+		local: i.Node == t.snap.Self && !i.Outside, endpoint: p.endpoint(t.snap, i),
 		policy: policy.Target{Service: i.Service, Labels: i.Labels, Port: i.CallPort()}}
-	v.loop = v.local && p.c.VIPRange.Contains(i.Addr.Unmap())
+	if !i.Outside {
+		v.dst = i.Identity(t.snap.TrustDomain).String()
+	}
+	v.tunnel = !v.local && !i.Outside
+	v.loop = !v.tunnel && p.c.VIPRange.Contains(i.Addr.Unmap())
 	if k, ok := placeOf(t.snap, i); ok {
 		k.kept = kept
 		v.place = p.links.place(k)
@@ -286,7 +294,7 @@ func (p *Proxy) here(t *table, svc mesh.ServiceName) map[string]*target {
 	all := map[string]*target{}
 	if s := t.snap.Services[svc]; s != nil {
 		for _, i := range s.Instances {
-			if i.Node == t.snap.Self {
+			if i.Node == t.snap.Self && !i.Outside {
 				traffic, _, _ := t.model.Service(svc).Destination.For("", i.CallPort())
 				all[i.ID] = p.target(t, i, keptBy(traffic, s, i))
 			}

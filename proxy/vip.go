@@ -115,6 +115,28 @@ func (v *vips) of(svc mesh.ServiceName) (netip.Addr, error) {
 	return netip.Addr{}, fmt.Errorf("proxy: no free address for %v in %v: widen proxy.vipRange", svc, v.within)
 }
 
+// give makes an address that of a service, if it is free. One that it had before stays its own, too.
+func (v *vips) give(svc mesh.ServiceName, a netip.Addr) (bool, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.byAddr[a] == svc && v.byName[svc] == a {
+		return true, nil
+	}
+	if !v.within.Contains(a) || !v.byAddr[a].IsZero() && v.byAddr[a] != svc {
+		return false, nil
+	}
+	old := v.byName[svc]
+	v.byName[svc], v.byAddr[a] = a, svc
+	if err := v.saveLocked(); err != nil {
+		if v.byName[svc] = old; !old.IsValid() {
+			delete(v.byName, svc)
+		}
+		delete(v.byAddr, a)
+		return false, fmt.Errorf("proxy: save the address of %v: %w", svc, err)
+	}
+	return true, nil
+}
+
 func (v *vips) serviceOf(a netip.Addr) (mesh.ServiceName, bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()

@@ -37,10 +37,11 @@ type Catalog struct {
 	builds  telemetry.Counter
 	dirty   chan struct{} // holds one token when an input changed since the last build
 
-	mu      sync.Mutex // guards what follows
-	records []*mesh.Record
-	store   mesh.StoreState
-	changed chan struct{} // closed and replaced with every new Snapshot
+	mu       sync.Mutex // guards what follows
+	records  []*mesh.Record
+	store    mesh.StoreState
+	resolved mesh.Resolved
+	changed  chan struct{} // closed and replaced with every new Snapshot
 }
 
 // New returns a Catalog whose first Snapshot, version 1, is empty and has no Model: it denies.
@@ -73,6 +74,14 @@ func (c *Catalog) SetStore(s mesh.StoreState) {
 		return
 	}
 	c.store = s
+	c.mu.Unlock()
+	c.mark()
+}
+
+// SetResolved replaces what the names that entries lead to resolve to. It must not change afterwards.
+func (c *Catalog) SetResolved(r mesh.Resolved) {
+	c.mu.Lock()
+	c.resolved = r
 	c.mu.Unlock()
 	c.mark()
 }
@@ -127,7 +136,9 @@ func (c *Catalog) Build() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	old := c.current.Load()
-	next := mesh.NewSnapshot(old.Version+1, c.cfg.TrustDomain, c.cfg.Self, c.records, c.store)
+	store := c.store
+	store.Resolved = c.resolved
+	next := mesh.NewSnapshot(old.Version+1, c.cfg.TrustDomain, c.cfg.Self, c.records, store)
 	if next.StoreIndex == old.StoreIndex && next.Model == old.Model && mesh.Diff(old, next).Empty() {
 		return
 	}

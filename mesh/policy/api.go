@@ -29,6 +29,9 @@ var kinds = []kind{
 	{"networking.istio.io", "VirtualService", []string{"v1", "v1beta1", "v1alpha3"}, read[istio.VirtualService]},
 	{"networking.istio.io", "DestinationRule", []string{"v1", "v1beta1", "v1alpha3"}, read[istio.DestinationRule]},
 	{"security.istio.io", "AuthorizationPolicy", []string{"v1", "v1beta1"}, read[istio.AuthorizationPolicy]},
+	{"networking.istio.io", "ServiceEntry", []string{"v1", "v1beta1", "v1alpha3"}, read[istio.ServiceEntry]},
+	{"networking.istio.io", "WorkloadEntry", []string{"v1", "v1beta1", "v1alpha3"}, read[istio.WorkloadEntry]},
+	{"networking.istio.io", "Sidecar", []string{"v1", "v1beta1", "v1alpha3"}, read[istio.Sidecar]},
 	{gatewayGroup, "HTTPRoute", []string{"v1", "v1beta1"}, read[gatewayapi.HTTPRouteSpec]},
 	{gatewayGroup, "GRPCRoute", []string{"v1"}, read[gatewayapi.GRPCRouteSpec]},
 	{gatewayGroup, "TCPRoute", []string{"v1", "v1alpha2"}, read[gatewayapi.TCPRouteSpec]},
@@ -47,7 +50,7 @@ func Kinds() []string {
 // FindKind returns group and kind of a name as people type it: virtualservice, VirtualService, virtualservices, vs.
 func FindKind(s string) (group, name string, ok bool) {
 	l := strings.ToLower(s)
-	for short, full := range map[string]string{"vs": "virtualservice", "dr": "destinationrule", "ap": "authorizationpolicy", "refgrant": "referencegrant"} {
+	for short, full := range map[string]string{"vs": "virtualservice", "dr": "destinationrule", "ap": "authorizationpolicy", "se": "serviceentry", "we": "workloadentry", "refgrant": "referencegrant"} {
 		if l == short {
 			l = full
 		}
@@ -185,8 +188,15 @@ func parseDoc(sd strictyaml.Document) *doc {
 		d.errs.Add(err)
 		return d
 	}
-	group, version, _ := strings.Cut(h.APIVersion, "/")
+	group, version, grouped := strings.Cut(h.APIVersion, "/")
+	if !grouped { // v1, of the group without a name
+		group, version = "", group
+	}
 	i := slices.IndexFunc(kinds, func(k kind) bool { return k.group == group && k.name == h.Kind })
+	if instead := refused[group+"/"+h.Kind]; i < 0 && instead != "" {
+		d.fail(d.Line, "kind", instead, "%s of %s is not what meshagent acts on", h.Kind, h.APIVersion)
+		return d
+	}
 	if i < 0 {
 		d.fail(d.Line, "kind", "supported are "+strings.Join(Kinds(), ", "), "%q of apiVersion %q is not supported", h.Kind, h.APIVersion)
 		return d
@@ -235,6 +245,12 @@ func read[T any](d *doc) {
 		_, _, probs = compileDestinationRule(d.key, s)
 	case *istio.AuthorizationPolicy:
 		_, probs = compileAuthz(d.key, s)
+	case *istio.ServiceEntry:
+		_, probs = compileServiceEntry(d.key, s)
+	case *istio.WorkloadEntry:
+		_, probs = compileWorkloadEntry(d.key, s)
+	case *istio.Sidecar:
+		_, probs = compileSidecar(d.key, s)
 	case *gatewayapi.ReferenceGrantSpec:
 		_, probs = compileGrant(d.key, s)
 	default:
@@ -298,7 +314,7 @@ type fieldError struct {
 // server can have stored, denies what it governs and is a Problem.
 func Compile(td mesh.TrustDomain, index uint64, ps []mesh.Policy) *Model {
 	m := &Model{index: index, td: td, services: map[mesh.ServiceName]*ServicePolicy{}, authz: &authzIndex{},
-		declared: map[mesh.ServiceName]*mesh.Entry{}, foreign: map[mesh.ServiceName]mesh.ServiceName{}}
+		declared: map[mesh.ServiceName]*mesh.Entry{}, foreign: map[mesh.ServiceName]mesh.ServiceName{}, sidecars: map[string][]*sidecar{}}
 	ps = slices.Clone(ps)
 	slices.SortFunc(ps, func(a, b mesh.Policy) int { // older ones first: the first VirtualService of a host has it
 		if a.Created != b.Created {
@@ -310,6 +326,7 @@ func Compile(td mesh.TrustDomain, index uint64, ps []mesh.Policy) *Model {
 	for _, p := range ps {
 		m.add(p, g)
 	}
+	m.join()
 	g.bind(m)
 	m.settle()
 	return m
@@ -347,6 +364,15 @@ func (m *Model) add(p mesh.Policy, g *gateway) {
 	case *istio.AuthorizationPolicy:
 		a, _ := compileAuthz(p.PolicyKey, s)
 		m.authz.add(a, p.Namespace == RootNamespace)
+	case *istio.ServiceEntry:
+		e, _ := compileServiceEntry(p.PolicyKey, s)
+		m.joining.entries = append(m.joining.entries, e)
+	case *istio.WorkloadEntry:
+		w, _ := compileWorkloadEntry(p.PolicyKey, s)
+		m.joining.workloads = append(m.joining.workloads, w)
+	case *istio.Sidecar:
+		sc, _ := compileSidecar(p.PolicyKey, s)
+		m.addSidecar(sc)
 	case *gatewayapi.ReferenceGrantSpec:
 		grants, _ := compileGrant(p.PolicyKey, s)
 		for _, x := range grants {
@@ -389,6 +415,10 @@ func (m *Model) problem(key mesh.PolicyKey, code, reason string) {
 // alone, and a ReferenceGrant allows nothing then.
 func (m *Model) invalid(p mesh.Policy, err error) {
 	m.problem(p.PolicyKey, codeInvalid, err.Error())
+	if p.Kind == "Sidecar" { // nothing may be called
+		m.sidecars[p.Namespace] = slices.Insert(m.sidecars[p.Namespace], 0, &sidecar{key: p.PolicyKey, hosts: []scopeHost{}})
+		return
+	}
 	hosts, all := namedHosts(p)
 	for _, h := range hosts {
 		if sp := m.service(h); p.Group == gatewayGroup && h.Namespace() != p.Namespace {
@@ -409,7 +439,7 @@ func namedHosts(p mesh.Policy) (out []mesh.ServiceName, all bool) {
 	if err != nil || len(docs) != 1 {
 		return nil, false
 	}
-	if p.Kind == "ReferenceGrant" {
+	if p.Kind == "ReferenceGrant" || p.Kind == "WorkloadEntry" {
 		return nil, true
 	}
 	spec := docs[0].Root.Get("spec")
@@ -418,7 +448,7 @@ func namedHosts(p mesh.Policy) (out []mesh.ServiceName, all bool) {
 	}
 	var names []*strictyaml.Node
 	switch p.Kind {
-	case "VirtualService":
+	case "VirtualService", "ServiceEntry":
 		if l := spec.Get("hosts"); l != nil {
 			names = l.Vals
 		}

@@ -17,6 +17,9 @@ const (
 	codeProtocol            = "MESH0103"
 	codeNobody              = "MESH0104"
 	codeTwoServiceEntries   = "MESH0110"
+	codeWorkloadAlone       = "MESH0111"
+	codeWorkloadUnfit       = "MESH0112"
+	codeTwoSidecars         = "MESH0113"
 	codeTLSWithin           = "MESH0120"
 	codeHashOfNothing       = "MESH0121"
 	codeNoSuchPort          = "MESH0122"
@@ -57,6 +60,9 @@ var codes = map[string]code{
 	codeProtocol:            {"ProtocolMismatch", Error},
 	codeNobody:              {"NoSuchCaller", Warning},
 	codeTwoServiceEntries:   {"ConflictingServiceEntries", Warning},
+	codeWorkloadAlone:       {"WorkloadEntryNotSelected", Warning},
+	codeWorkloadUnfit:       {"WorkloadEntryUnfit", Error},
+	codeTwoSidecars:         {"ConflictingSidecars", Warning},
 	codeTLSWithin:           {"TLSOfMeshService", Error},
 	codeHashOfNothing:       {"HashKeyNotInConnections", Warning},
 	codeNoSuchPort:          {"PortLevelSettingsOfNoPort", Warning},

@@ -16,9 +16,14 @@ type Model struct {
 	services map[mesh.ServiceName]*ServicePolicy
 	authz    *authzIndex
 	problems []Problem
+	joining  struct { // until Compile ends
+		entries   []*serviceEntry
+		workloads []*workloadEntry
+	}
 	entries  []*mesh.Entry // see external.go
 	declared map[mesh.ServiceName]*mesh.Entry
 	foreign  map[mesh.ServiceName]mesh.ServiceName // as policies read a host of two labels, to what a ServiceEntry declares
+	sidecars map[string][]*sidecar                 // by namespace, the oldest first
 }
 
 // RootNamespace is Istio's: an AuthorizationPolicy in it governs all namespaces.

@@ -20,6 +20,9 @@ func TestEveryFieldOfIstioIsKnown(t *testing.T) {
 	}{
 		{(&networking.VirtualService{}).ProtoReflect().Descriptor(), reflect.TypeFor[VirtualService]()},
 		{(&networking.DestinationRule{}).ProtoReflect().Descriptor(), reflect.TypeFor[DestinationRule]()},
+		{(&networking.ServiceEntry{}).ProtoReflect().Descriptor(), reflect.TypeFor[ServiceEntry]()},
+		{(&networking.WorkloadEntry{}).ProtoReflect().Descriptor(), reflect.TypeFor[WorkloadEntry]()},
+		{(&networking.Sidecar{}).ProtoReflect().Descriptor(), reflect.TypeFor[Sidecar]()},
 		{(&security.AuthorizationPolicy{}).ProtoReflect().Descriptor(), reflect.TypeFor[AuthorizationPolicy]()},
 	} {
 		seen += compare(t, string(c.proto.Name()), c.proto, c.ours)
