@@ -100,8 +100,13 @@ type Call struct {
 	pool    *pool         // where it waits for a connection
 	timer   timer
 	start   int64
-	wake    int64 // when what was decided is to be done, after Decision.Delay; 0 when it is
-	tried   int64 // when the try began
+	wake    int64  // when what was decided is to be done, after Decision.Delay; 0 when it is
+	tried   int64  // when the try began
+	gen     uint64 // which of those that shared its memory it is
+	paused  int64  // since when its decision is waited for; 0 if it is not
+
+	bodyWant int // bytes of its body that bodyThen waits for
+	bodyThen func(*Call)
 
 	// The request.
 	head     []byte // the buffer that Request is in
@@ -167,6 +172,8 @@ func (x *Call) reset() {
 	x.secret, x.resSecret = marks{}, marks{}
 	x.unclear, x.held, x.interim, x.raw, x.extended, x.failures, x.refusals = false, false, false, false, false, 0, 0
 	x.decided, x.headed, x.wanting, x.whole, x.kept, x.wrote, x.replayed = false, false, false, false, false, false, false
+	x.gen++
+	x.paused, x.bodyWant, x.bodyThen = 0, 0, nil
 	clear(x.copies)
 	x.copies, x.copied, x.of, x.told = x.copies[:0], false, nil, nil
 	x.heard, x.begun, x.tunnel, x.reuse, x.stalled, x.code = false, false, false, false, false, 0

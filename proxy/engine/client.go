@@ -136,8 +136,10 @@ func (x *Call) decide() {
 
 // obey follows a decision, now or after its delay.
 func (x *Call) obey(body []byte) {
-	if d := x.Decision.Delay; d > 0 {
-		x.wake = x.l.now + int64(d)
+	if d := x.Decision.Delay; d > 0 || x.paused != 0 {
+		if x.paused == 0 {
+			x.wake = x.l.now + int64(d)
+		}
 		x.req, x.kept = append(x.l.buffers.get(len(body)+1), body...), true
 		x.headLen = 0
 		x.arm()
@@ -272,6 +274,9 @@ func (x *Call) forward(data []byte, last bool) {
 	}
 	if x.kept {
 		x.req = append(x.l.buffers.grow(x.req, len(data)), data...)
+		if x.bodyThen != nil {
+			x.bodyCame()
+		}
 	}
 	switch {
 	case up == nil:
@@ -291,6 +296,9 @@ func (x *Call) endRequest() {
 	x.whole = true
 	if len(x.copies) > 0 {
 		x.copyEnd()
+	}
+	if x.bodyThen != nil {
+		x.bodyCame()
 	}
 	if n := &x.ask; x.trailer.Len() > 0 {
 		n.tail = x.trailer.Append(x.l.buffers.get(trailerSize(&x.trailer)), nil)
@@ -550,6 +558,8 @@ func (x *Call) deadline() (d int64) {
 	case x.tunnel:
 		sooner(x.active, w.IdleTimeout)
 		return d
+	case x.paused != 0:
+		d = x.paused + int64(maxPause)
 	case x.wake != 0:
 		d = x.wake
 	case x.begun && !x.clientBlocked():
@@ -557,7 +567,7 @@ func (x *Call) deadline() (d int64) {
 	case !x.begun && (x.whole || x.awaits100()) && x.up != nil:
 		sooner(x.active, w.ResponseTimeout)
 	}
-	if x.wake == 0 && !x.begun {
+	if x.wake == 0 && x.paused == 0 && !x.begun {
 		sooner(x.tried, w.TryTimeout)
 	}
 	sooner(x.start, w.Timeout)
@@ -589,6 +599,8 @@ func (x *Call) timeout(now int64) {
 		x.cutOff(UpstreamTimeout)
 	case x.Decision.Timeout > 0 && total <= now:
 		x.refuse(504, "the answer took too long", UpstreamTimeout)
+	case x.paused != 0:
+		x.refuse(504, "nobody decided in time where the request goes", "")
 	case x.wake != 0:
 		x.wake = 0
 		x.resume()

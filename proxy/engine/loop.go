@@ -79,8 +79,9 @@ const (
 	doDrain
 	doStop
 	doTick
-	doEach // arg
-	doTest // arg, a function
+	doEach   // arg
+	doResume // arg
+	doTest   // arg, a function
 )
 
 func newLoop(e *Engine) *loop {
@@ -246,6 +247,8 @@ func (l *loop) perform(t *task) {
 		l.alarmAt = 0
 	case doEach:
 		l.each(t.arg.(*each))
+	case doResume:
+		l.resumed(t.arg.(*resumption))
 	case doTest:
 		t.arg.(func())()
 	}

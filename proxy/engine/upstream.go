@@ -77,7 +77,7 @@ func (u *Upstream) Close() {
 
 // leave takes the call from its upstream connection, or out of the line of those that wait for one. The connection is closed.
 func (x *Call) leave(reset bool) {
-	x.wanting = false
+	x.wanting, x.paused, x.bodyThen = false, 0, nil
 	if p := x.pool; p != nil {
 		x.pool = nil
 		for i, o := range p.wait {
