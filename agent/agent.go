@@ -25,6 +25,7 @@ import (
 	"github.com/meshagent/meshagent/agent/catalog"
 	"github.com/meshagent/meshagent/agent/checks"
 	"github.com/meshagent/meshagent/agent/control"
+	"github.com/meshagent/meshagent/agent/credentials"
 	"github.com/meshagent/meshagent/agent/meshport"
 	"github.com/meshagent/meshagent/agent/registry"
 	"github.com/meshagent/meshagent/agent/resolve"
@@ -291,7 +292,8 @@ func (a *Agent) openProxy() (err error) {
 	loops := runtime.GOMAXPROCS(0)
 	runtime.GOMAXPROCS(2 * loops)
 	a.proxy, err = proxy.New(proxy.Config{Snapshots: a.catalog, TLS: a.leaves, Callers: a.callers, VIPRange: a.cfg.Proxy.VIPRange,
-		VIPFile: a.dir.path(fileVIPs), HTTPPort: *a.cfg.Proxy.HTTPPort, AccessLog: out, Loops: loops, Sockets: a.sockets, Metrics: a.metrics, Log: a.log})
+		VIPFile: a.dir.path(fileVIPs), HTTPPort: *a.cfg.Proxy.HTTPPort, AccessLog: out, Loops: loops, Sockets: a.sockets,
+		EdgeAddrs: a.edgeAddrs, Credentials: credentials.New(credentials.Config{Dir: a.cfg.Gateway.Certificates, Log: a.log}), Metrics: a.metrics, Log: a.log})
 	return err
 }
 

@@ -28,6 +28,7 @@ type Config struct {
 	API         API         `yaml:"api"`
 	DNS         DNS         `yaml:"dns"`
 	Proxy       Proxy       `yaml:"proxy"`
+	Gateway     Gateway     `yaml:"gateway"`
 	Log         Log         `yaml:"log"`
 	Raft        Raft        `yaml:"raft"`
 }
@@ -68,6 +69,12 @@ type Proxy struct {
 	// UnknownCallers is what becomes of local callers that no service claims: "node" lets them call as this host, so that
 	// policy that names services refuses them; "refuse" turns them away.
 	UnknownCallers string `yaml:"unknownCallers"`
+}
+
+// Gateway says how gateways of this host take in traffic from outside of the mesh.
+type Gateway struct {
+	Addresses    []netip.Addr `yaml:"addresses"`    // where they listen; all of this host but loopback; if address is loopback, that one
+	Certificates string       `yaml:"certificates"` // directory of the files that Gateways name; /etc/meshagent/certificates
 }
 
 // Log says what the agent writes to standard error.
@@ -123,6 +130,7 @@ func (c *Config) Check(file string) error {
 	def(&c.Proxy.AccessLog, filepath.Join(c.DataDir, "access.log"))
 	def(&c.API.AuditLog, filepath.Join(c.DataDir, "audit.log"))
 	def(&c.Proxy.UnknownCallers, "node")
+	def(&c.Gateway.Certificates, "/etc/meshagent/certificates")
 	def(&c.Log.Format, "text")
 	if c.Ports.Mesh == 0 {
 		c.Ports.Mesh = 15008
@@ -168,7 +176,8 @@ func (c *Config) check(file string) error {
 	if err := c.Labels.Check(); err != nil {
 		bad("labels", "%v", err)
 	}
-	for _, d := range []struct{ field, path string }{{"dataDir", c.DataDir}, {"servicesDir", c.ServicesDir}, {"api.socket", c.API.Socket}} {
+	for _, d := range []struct{ field, path string }{{"dataDir", c.DataDir}, {"servicesDir", c.ServicesDir}, {"api.socket", c.API.Socket},
+		{"gateway.certificates", c.Gateway.Certificates}} {
 		if !filepath.IsAbs(d.path) {
 			bad(d.field, "%q is not an absolute path", d.path)
 		}
@@ -204,6 +213,11 @@ func (c *Config) check(file string) error {
 	}
 	if l := c.Proxy.AccessLog; l != "off" && l != "stdout" && !filepath.IsAbs(l) {
 		bad("proxy.accessLog", "%q is neither an absolute path nor stdout nor off", l)
+	}
+	for i, a := range c.Gateway.Addresses {
+		if a.IsUnspecified() || a.IsMulticast() || a.Zone() != "" {
+			bad(fmt.Sprintf("gateway.addresses[%d]", i), "%v is no address of a host: leave addresses out for all of them", a)
+		}
 	}
 	if f := c.Log.Format; f != "text" && f != "json" {
 		bad("log.format", "%q is neither text nor json", f)

@@ -16,10 +16,11 @@ const (
 	HTTP2          // HTTP/2 with prior knowledge only
 	GRPC
 	TCP
-	TLS // passed through by SNI
+	TLS     // passed through by SNI
+	Gateway // no application: the agent itself takes in traffic from outside under the instance's identity
 )
 
-var protocolNames = []string{"auto", "http", "http2", "grpc", "tcp", "tls"}
+var protocolNames = []string{"auto", "http", "http2", "grpc", "tcp", "tls", "gateway"}
 
 func (p Protocol) String() string { return enumString(protocolNames, uint8(p)) }
 
@@ -72,7 +73,7 @@ type Instance struct {
 	Account string      `json:"account,omitempty"` // service account; the service's name when empty
 	// Addr is where the application listens on its own host; only the agent there dials it. Loopback by default.
 	Addr netip.Addr `json:"addr"`
-	Port uint16     `json:"port"` // where the application listens
+	Port uint16     `json:"port"` // where the application listens; 0 for a gateway
 	// ServicePort is the port callers use on the service's VIP; Port when 0.
 	ServicePort uint16   `json:"servicePort,omitempty"`
 	Protocol    Protocol `json:"protocol"`
@@ -104,7 +105,7 @@ func (i *Instance) Check() error {
 	if !i.Addr.IsValid() || i.Addr.IsUnspecified() {
 		return fmt.Errorf("%w: instance %s: address %v is not one to dial", ErrInvalidName, i.ID, i.Addr)
 	}
-	if i.Port == 0 {
+	if i.Port == 0 && i.Protocol != Gateway {
 		return fmt.Errorf("%w: instance %s: port is 0", ErrInvalidName, i.ID)
 	}
 	if int(i.Protocol) >= len(protocolNames) || int(i.Health) >= len(healthNames) {

@@ -41,7 +41,8 @@ type Service struct {
 	Entry     *Entry      // nil: no document declares it
 }
 
-// Ports returns the call ports of the service's instances, and those that are declared, ascending.
+// Ports returns the call ports of the service's instances, and those that are declared, ascending. Nobody calls a gateway, which has
+// none.
 func (s *Service) Ports() []uint16 {
 	var p []uint16
 	if s.Entry != nil {
@@ -50,7 +51,9 @@ func (s *Service) Ports() []uint16 {
 		}
 	}
 	for _, i := range s.Instances {
-		p = append(p, i.CallPort())
+		if i.Protocol != Gateway {
+			p = append(p, i.CallPort())
+		}
 	}
 	slices.Sort(p)
 	return slices.Compact(p)

@@ -18,8 +18,9 @@ import (
 
 // Fields that the proxy writes and whose values are of the call.
 const (
-	forwardedFor = "X-Forwarded-For"
-	requestID    = "X-Request-Id"
+	forwardedFor   = "X-Forwarded-For"
+	forwardedProto = "X-Forwarded-Proto"
+	requestID      = "X-Request-Id"
 )
 
 var (
@@ -58,6 +59,11 @@ func (c *call) outbound() *fault {
 		return errNoRoute
 	}
 	c.rule = v.http[r]
+	return c.act(r)
+}
+
+// act does what the call's rule says.
+func (c *call) act(r *policy.HTTPRoute) *fault {
 	act := c.rule.act
 	if f := c.inject(act.Fault); f != nil {
 		return f
@@ -297,10 +303,12 @@ func (c *call) edit(t *target, l *link, now time.Time) {
 		q.Set = append(q.Set, http1.Pair{Name: route.GRPCTimeout, Value: x.Scratch[at:len(x.Scratch):len(x.Scratch)]})
 	}
 	if a.Drop = s.reserved; t.local {
-		q.Set = append(q.Set, http1.Pair{Name: forwardedCert, Value: l.cert})
+		q.Set = append(q.Set, http1.Pair{Name: forwardedCert, Value: c.behind(c.clientCert(), l.cert)})
 	} else if t.tunnel {
 		a.Drop = s.removed
-		q.Set = append(q.Set, http1.Pair{Name: meshInstance, Value: t.id})
+		if q.Set = append(q.Set, http1.Pair{Name: meshInstance, Value: t.id}); c.clientCert() != nil {
+			q.Set = append(q.Set, http1.Pair{Name: forwardedCert, Value: c.edge.cert})
+		}
 	}
 	a.Set, a.Add = append(a.Set[:0], s.response.Set...), append(a.Add[:0], s.response.Add...)
 	if c.cookie != nil {

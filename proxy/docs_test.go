@@ -119,7 +119,7 @@ func TestDocsMetrics(t *testing.T) {
 	m := newMetrics(reg)
 	newAccessLog(nil, reg)
 	(&stats{m: m, key: statsKey{svc: mesh.MustServiceName("web")}}).count(200, 0, 0)
-	for _, v := range []*telemetry.CounterVec{m.retries, m.ejections, m.refused} {
+	for _, v := range []*telemetry.CounterVec{m.retries, m.ejections, m.refused, m.handshakes} {
 		v.With("x").Inc()
 	}
 	label := regexp.MustCompile(`([a-z]+)=`)

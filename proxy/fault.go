@@ -19,35 +19,36 @@ func (f *fault) Error() string { return f.flag + " " + f.reason }
 
 // The proxy's own answers. docs/proxy.md lists them; a test holds the two together.
 var (
-	errDenied    = &fault{403, 7, "RBAC", "access denied"}
-	errNoCaller  = &fault{403, 7, "RBAC", "caller unknown"}
-	errNotReady  = &fault{503, 14, "NC", "no policy has been read yet"}
-	errInvalid   = &fault{503, 14, "NC", "policy cannot be understood"}
-	errNoSubset  = &fault{503, 14, "NC", "no such subset"}
-	errNoRoute   = &fault{404, 12, "NR", "no route"}
-	errHidden    = &fault{404, 12, "NR", "no such service for this caller"}
-	errForeign   = &fault{421, 12, "NR", "not the host that was called"}
-	errNowhere   = &fault{500, 14, "NC", "the rule leads nowhere"}
-	errNone      = &fault{503, 14, "UH", "no healthy instance"}
-	errNoCert    = &fault{503, 14, "UF", "no certificate for the caller"}
-	errConnect   = &fault{503, 14, "UF", "connection failed"}
-	errReset     = &fault{503, 14, "UC", "connection lost"}
-	errRefused   = &fault{503, 14, "UR", "refused by the instance's host"}
-	errProtocol  = &fault{502, 14, "UPE", "not an answer of the protocol"}
-	errOverflow  = &fault{503, 14, "UO", "too many calls at one time"}
-	errTimeout   = &fault{504, 4, "UT", "timed out"}
-	errAmbiguous = &fault{400, 13, "DPE", "ambiguous request"}
-	errTooLarge  = &fault{431, 8, "DPE", "too many header fields"}
-	errMethod    = &fault{405, 12, "DPE", "CONNECT is not served"}
-	errUpgrade   = &fault{501, 12, "DPE", "the service has no upgrades"}
-	errSlow      = &fault{408, 4, "SI", "the request comes too slowly"}
-	errLoop      = &fault{508, 13, "LOOP", "the instance's address is one of the mesh's own"}
-	errAborted   = &fault{503, 14, "FI", "fault injected"}
-	errEnding    = &fault{503, 14, "UC", "the agent ends"}
-	errClient    = &fault{499, 1, "DC", "caller went away"}
+	errDenied      = &fault{403, 7, "RBAC", "access denied"}
+	errNoCaller    = &fault{403, 7, "RBAC", "caller unknown"}
+	errNotReady    = &fault{503, 14, "NC", "no policy has been read yet"}
+	errInvalid     = &fault{503, 14, "NC", "policy cannot be understood"}
+	errNoSubset    = &fault{503, 14, "NC", "no such subset"}
+	errNoRoute     = &fault{404, 12, "NR", "no route"}
+	errHidden      = &fault{404, 12, "NR", "no such service for this caller"}
+	errForeign     = &fault{421, 12, "NR", "not the host that was called"}
+	errMisdirected = &fault{421, 2, "NR", "this connection is for another host"}
+	errNowhere     = &fault{500, 14, "NC", "the rule leads nowhere"}
+	errNone        = &fault{503, 14, "UH", "no healthy instance"}
+	errNoCert      = &fault{503, 14, "UF", "no certificate for the caller"}
+	errConnect     = &fault{503, 14, "UF", "connection failed"}
+	errReset       = &fault{503, 14, "UC", "connection lost"}
+	errRefused     = &fault{503, 14, "UR", "refused by the instance's host"}
+	errProtocol    = &fault{502, 14, "UPE", "not an answer of the protocol"}
+	errOverflow    = &fault{503, 14, "UO", "too many calls at one time"}
+	errTimeout     = &fault{504, 4, "UT", "timed out"}
+	errAmbiguous   = &fault{400, 13, "DPE", "ambiguous request"}
+	errTooLarge    = &fault{431, 8, "DPE", "too many header fields"}
+	errMethod      = &fault{405, 12, "DPE", "CONNECT is not served"}
+	errUpgrade     = &fault{501, 12, "DPE", "the service has no upgrades"}
+	errSlow        = &fault{408, 4, "SI", "the request comes too slowly"}
+	errLoop        = &fault{508, 13, "LOOP", "the instance's address is one of the mesh's own"}
+	errAborted     = &fault{503, 14, "FI", "fault injected"}
+	errEnding      = &fault{503, 14, "UC", "the agent ends"}
+	errClient      = &fault{499, 1, "DC", "caller went away"}
 )
 
-var ownAnswers = []*fault{errDenied, errNoCaller, errNotReady, errInvalid, errNoSubset, errNoRoute, errHidden, errForeign, errNowhere, errNone, errNoCert, errConnect,
+var ownAnswers = []*fault{errDenied, errNoCaller, errNotReady, errInvalid, errNoSubset, errNoRoute, errHidden, errForeign, errMisdirected, errNowhere, errNone, errNoCert, errConnect,
 	errReset, errRefused, errOverflow, errProtocol, errTimeout, errAmbiguous, errTooLarge, errMethod, errUpgrade, errSlow, errLoop, errAborted,
 	errEnding, errClient}
 

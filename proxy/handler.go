@@ -32,14 +32,16 @@ type call struct {
 
 // state is what begins anew with each call.
 type state struct {
-	live   bool // between Decide, or what comes instead, and Done
-	raw    bool // a connection, not a request
-	caller *caller
-	peer   *peer // nil for a caller of this host
-	who    *who
-	view   *view // of a caller of this host
-	rule   *rule
-	split  *split
+	live     bool // between Decide, or what comes instead, and Done
+	raw      bool // a connection, not a request
+	caller   *caller
+	peer     *peer // nil for a caller of this host
+	who      *who
+	view     *view     // of a caller of this host
+	edge     *edgeConn // nil but for a client of a gateway
+	edgeView *edgeView
+	rule     *rule
+	split    *split
 
 	q, sent  policy.Request // as it came, as it is sent
 	wire     []byte         // path and query as they are sent, nil for those that came
@@ -80,6 +82,14 @@ func (h handler) Accept(conn *engine.Conn) {
 		t.conn.Store(conn)
 		conn.Request = betweenAgents
 		conn.Admit(nil)
+	case *edgePort:
+		if from := clientOf(conn.Remote.Addr()); t.enter(from, 0) {
+			t.accept(conn, t.conn(conn.Remote.Addr()))
+		} else {
+			conn.Close()
+		}
+	case *edgeConn:
+		t.port.accept(conn, t)
 	case *listener:
 		if !t.opened(conn) {
 			conn.Close()
@@ -103,6 +113,10 @@ func (h handler) Closed(conn *engine.Conn) {
 	switch t := conn.Tag.(type) {
 	case *peer:
 		close(t.ended)
+	case *edgePort:
+		t.closed(conn)
+	case *edgeConn:
+		t.port.closed(conn)
 	case *listener:
 		t.closed(conn)
 	}
@@ -133,6 +147,10 @@ func (h handler) Decide(x *engine.Call) {
 	switch {
 	case c.peer != nil:
 		f = c.inbound()
+	case c.edge != nil && c.raw:
+		f = c.ingressTCP()
+	case c.edge != nil:
+		f = c.ingress()
 	case c.raw:
 		f = c.connect()
 	default:
@@ -163,6 +181,10 @@ func (h handler) begin(x *engine.Call) *call {
 		c.caller, c.raw = x.Conn.Caller.(*caller), !t.l7
 		c.who, c.view = c.caller.who, t.current()
 		c.rule = c.view.none
+	default:
+		e := x.Conn.Caller.(*edgeConn)
+		c.edge, c.edgeView, c.caller, c.who = e, e.port.current(), &e.caller, e.who
+		c.raw, c.rule = e.port.raw(), c.edgeView.none
 	}
 	c.id = x.Request.Get("x-request-id")
 	h.inflight.add(1)
@@ -292,11 +314,15 @@ func (c *call) stats() *stats {
 const (
 	outbound = "outbound" // of a caller of this host
 	inbound  = "inbound"  // to a service of this host, from another
+	ingress  = "ingress"  // of a client outside of the mesh, by a gateway of this host
 )
 
 func (c *call) service() mesh.ServiceName {
 	if c.peer != nil {
 		return c.peer.svc
+	}
+	if c.edge != nil {
+		return c.edgeView.target.Service
 	}
 	return c.x.Conn.Tag.(*listener).svc
 }
@@ -304,6 +330,9 @@ func (c *call) service() mesh.ServiceName {
 func (c *call) direction() string {
 	if c.peer != nil {
 		return inbound
+	}
+	if c.edge != nil {
+		return ingress
 	}
 	return outbound
 }
@@ -383,7 +412,12 @@ func (p *Proxy) recheck(t *table) {
 		if !ok || !c.live || c.target == nil || x.Decision.Upstream == nil {
 			return
 		}
-		if c.caller != nil && t.model != nil {
+		switch {
+		case t.model == nil:
+		case c.edge != nil && !c.stillIn(t):
+			c.cut(errDenied)
+			return
+		case c.caller != nil && c.edge == nil:
 			if f := c.mayCall(t); f != nil {
 				c.cut(f)
 				return

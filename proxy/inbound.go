@@ -73,7 +73,7 @@ func (c *call) inbound() *fault {
 	if t.model == nil {
 		return errNotReady
 	}
-	if c.target = c.p.here(t, c.peer.svc)[string(x.Request.Get(meshInstance))]; c.target == nil {
+	if c.target = c.p.here(t, c.peer.svc)[string(x.Request.Get(meshInstance))]; c.target == nil || c.target.Protocol == mesh.Gateway {
 		return errNone
 	}
 	isConnect := string(x.Request.Method) == http.MethodConnect
@@ -100,7 +100,11 @@ func (c *call) inbound() *fault {
 	d := &x.Decision
 	d.Upstream, d.Connect = l.Upstream, isConnect
 	d.Request.Drop, d.Request.Protect, d.Request.Target = dropReserved, protected, c.wire
-	d.Request.Set = append(d.Request.Set[:0], http1.Pair{Name: forwardedCert, Value: l.cert})
+	cert := l.cert
+	if t.isGateway(c.who.id) {
+		cert = c.behind(x.Request.Get("x-forwarded-client-cert"), cert)
+	}
+	d.Request.Set = append(d.Request.Set[:0], http1.Pair{Name: forwardedCert, Value: cert})
 	d.Response.Drop = dropReserved
 	return nil
 }

@@ -12,14 +12,15 @@ import (
 
 // metrics counts calls.
 type metrics struct {
-	requests  *telemetry.CounterVec
-	seconds   *telemetry.HistogramVec
-	retries   *telemetry.CounterVec
-	ejections *telemetry.CounterVec
-	refused   *telemetry.CounterVec
-	max       int64    // series; maxSeries but in tests
-	known     sync.Map // metricKey -> handles
-	n         atomic.Int64
+	requests   *telemetry.CounterVec
+	seconds    *telemetry.HistogramVec
+	retries    *telemetry.CounterVec
+	ejections  *telemetry.CounterVec
+	refused    *telemetry.CounterVec
+	handshakes *telemetry.CounterVec
+	max        int64    // series; maxSeries but in tests
+	known      sync.Map // metricKey -> handles
+	n          atomic.Int64
 }
 
 type metricKey struct {
@@ -49,9 +50,10 @@ func newMetrics(m *telemetry.Metrics) *metrics {
 		requests: m.Counter("meshagent_requests_total", "Requests, and connections of TCP, that ended.", "src", "dst", "code", "flags", "direction", "route"),
 		seconds: m.Histogram("meshagent_request_seconds", "Time from a request's head to the end of its answer, or that a connection lasted.",
 			[]float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10}, "src", "dst", "direction"),
-		retries:   m.Counter("meshagent_retries_total", "Tries after the first.", "dst"),
-		ejections: m.Counter("meshagent_ejections_total", "Times that an instance was found to fail and sat out.", "dst"),
-		refused:   m.Counter("meshagent_connections_refused_total", "Connections of callers that found no room.", "dst"),
+		retries:    m.Counter("meshagent_retries_total", "Tries after the first.", "dst"),
+		ejections:  m.Counter("meshagent_ejections_total", "Times that an instance was found to fail and sat out.", "dst"),
+		handshakes: m.Counter("meshagent_gateway_handshakes_failed_total", "Handshakes of TLS at gateways that came to nothing.", "dst"),
+		refused:    m.Counter("meshagent_connections_refused_total", "Connections of callers that found no room.", "dst"),
 	}
 }
 

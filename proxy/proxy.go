@@ -76,7 +76,7 @@ type Callers interface {
 	Caller(ctx context.Context, client, server netip.AddrPort) (mesh.Identity, *mesh.Instance)
 }
 
-// Config is what New needs; all but HTTPPort, VIPFile, AccessLog, Metrics, Dial, Loops and Sockets is required.
+// Config is what New needs; all but HTTPPort, VIPFile, AccessLog, Metrics, Dial, Loops, Sockets, EdgeAddrs and Credentials is required.
 type Config struct {
 	Snapshots Snapshots
 	TLS       TLS
@@ -89,7 +89,10 @@ type Config struct {
 	Log       *slog.Logger
 	Dial      func(ctx context.Context, to netip.AddrPort) (net.Conn, error) // nil: the network
 	Loops     int                                                            // that share the work; 0 is one for each P
-	Sockets   Sockets                                                        // opens the ports of services; nil: the network
+	Sockets   Sockets                                                        // opens the ports of services and gateways; nil: the network
+	// EdgeAddrs returns where gateways of this host listen if their Gateway names no address; nil: nowhere.
+	EdgeAddrs   func() []netip.Addr
+	Credentials Credentials // of gateways; nil: none
 }
 
 // Sockets opens listening sockets. One that was closed may be opened again at once.
@@ -120,9 +123,11 @@ type Proxy struct {
 	links     links
 	vips      *vips
 	listeners listeners
+	edge      edge
 
 	life     context.Context // of everything that is carried; ends when Run does
 	end      context.CancelCauseFunc
+	followed progress
 	stopped  chan struct{}  // closed when the engine has
 	work     sync.WaitGroup // of ports, and of those who ask who calls
 	inflight counter        // calls
@@ -141,6 +146,9 @@ func New(c Config) (*Proxy, error) {
 			return (&net.Dialer{}).DialContext(ctx, "tcp", to.String())
 		}
 	}
+	if c.EdgeAddrs == nil {
+		c.EdgeAddrs = func() []netip.Addr { return nil }
+	}
 	if c.Sockets == nil {
 		c.Sockets = network{}
 	}
@@ -149,7 +157,8 @@ func New(c Config) (*Proxy, error) {
 		return nil, err
 	}
 	p := &Proxy{c: c, metrics: newMetrics(c.Metrics), log: newAccessLog(c.AccessLog, c.Metrics), said: telemetry.OncePer(time.Minute),
-		vips: v, links: links{who: map[mesh.Identity]*who{}, places: map[place]*place{}}, stopped: make(chan struct{}), inflight: newCounter(),
+		vips: v, links: links{who: map[mesh.Identity]*who{}, places: map[place]*place{}}, followed: progress{changed: make(chan struct{})}, stopped: make(chan struct{}), inflight: newCounter(),
+		edge:      edge{ports: map[netip.AddrPort]*edgePort{}},
 		listeners: listeners{all: map[netip.AddrPort]*listener{}, bound: map[mesh.ServiceName]*mesh.Service{}}}
 	p.engine, err = engine.New(engine.Config{Handler: handler{p}, Loops: c.Loops, Log: c.Log, Limits: engine.Limits{
 		Request: http1.Options{Bytes: maxHeader, Fields: maxFields}, Response: http1.Options{Bytes: maxHeader, Fields: maxFields}, Replay: maxReplay,
@@ -192,6 +201,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 		case err == nil:
 			after = s.Version
 			p.follow(s)
+			p.followed.set(after)
 		case !timeUp:
 			failed = fmt.Errorf("proxy: watch snapshots: %w", err)
 		}
@@ -199,6 +209,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 			break
 		}
 		if s := p.c.Snapshots.Load(); s != nil {
+			p.followEdge(s)
 			p.links.prune(s, time.Now())
 		}
 	}
@@ -231,8 +242,41 @@ func (p *Proxy) follow(s *mesh.Snapshot) {
 			}
 		}
 	}
+	p.followEdge(s)
 	p.forget(s)
 	p.began.Store(true)
+}
+
+// Followed returns when the proxy has done what the snapshot of a version asks for, ports of gateways among it, or with the cause of ctx.
+func (p *Proxy) Followed(ctx context.Context, version uint64) error {
+	for {
+		p.followed.mu.Lock()
+		at, changed := p.followed.at, p.followed.changed
+		p.followed.mu.Unlock()
+		if at >= version {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// progress is the version of the last snapshot that was followed.
+type progress struct {
+	mu      sync.Mutex // guards what follows
+	at      uint64
+	changed chan struct{} // closed and replaced with each of them
+}
+
+func (p *progress) set(at uint64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.at = at
+	close(p.changed)
+	p.changed = make(chan struct{})
 }
 
 // drain stops accepting calls of this host, waits until nothing is in flight, and then asks other agents to leave their tunnels,
@@ -249,6 +293,7 @@ func (p *Proxy) drain(ctx context.Context) error {
 		<-l.done
 		l.each((*engine.Conn).Drain)
 	}
+	p.drainEdge()
 	p.inflight.wait(ctx)
 	p.engine.Drain(ctx)
 	return ctx.Err()

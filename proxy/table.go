@@ -23,6 +23,9 @@ type table struct {
 	dests   sync.Map       // destKey -> *destination
 	targets sync.Map       // targetKey -> *target
 	local   sync.Map       // mesh.ServiceName -> map[string]*target, of the instances of this host by their id
+
+	gatewaysOnce sync.Once // fills gateways
+	gateways     map[mesh.Identity]bool
 }
 
 // current returns the table of the current snapshot.
@@ -126,7 +129,7 @@ func (p *Proxy) rule(t *table, svc mesh.ServiceName, port uint16, act *policy.Ac
 		s.dest, s.fault = p.destination(t, destKey{d.Service, d.Subset, d.Port, l7})
 		s.request.Set = []http1.Pair{{Name: requestID}}
 		if !abroad(t.snap.Services[d.Service]) {
-			s.request.Set = append(s.request.Set, http1.Pair{Name: forwardedFor}, http1.Pair{Name: "X-Forwarded-Proto", Value: []byte("http")})
+			s.request.Set = append(s.request.Set, http1.Pair{Name: forwardedFor}, http1.Pair{Name: forwardedProto, Value: []byte("http")})
 		}
 		for _, h := range []*policy.HeaderOps{&act.Headers, &d.Headers} {
 			s.request.Then(h.RequestRemove, h.RequestSet, h.RequestAdd)
@@ -138,6 +141,15 @@ func (p *Proxy) rule(t *table, svc mesh.ServiceName, port uint16, act *policy.Ac
 		r.total += s.weight
 	}
 	return r
+}
+
+// cameByTLS makes the split one for requests that came by TLS.
+func (s *split) cameByTLS() {
+	for i := range s.request.Set {
+		if p := &s.request.Set[i]; p.Name == forwardedProto {
+			p.Value = []byte("https")
+		}
+	}
 }
 
 // draw chooses a destination by weight.

@@ -42,7 +42,7 @@ type Callers struct {
 type Protocol struct{ mesh.Protocol }
 
 // protocols are the ones that a definition may name.
-var protocols = []string{mesh.HTTP.String(), mesh.HTTP2.String(), mesh.GRPC.String(), mesh.TCP.String()}
+var protocols = []string{mesh.HTTP.String(), mesh.HTTP2.String(), mesh.GRPC.String(), mesh.TCP.String(), mesh.Gateway.String()}
 
 // UnmarshalText reads a protocol by name. Those that the proxy does not know yet are refused by name.
 func (p *Protocol) UnmarshalText(b []byte) error {
@@ -226,7 +226,9 @@ func (c *checker) definition(d *Definition, n *strictyaml.Node) {
 	if a := d.Address; !a.IsGlobalUnicast() && !a.IsLoopback() || a.Zone() != "" {
 		c.bad(at(n, "address"), "address", "give the one at which the application is reached on this host, such as 127.0.0.1", "%v is not one to dial", a)
 	}
-	if !has("port") {
+	if d.Protocol.Protocol == mesh.Gateway {
+		c.gateway(n)
+	} else if !has("port") {
 		c.bad(n, "port", "give the one at which the application listens", needed)
 	}
 	c.port(n, "", "port", &d.Port, 0)
@@ -251,6 +253,15 @@ func (c *checker) definition(d *Definition, n *strictyaml.Node) {
 			c.bad(at(cn, "name"), path+".name", "give one of them another name", "%q is the name of checks[%d] already", clip(name), first)
 		} else {
 			names[name] = i
+		}
+	}
+}
+
+// gateway refuses what belongs to an application: a gateway has none, and its ports are those of the Gateway resources.
+func (c *checker) gateway(n *strictyaml.Node) {
+	for _, key := range []string{"address", "port", "servicePort", "callers"} {
+		if v := n.Get(key); v != nil {
+			c.bad(v, key, "remove it: Gateway resources say at which ports it listens", "does not belong to a gateway, which is no application")
 		}
 	}
 }

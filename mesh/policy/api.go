@@ -27,6 +27,7 @@ type kind struct {
 
 var kinds = []kind{
 	{"networking.istio.io", "VirtualService", []string{"v1", "v1beta1", "v1alpha3"}, read[istio.VirtualService]},
+	{"networking.istio.io", "Gateway", []string{"v1", "v1beta1", "v1alpha3"}, read[istio.Gateway]},
 	{"networking.istio.io", "DestinationRule", []string{"v1", "v1beta1", "v1alpha3"}, read[istio.DestinationRule]},
 	{"security.istio.io", "AuthorizationPolicy", []string{"v1", "v1beta1"}, read[istio.AuthorizationPolicy]},
 	{"networking.istio.io", "ServiceEntry", []string{"v1", "v1beta1", "v1alpha3"}, read[istio.ServiceEntry]},
@@ -50,7 +51,7 @@ func Kinds() []string {
 // FindKind returns group and kind of a name as people type it: virtualservice, VirtualService, virtualservices, vs.
 func FindKind(s string) (group, name string, ok bool) {
 	l := strings.ToLower(s)
-	for short, full := range map[string]string{"vs": "virtualservice", "dr": "destinationrule", "ap": "authorizationpolicy", "se": "serviceentry", "we": "workloadentry", "refgrant": "referencegrant"} {
+	for short, full := range map[string]string{"vs": "virtualservice", "dr": "destinationrule", "ap": "authorizationpolicy", "se": "serviceentry", "we": "workloadentry", "refgrant": "referencegrant", "gw": "gateway"} {
 		if l == short {
 			l = full
 		}
@@ -241,6 +242,8 @@ func read[T any](d *doc) {
 	switch s := any(spec).(type) {
 	case *istio.VirtualService:
 		_, probs = compileVirtualService(d.key, s)
+	case *istio.Gateway:
+		_, probs = compileIstioGateway(d.key, s)
 	case *istio.DestinationRule:
 		_, _, probs = compileDestinationRule(d.key, s)
 	case *istio.AuthorizationPolicy:
@@ -322,12 +325,13 @@ func Compile(td mesh.TrustDomain, index uint64, ps []mesh.Policy) *Model {
 		}
 		return a.PolicyKey.Compare(b.PolicyKey)
 	})
-	g := &gateway{grants: map[grant]bool{}}
+	g := &gateway{grants: map[grant]bool{}, edges: edges{gateways: map[string]*Gateway{}}}
 	for _, p := range ps {
 		m.add(p, g)
 	}
 	m.join()
 	g.bind(m)
+	g.edges.bind(m)
 	m.settle()
 	return m
 }
@@ -346,12 +350,17 @@ func (m *Model) add(p mesh.Policy, g *gateway) {
 	}
 	if err != nil {
 		m.invalid(p, err)
+		g.edges.addInvalid(p)
 		return
 	}
 	switch s := d.value.(type) {
 	case *istio.VirtualService:
 		vs, _ := compileVirtualService(p.PolicyKey, s)
 		m.addRoutes(p, vs)
+		g.edges.services = append(g.edges.services, boundService{p.PolicyKey, "", vs})
+	case *istio.Gateway:
+		gw, _ := compileIstioGateway(p.PolicyKey, s)
+		g.edges.addGateway(m, gw)
 	case *istio.DestinationRule:
 		host, d, _ := compileDestinationRule(p.PolicyKey, s)
 		sp := m.service(host)
@@ -392,7 +401,9 @@ func (m *Model) addRoutes(p mesh.Policy, vs *virtualService) {
 			m.problem(p.PolicyKey, codeTwoVirtualServices, fmt.Sprintf("%s has an older VirtualService already: it stays, this one is without effect there", h))
 			continue
 		}
-		sp.HTTP, sp.TCP = vs.http, vs.tcp
+		if sp.HTTP, sp.TCP = vs.http, vs.tcp; len(vs.gateways) > 1 {
+			sp.HTTP, sp.TCP = vs.httpFor(inMesh), vs.tcpFor(inMesh)
+		}
 	}
 }
 

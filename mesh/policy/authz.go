@@ -258,11 +258,14 @@ func (m *Model) caller(a, b []byte, id mesh.Identity) caller {
 	return c
 }
 
-func (a *authz) selects(t *Target) bool {
-	for k, v := range a.selector {
-		got, ok := t.Labels[k]
+func (a *authz) selects(t *Target) bool { return selected(a.selector, t.Service, t.Labels) }
+
+// selected reports whether a selector picks an instance of a service.
+func selected(selector mesh.Labels, svc mesh.ServiceName, labels mesh.Labels) bool {
+	for k, v := range selector {
+		got, ok := labels[k]
 		if !ok && k == "app" {
-			got = t.Service.Name()
+			got = svc.Name()
 		} else if !ok {
 			return false
 		}

@@ -7,6 +7,7 @@ const (
 	codeInvalid             = "IST0106"
 	codeTwoVirtualServices  = "IST0109"
 	codeWhichPort           = "IST0112"
+	codeHostNotOnGateway    = "IST0132"
 	codeSelectsNothing      = "IST0127"
 	codeUnreachable         = "IST0130"
 	codeDuplicateMatch      = "IST0131"
@@ -50,6 +51,7 @@ var codes = map[string]code{
 	codeInvalid:             {"SchemaValidationError", Error},
 	codeTwoVirtualServices:  {"ConflictingMeshGatewayVirtualServiceHosts", Error},
 	codeWhichPort:           {"VirtualServiceDestinationPortSelectorRequired", Error},
+	codeHostNotOnGateway:    {"VirtualServiceHostNotFoundInGateway", Warning},
 	codeSelectsNothing:      {"NoMatchingWorkloadsFound", Warning},
 	codeUnreachable:         {"VirtualServiceUnreachableRule", Warning},
 	codeDuplicateMatch:      {"VirtualServiceIneffectiveMatch", Info},

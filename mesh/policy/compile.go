@@ -19,15 +19,18 @@ import (
 
 // virtualService is a compiled VirtualService.
 type virtualService struct {
-	hosts []mesh.ServiceName
-	http  []*HTTPRoute
-	tcp   []*TCPRoute
+	gateways []string           // "mesh", or namespace/name
+	hosts    []mesh.ServiceName // of the mesh; nil where gateways has no "mesh"
+	names    []string           // hosts as gateways know them; nil where gateways has only "mesh"
+	http     []*HTTPRoute
+	tcp      []*TCPRoute
 }
 
 // compiler gathers what is wrong with one resource.
 type compiler struct {
-	key  mesh.PolicyKey
-	errs []fieldError // the last one may stand for several
+	key      mesh.PolicyKey
+	gateways []string     // of a VirtualService: those that its matches may name
+	errs     []fieldError // the last one may stand for several
 }
 
 func (c *compiler) fail(path, hint, format string, args ...any) {
@@ -59,14 +62,6 @@ func (c *compiler) host(path, h string) mesh.ServiceName {
 	return s
 }
 
-func (c *compiler) onlyMesh(path string, gateways []string) {
-	for i, g := range gateways {
-		if g != "mesh" {
-			c.fail(fmt.Sprintf("%s[%d]", path, i), `leave it out, or write "mesh"`, "gateway %q: gateways are not supported yet", g)
-		}
-	}
-}
-
 func (c *compiler) everywhere(path string, exportTo []string) {
 	for i, e := range exportTo {
 		if e != "*" {
@@ -81,13 +76,23 @@ func compileVirtualService(key mesh.PolicyKey, s *istio.VirtualService) (*virtua
 	if len(s.Hosts) == 0 {
 		c.fail("hosts", "", "is missing")
 	}
+	if vs.gateways = c.gatewayNames("gateways", s.Gateways); len(vs.gateways) == 0 {
+		vs.gateways = []string{inMesh}
+	}
+	c.gateways = vs.gateways
+	all := slices.Contains(vs.gateways, inMesh)
 	for i, h := range s.Hosts {
+		if !all {
+			break
+		}
 		// Istio's users write a service by several of its names: that is one service.
 		if s := c.host(fmt.Sprintf("hosts[%d]", i), h); !slices.Contains(vs.hosts, s) {
 			vs.hosts = append(vs.hosts, s)
 		}
 	}
-	c.onlyMesh("gateways", s.Gateways)
+	if !all || len(vs.gateways) > 1 {
+		vs.names = c.edgeNames(s.Hosts, all)
+	}
 	c.everywhere("exportTo", s.ExportTo)
 	if len(s.HTTP)+len(s.TCP) == 0 {
 		c.fail("http", "", "neither http nor tcp has a rule")
@@ -123,8 +128,7 @@ func perMatch(r *HTTPRoute) []*HTTPRoute {
 }
 
 func (c *compiler) match(path string, m *istio.HTTPMatch) Match {
-	c.onlyMesh(path+".gateways", m.Gateways)
-	out := Match{URI: c.str(m.URI), Scheme: c.str(m.Scheme), Method: c.str(m.Method), Authority: c.str(m.Authority), Port: m.Port,
+	out := Match{gateways: c.matchGateways(path+".gateways", m.Gateways), URI: c.str(m.URI), Scheme: c.str(m.Scheme), Method: c.str(m.Method), Authority: c.str(m.Authority), Port: m.Port,
 		IgnoreURICase: m.IgnoreURICase, SourceLabels: m.SourceLabels, SourceNamespace: m.SourceNamespace,
 		Headers: c.keyed(path+".headers", m.Headers, true), WithoutHeaders: c.keyed(path+".withoutHeaders", m.WithoutHeaders, true),
 		Query: c.keyed(path+".queryParams", m.QueryParams, false)}
@@ -433,8 +437,8 @@ func (c *compiler) tcp(path string, index int, r *istio.TCPRoute) *TCPRoute {
 	out := &TCPRoute{Policy: c.key, Index: index}
 	full(c, path+".match", orRemove, r.Match)
 	for j, m := range r.Match {
-		c.onlyMesh(fmt.Sprintf("%s.match[%d].gateways", path, j), m.Gateways)
-		out.Matches = append(out.Matches, Match{Port: m.Port, SourceLabels: m.SourceLabels, SourceNamespace: m.SourceNamespace})
+		at := c.matchGateways(fmt.Sprintf("%s.match[%d].gateways", path, j), m.Gateways)
+		out.Matches = append(out.Matches, Match{gateways: at, Port: m.Port, SourceLabels: m.SourceLabels, SourceNamespace: m.SourceNamespace})
 	}
 	if len(r.Route) == 0 {
 		c.fail(path+".route", "", "is missing")

@@ -15,6 +15,7 @@ import (
 type gateway struct {
 	grants map[grant]bool
 	routes []*gatewayRoute
+	edges  edges
 }
 
 // grant lets routes of a kind and namespace refer to a service. One with an empty name is for all services of its namespace.

@@ -19,17 +19,22 @@ func (sp *ServicePolicy) RouteHTTP(r *Request) (*HTTPRoute, bool) {
 	if b := sp.boundHTTP(r); b != nil {
 		routes = b.HTTP
 	}
+	route := firstHTTP(routes, r)
+	return route, route != nil || routes == nil
+}
+
+func firstHTTP(routes []*HTTPRoute, r *Request) *HTTPRoute {
 	for _, route := range routes {
 		if len(route.Matches) == 0 {
-			return route, true
+			return route
 		}
 		for i := range route.Matches {
 			if route.Matches[i].matches(r) {
-				return route, true
+				return route
 			}
 		}
 	}
-	return nil, routes == nil
+	return nil
 }
 
 // RouteTCP is RouteHTTP for connections.
@@ -41,17 +46,22 @@ func (sp *ServicePolicy) RouteTCP(r *Request) (*TCPRoute, bool) {
 	if b := sp.boundTCP(r); b != nil {
 		routes = b.TCP
 	}
+	route := firstTCP(routes, r)
+	return route, route != nil || routes == nil
+}
+
+func firstTCP(routes []*TCPRoute, r *Request) *TCPRoute {
 	for _, route := range routes {
 		if len(route.Matches) == 0 {
-			return route, true
+			return route
 		}
 		for i := range route.Matches {
 			if route.Matches[i].source(r) {
-				return route, true
+				return route
 			}
 		}
 	}
-	return nil, routes == nil
+	return nil
 }
 
 // boundHTTP returns the routes of the Gateway API for a request; nil when there are none.

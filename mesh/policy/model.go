@@ -14,6 +14,7 @@ type Model struct {
 	index    uint64
 	td       mesh.TrustDomain
 	services map[mesh.ServiceName]*ServicePolicy
+	gateways []*Gateway
 	authz    *authzIndex
 	problems []Problem
 	joining  struct { // until Compile ends
@@ -78,6 +79,7 @@ type Match struct {
 	Port                           uint16
 	SourceLabels                   mesh.Labels
 	SourceNamespace                string
+	gateways                       []string // as virtualService has them; empty is all of it. Compiling filters by it, nothing else looks
 }
 
 // KeyMatch is a condition on one header (Name in lower case) or query parameter.

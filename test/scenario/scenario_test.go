@@ -26,6 +26,7 @@ func TestScenarios(t *testing.T) {
 	for name := range new(world).commands() {
 		cmds[name] = func(ts *testscript.TestScript, neg bool, args []string) {
 			w := ts.Value(worldKey{}).(*world)
+			w.setenv = ts.Setenv
 			out, err := w.do(append([]string{name}, args...))
 			fmt.Fprint(ts.Stdout(), out)
 			switch {
@@ -43,7 +44,6 @@ func TestScenarios(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			w := &world{t: env.T().(testing.TB), dir: env.WorkDir, apps: map[string]*app{}, printed: map[string][]string{}}
 			w.callers = map[string]*lab.Host{}
-			w.setenv = env.Setenv
 			env.Values[worldKey{}] = w
 			w.t.Cleanup(func() { w.comparePage() })
 			return nil

@@ -19,6 +19,7 @@ func TestEveryFieldOfIstioIsKnown(t *testing.T) {
 		ours  reflect.Type
 	}{
 		{(&networking.VirtualService{}).ProtoReflect().Descriptor(), reflect.TypeFor[VirtualService]()},
+		{(&networking.Gateway{}).ProtoReflect().Descriptor(), reflect.TypeFor[Gateway]()},
 		{(&networking.DestinationRule{}).ProtoReflect().Descriptor(), reflect.TypeFor[DestinationRule]()},
 		{(&networking.ServiceEntry{}).ProtoReflect().Descriptor(), reflect.TypeFor[ServiceEntry]()},
 		{(&networking.WorkloadEntry{}).ProtoReflect().Descriptor(), reflect.TypeFor[WorkloadEntry]()},

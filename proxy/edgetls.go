@@ -1,0 +1,201 @@
+package proxy
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/hex"
+	"errors"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/meshagent/meshagent/mesh/policy"
+	"github.com/meshagent/meshagent/proxy/engine"
+)
+
+// Credential is what a server of a gateway shows, and by what it knows its clients. It is immutable: another one has another address.
+type Credential struct {
+	Certificates []tls.Certificate
+	ClientCAs    *x509.CertPool // nil where none were named
+}
+
+// Credentials finds the credential of a server for a gateway of a namespace. It is asked at each handshake and must not block for long.
+type Credentials interface {
+	Credential(ctx context.Context, namespace string, s *policy.GatewayServer, hello *tls.ClientHelloInfo) (*Credential, error)
+}
+
+// secured is a server's TLS with what it was made of.
+type secured struct {
+	of     *Credential
+	config *tls.Config
+}
+
+// serveTLS accepts until ctx ends. Handshakes are in goroutines; then the connection moves into an event loop.
+func (l *edgePort) serveTLS(ctx context.Context, ln net.Listener) error {
+	defer context.AfterFunc(ctx, func() { ln.Close() })()
+	for {
+		nc, err := ln.Accept()
+		switch {
+		case ctx.Err() != nil:
+			if err == nil {
+				nc.Close()
+			}
+			return nil
+		case errors.Is(err, net.ErrClosed):
+			return err
+		case err != nil: // no descriptors left, most likely: others must end first
+			l.p.warn("connection not accepted", "err", err)
+			select {
+			case <-ctx.Done():
+			case <-time.After(50 * time.Millisecond):
+			}
+			continue
+		}
+		remote := netip.AddrPortFrom(netip.IPv4Unspecified(), 0)
+		if a, ok := nc.RemoteAddr().(*net.TCPAddr); ok {
+			remote = a.AddrPort()
+		}
+		from := clientOf(remote.Addr())
+		if !l.enter(from, 1) {
+			nc.Close()
+			continue
+		}
+		l.p.work.Go(func() {
+			c := l.conn(remote.Addr())
+			t, err := l.handshake(c, nc)
+			l.count(from, clients{hands: -1})
+			if err != nil {
+				nc.Close()
+				l.p.metrics.handshakes.With(l.asks.Load().gateway.Service.String()).Inc()
+				l.p.c.Log.Debug("a client shook hands in vain", "address", l.at, "client", remote, "sni", c.sni, "err", err)
+			}
+			if err != nil || !l.p.engine.Add(t, c) {
+				c.gone()
+			}
+		})
+	}
+}
+
+func (l *edgePort) handshake(c *edgeConn, nc net.Conn) (*tls.Conn, error) {
+	ctx, cancel := context.WithTimeout(l.p.life, edgeHandshake)
+	defer cancel()
+	t := tls.Server(engine.NewLink(nc), &tls.Config{MinVersion: tls.VersionTLS12, GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+		return l.configFor(ctx, c, hello)
+	}})
+	if err := t.HandshakeContext(ctx); err != nil {
+		return nil, err
+	}
+	if st := t.ConnectionState(); len(st.PeerCertificates) > 0 {
+		c.cert = clientCert(st.PeerCertificates[0])
+	}
+	return t, nil
+}
+
+var errUnknownHost = errors.New("no Gateway has the host that the client asks for")
+
+// configFor chooses the server that has the host that a client asks for. Who asks for one that nobody has, or for none where no server has
+// the host "*", is not served: there is no default that could ask for less.
+func (l *edgePort) configFor(ctx context.Context, c *edgeConn, hello *tls.ClientHelloInfo) (*tls.Config, error) {
+	x := l.asks.Load()
+	c.sni = strings.ToLower(hello.ServerName)
+	s, ok := x.byHost.Find(c.sni)
+	if !ok {
+		return nil, errUnknownHost
+	}
+	c.server = s
+	if l.p.c.Credentials == nil {
+		return nil, errors.New("this host has no credentials for gateways")
+	}
+	cred, err := l.p.c.Credentials.Credential(ctx, x.gateway.Service.Namespace(), s.GatewayServer, hello)
+	if err != nil {
+		l.p.warn("a server of a gateway has no certificate: its clients are turned away", "policy", s.Gateway.String(), "server", s.Index, "err", err)
+		return nil, err
+	}
+	if k := s.secure.Load(); k != nil && k.of == cred {
+		return k.config, nil
+	}
+	cfg, err := serverConfig(s.GatewayServer, cred)
+	if err == nil {
+		s.secure.Store(&secured{cred, cfg})
+	}
+	return cfg, err
+}
+
+// serverConfig is how a server speaks TLS with a credential.
+func serverConfig(s *policy.GatewayServer, cred *Credential) (*tls.Config, error) {
+	t := s.TLS
+	cfg := &tls.Config{Certificates: cred.Certificates, MinVersion: t.Min, MaxVersion: t.Max, CipherSuites: t.CipherSuites}
+	if s.Protocol == policy.EdgeHTTPS {
+		cfg.NextProtos = []string{"h2", "http/1.1"}
+	}
+	if t.Mode == policy.TLSSimple {
+		return cfg, nil
+	}
+	if cred.ClientCAs == nil { // crypto/tls would take those of the system
+		return nil, errors.New("there are no authorities to know clients by")
+	}
+	cfg.ClientCAs, cfg.ClientAuth = cred.ClientCAs, tls.RequireAndVerifyClientCert
+	if t.Mode == policy.TLSOptionalMutual {
+		cfg.ClientAuth = tls.VerifyClientCertIfGiven
+	}
+	cfg.SessionTicketsDisabled = true // each connection is checked anew
+	cfg.VerifyConnection = func(st tls.ConnectionState) error {
+		if len(st.PeerCertificates) == 0 || wanted(t, st.PeerCertificates[0]) {
+			return nil
+		}
+		return errors.New("the client's certificate is not one of those that the Gateway names")
+	}
+	return cfg, nil
+}
+
+// wanted reports whether a valid certificate is one of those that a server wants to see.
+func wanted(t *policy.ServerTLS, c *x509.Certificate) bool {
+	sum, spki := sha256.Sum256(c.Raw), sha256.Sum256(c.RawSubjectPublicKeyInfo)
+	if len(t.Hash)+len(t.SPKI) > 0 && !slices.Contains(t.Hash, sum) && !slices.Contains(t.SPKI, spki) {
+		return false
+	}
+	return len(t.SANs) == 0 || slices.ContainsFunc(t.SANs, func(want string) bool {
+		has := slices.Contains(c.DNSNames, want) || slices.Contains(c.EmailAddresses, want)
+		for _, u := range c.URIs {
+			has = has || u.String() == want
+		}
+		for _, ip := range c.IPAddresses {
+			has = has || ip.String() == want
+		}
+		return has
+	})
+}
+
+// clientCert is what X-Forwarded-Client-Cert says of a client's certificate, in Envoy's form.
+func clientCert(c *x509.Certificate) []byte {
+	sum := sha256.Sum256(c.Raw)
+	b := append([]byte("Hash="), hex.EncodeToString(sum[:])...)
+	b = appendQuoted(append(b, ";Subject="...), c.Subject.String())
+	for _, u := range c.URIs {
+		b = appendQuoted(append(b, ";URI="...), u.String())
+	}
+	for _, d := range c.DNSNames {
+		b = appendQuoted(append(b, ";DNS="...), d)
+	}
+	return b
+}
+
+// appendQuoted appends a value that a client's authority wrote: in quotes, without what could end them or the field.
+func appendQuoted(b []byte, s string) []byte {
+	b = append(b, '"')
+	for i := range len(s) {
+		switch c := s[i]; {
+		case c == '"' || c == '\\':
+			b = append(b, '\\', c)
+		case c < ' ' || c > '~':
+			b = append(b, '?')
+		default:
+			b = append(b, c)
+		}
+	}
+	return append(b, '"')
+}
