@@ -65,6 +65,9 @@ func (c *call) outbound() *fault {
 // act does what the call's rule says.
 func (c *call) act(r *policy.HTTPRoute) *fault {
 	act := c.rule.act
+	if c.answersCORS() {
+		return nil
+	}
 	if f := c.inject(act.Fault); f != nil {
 		return f
 	}
@@ -88,7 +91,7 @@ func (c *call) respond(act *policy.Action, status int, body []byte, fields ...ht
 	change.Then(h.ResponseRemove, h.ResponseSet, h.ResponseAdd)
 	a := &c.x.Decision.Answer
 	a.Status, a.Body = status, body
-	a.Fields = append(append(a.Fields[:0], change.Set...), change.Add...)
+	a.Fields = c.allow(append(append(a.Fields[:0], change.Set...), change.Add...))
 }
 
 // read fills in what policy looks at, and how the path is sent on.
@@ -245,7 +248,7 @@ func (c *call) try(now time.Time) *fault {
 	if !dest.enter() {
 		return errOverflow
 	}
-	if c.picked = dest.picker.Pick(c.hash, c.tried, now.UnixNano()); c.picked < 0 { // none where policy sends the calls of this place
+	if c.picked = dest.picker.Pick(c.hash, c.avoid(), now.UnixNano()); c.picked < 0 { // none where policy sends the calls of this place
 		dest.leave()
 		return errNone
 	}
@@ -310,7 +313,10 @@ func (c *call) edit(t *target, l *link, now time.Time) {
 			q.Set = append(q.Set, http1.Pair{Name: forwardedCert, Value: c.edge.cert})
 		}
 	}
-	a.Set, a.Add = append(a.Set[:0], s.response.Set...), append(a.Add[:0], s.response.Add...)
+	a.Set, a.Add = c.allow(append(a.Set[:0], s.response.Set...)), append(a.Add[:0], s.response.Add...)
+	if c.origin != nil {
+		a.Add = append(a.Add, varyOrigin)
+	}
 	if c.cookie != nil {
 		a.Add = append(a.Add, http1.Pair{Name: "Set-Cookie", Value: c.cookie})
 	}

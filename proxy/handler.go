@@ -51,6 +51,7 @@ type state struct {
 	deadline time.Duration  // of the whole call, from its beginning; if Decision.Timeout is set
 	held     time.Duration  // by a fault of the rule
 
+	origin   []byte // of the page that calls, if its answers may be seen there
 	hash     uint64 // what decides where it goes, 0 for nothing
 	cookie   []byte // that the answer sets, so that it does so next time
 	sentAt   time.Time
@@ -363,7 +364,7 @@ func (c *call) answer(f *fault) {
 	d, a := &c.x.Decision, &c.x.Decision.Answer
 	d.Upstream = nil
 	a.Status, a.Flag = f.code, engine.Flag(f.flag)
-	a.Fields = append(a.Fields[:0], http1.Pair{Name: "Mesh-Error", Value: []byte(f.Error())}, c.p.date())
+	a.Fields = c.allow(append(a.Fields[:0], http1.Pair{Name: "Mesh-Error", Value: []byte(f.Error())}, c.p.date()))
 	kind := c.x.Request.Get("content-type")
 	if isGRPC(kind) || f.code == 0 {
 		if !isGRPC(kind) {

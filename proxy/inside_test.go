@@ -115,14 +115,15 @@ func TestModelIsActedOn(t *testing.T) {
 		fields string
 	}{
 		{reflect.TypeFor[policy.ServicePolicy](), "Invalid HTTP TCP Bound Destination"},                                     // table.go, decide.go; Bound by RouteHTTP and RouteTCP
-		{reflect.TypeFor[policy.HTTPRoute](), "Policy Name Index Matches Action"},                                           // table.go; Matches by RouteHTTP
-		{reflect.TypeFor[policy.Action](), "Destinations Redirect Direct Rewrite Headers Fault Timeout Retry"},              // table.go, decide.go, retry.go
+		{reflect.TypeFor[policy.HTTPRoute](), "Policy Name Stat Index Matches Action"},                                      // table.go; Matches by RouteHTTP
+		{reflect.TypeFor[policy.Action](), "Destinations Redirect Direct Rewrite Headers Fault Timeout Retry CORS"},         // table.go, decide.go, retry.go
 		{reflect.TypeFor[policy.Split](), "Service Subset Port Weight Headers"},                                             // table.go
 		{reflect.TypeFor[policy.DirectResponse](), "Status Body"},                                                           // decide.go
-		{reflect.TypeFor[policy.Rewrite](), "Path Prefix Authority"},                                                        // decide.go; two by RewritePath
+		{reflect.TypeFor[policy.Rewrite](), "Path Prefix Pattern Template Authority"},                                       // decide.go; two by RewritePath
 		{reflect.TypeFor[policy.HeaderOps](), "RequestSet RequestAdd ResponseSet ResponseAdd RequestRemove ResponseRemove"}, // decide.go
 		{reflect.TypeFor[policy.Fault](), "DelayPerMillion Delay AbortPerMillion AbortStatus AbortGRPC"},                    // decide.go
-		{reflect.TypeFor[policy.Retry](), "Attempts PerTry On Codes Backoff"},                                               // retry.go
+		{reflect.TypeFor[policy.Retry](), "Attempts PerTry On Codes Backoff SameAgain Elsewhere"},                           // retry.go
+		{reflect.TypeFor[policy.CORS](), "Any Origins Methods Headers Expose MaxAge Credentials Forward"},                   // cors.go
 		{reflect.TypeFor[policy.TCPRoute](), "Policy Index Matches Destinations"},                                           // table.go; Matches by RouteTCP
 		{reflect.TypeFor[policy.Destination](), "Policy Subsets Traffic Ports"},                                             // table.go
 		{reflect.TypeFor[policy.Subset](), "Name Labels Traffic Ports"},                                                     // table.go

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"bytes"
 	"cmp"
 	"math/rand/v2"
 	"net/http"
@@ -61,7 +62,7 @@ func (c *call) wants(f *fault, status int, grpc []byte) bool {
 	on := retry.On
 	switch f {
 	case nil:
-		return wantsStatus(retry, status) || wantsGRPC(on, grpc)
+		return wantsStatus(retry, status) || wantsGRPC(on, grpc) || on&policy.OnRateLimited != 0 && c.limited()
 	case errConnect, errNone, errNotReady: // nothing was sent to an application
 		return on&(policy.OnConnectFailure|policy.On5xx|policy.OnGatewayError|policy.OnReset|policy.OnResetBeforeRequest) != 0
 	case errRefused: // nothing was looked at
@@ -73,6 +74,12 @@ func (c *call) wants(f *fault, status int, grpc []byte) bool {
 		return on&(policy.On5xx|policy.OnGatewayError|policy.OnReset) != 0 || on != 0 && safe(c.x.Request.Method)
 	}
 	return false
+}
+
+// limited reports whether the answer is that of a rate limit, by Envoy's field or the mesh's own.
+func (c *call) limited() bool {
+	r := c.x.Response
+	return r.Get("x-envoy-ratelimited") != nil || bytes.HasPrefix(r.Get("mesh-error"), []byte("RL "))
 }
 
 func wantsStatus(p *policy.Retry, s int) bool {
@@ -96,6 +103,24 @@ func wantsGRPC(on policy.RetryOn, status []byte) bool {
 		return on&policy.OnGRPCUnavailable != 0
 	}
 	return false
+}
+
+// avoid returns whom the next try does not go to while there are others: those that were tried, and where the rule wants another place,
+// all who are where they are.
+func (c *call) avoid() []*lb.Endpoint {
+	r := &c.rule.act.Retry
+	switch {
+	case r.SameAgain:
+		return nil
+	case !r.Elsewhere || c.attempts == 0:
+		return c.tried
+	}
+	for _, t := range c.split.dest.targets {
+		if t.locality == c.target.locality && !slices.Contains(c.tried, t.endpoint) {
+			c.tried = append(c.tried, t.endpoint)
+		}
+	}
+	return c.tried
 }
 
 func safe(method []byte) bool {

@@ -70,6 +70,10 @@ func TestRetries(t *testing.T) {
 			{name: "gateway-error and 500", retries: "{attempts: 1, retryOn: gateway-error}", method: "GET", f: &failing{status: 500, n: 1}, status: 500, asked: 1},
 			{name: "retriable-4xx", retries: "{attempts: 1, retryOn: retriable-4xx}", method: "GET", f: &failing{status: 409, n: 1}, status: 200, asked: 2},
 			{name: "a status", retries: `{attempts: 1, retryOn: "429"}`, method: "GET", f: &failing{status: 429, n: 1}, status: 200, asked: 2},
+			{name: "envoy-ratelimited", retries: "{attempts: 1, retryOn: envoy-ratelimited}", method: "GET", f: &failing{status: 429, n: 1, header: http.Header{"X-Envoy-Ratelimited": {"true"}}}, status: 200, asked: 2},
+			{name: "a 429 of the application", retries: "{attempts: 1, retryOn: envoy-ratelimited}", method: "GET", f: &failing{status: 429, n: 1}, status: 429, asked: 1},
+			{name: "what Envoy would obey", retries: "{attempts: 0}", method: "GET", f: &failing{status: 503, n: 1}, status: 503, asked: 1,
+				requestHeaders: []string{"X-Envoy-Retry-On", "5xx", "X-Envoy-Max-Retries", "3"}},
 			{name: "unavailable of gRPC by default", method: "POST", f: &failing{status: 200, n: 1, header: grpcHeader("14")}, status: 200, asked: 2,
 				requestHeaders: []string{"Content-Type", "application/grpc"}},
 			{name: "internal of gRPC", retries: "{attempts: 1, retryOn: internal}", method: "POST", f: &failing{status: 200, n: 1, header: grpcHeader("13")}, status: 200, asked: 2,
@@ -96,7 +100,7 @@ func TestRetries(t *testing.T) {
 				t.Errorf("%s: %+v", e.name, l)
 			}
 		}
-		if n := c.h.metric("meshagent_retries_total"); n != 14 {
+		if n := c.h.metric("meshagent_retries_total"); n != 15 {
 			t.Errorf("%v retries are counted", n)
 		}
 	})
@@ -119,6 +123,40 @@ func TestRetryElsewhere(t *testing.T) {
 	}
 	if n := bad[0].asked.Load() + bad[1].asked.Load(); n == 0 || n > 40 {
 		t.Errorf("the bad ones were asked %d times", n)
+	}
+}
+
+// TestWhereRetriesGo: a rule may send another try anywhere, or to another locality first.
+func TestWhereRetriesGo(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	a, b := w.host("a"), w.host("b")
+	a.at("here/1/1")
+	b.at("there/1/1")
+	near := []*failing{{status: 503, n: 1000}, {status: 503, n: 1000}, {status: 503, n: 1000}}
+	for _, f := range near {
+		a.serve("web", f)
+	}
+	b.serve("web", nil)
+	c := a.caller("frontend")
+	w.apply(virtualService("  - {retries: {attempts: 1, retryOn: 5xx, retryRemoteLocalities: true}, route: [{destination: {host: web}}]}\n"))
+	for range 30 {
+		if got := c.get("web", "/"); got.StatusCode != 200 {
+			t.Errorf("%d: the other try went to the same locality", got.StatusCode)
+		}
+	}
+	one := &failing{status: 503, n: 1000}
+	a.serve("one", one)
+	b.serve("one", nil)
+	w.apply(strings.ReplaceAll(virtualService("  - {retries: {attempts: 1, retryOn: 5xx, retryIgnorePreviousHosts: false}, route: [{destination: {host: web}}]}\n"), "web", "one"))
+	failed := 0
+	for range 100 { // an instance that fails often would sit out
+		if got := c.get("one", "/"); got.StatusCode != 200 {
+			failed++
+		}
+	}
+	if failed == 0 {
+		t.Error("no other try went to the instance that had failed")
 	}
 }
 

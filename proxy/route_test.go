@@ -212,22 +212,22 @@ func TestFaults(t *testing.T) {
 	a.serve("web", nil)
 	w.apply(virtualService(`
   - match: [{uri: {exact: /delay}}]
-    fault: {delay: {fixedDelay: 200ms}}
+    fault: {delay: {fixedDelay: 200ms, percentage: {value: 100}}}
     route: [{destination: {host: web}}]
   - match: [{uri: {exact: /abort}}]
-    fault: {abort: {httpStatus: 555}}
+    fault: {abort: {httpStatus: 555, percentage: {value: 100}}}
     route: [{destination: {host: web}}]
   - match: [{uri: {exact: /abort204}}]
-    fault: {abort: {httpStatus: 204}}
+    fault: {abort: {httpStatus: 204, percentage: {value: 100}}}
     route: [{destination: {host: web}}]
   - match: [{uri: {exact: /never}}]
     fault: {abort: {httpStatus: 500, percentage: {value: 0}}, delay: {fixedDelay: 1h, percentage: {value: 0}}}
     route: [{destination: {host: web}}]
   - match: [{uri: {exact: /grpc}}]
-    fault: {abort: {grpcStatus: DATA_LOSS}}
+    fault: {abort: {grpcStatus: DATA_LOSS, percentage: {value: 100}}}
     route: [{destination: {host: web}}]
   - match: [{uri: {exact: /hour}}]
-    fault: {delay: {fixedDelay: 1h}}
+    fault: {delay: {fixedDelay: 1h, percent: 100}}
     route: [{destination: {host: web}}]
 `))
 	c := a.caller("frontend")

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"cmp"
 	"fmt"
 	"math/rand/v2"
 	"strconv"
@@ -73,7 +74,7 @@ func (l *listener) current() *view {
 		v.http = map[*policy.HTTPRoute]*rule{nil: l.p.rule(t, l.svc, port, &own, true, "")}
 		for r := range v.policy.AllHTTP() {
 			if v.http[r] == nil {
-				v.http[r] = l.p.rule(t, l.svc, port, &r.Action, true, ruleName(r.Policy, r.Name, r.Index))
+				v.http[r] = l.p.rule(t, l.svc, port, &r.Action, true, ruleName(r.Policy, cmp.Or(r.Stat, r.Name), r.Index))
 			}
 		}
 	} else {
@@ -102,6 +103,7 @@ type rule struct {
 	act    *policy.Action
 	splits []split
 	total  uint64   // of their weights
+	cors   *cors    // nil: the rule has none
 	stats  sync.Map // *who -> *stats
 }
 
@@ -118,7 +120,7 @@ type split struct {
 
 // rule resolves what a rule does with calls that came to a port of a service.
 func (p *Proxy) rule(t *table, svc mesh.ServiceName, port uint16, act *policy.Action, l7 bool, name string) *rule {
-	r := &rule{name: name, act: act}
+	r := &rule{name: name, act: act, cors: newCORS(act.CORS)}
 	ds := act.Destinations
 	if len(ds) == 0 {
 		ds = []policy.Split{{Service: svc, Port: port, Weight: 1}}
@@ -214,6 +216,7 @@ type target struct {
 	local    bool   // it is of this host
 	tunnel   bool   // it is of another host, whose agent is asked; else, if it is not local, it is outside of the mesh
 	loop     bool   // its address is one of ours
+	locality mesh.Locality
 	place    *place
 	endpoint *lb.Endpoint
 	policy   policy.Target
@@ -283,7 +286,7 @@ func (p *Proxy) target(t *table, i *mesh.Instance, kept kept) *target {
 		return v.(*target)
 	}
 	v := &target{Instance: i, id: []byte(i.ID), host: fmt.Appendf(nil, "%s:%d", i.ID, i.CallPort()),
-		local: i.Node == t.snap.Self && !i.Outside, endpoint: p.endpoint(t.snap, i),
+		local: i.Node == t.snap.Self && !i.Outside, locality: t.snap.LocalityOf(i), endpoint: p.endpoint(t.snap, i),
 		policy: policy.Target{Service: i.Service, Labels: i.Labels, Port: i.CallPort()}}
 	if !i.Outside {
 		v.dst = i.Identity(t.snap.TrustDomain).String()

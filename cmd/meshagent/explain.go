@@ -212,6 +212,7 @@ func printExplanation(w io.Writer, e *policy.Explanation, names map[mesh.NodeID]
 		}
 	}
 	line("fault", e.Fault...)
+	line("pages of", e.CORS)
 	line("headers", e.Headers...)
 	if a := e.Answer; a != nil {
 		printReply(w, a)

@@ -4,11 +4,8 @@ import (
 	"fmt"
 	"maps"
 	"math"
-	"net/http"
 	"slices"
-	"strconv"
 	"strings"
-	"time"
 
 	"golang.org/x/net/http/httpguts"
 
@@ -105,26 +102,12 @@ func compileVirtualService(key mesh.PolicyKey, s *istio.VirtualService) (*virtua
 			r.Matches = append(r.Matches, c.match(fmt.Sprintf("%s.match[%d]", path, j), &s.HTTP[i].Match[j]))
 		}
 		r.Action = c.action(path, &s.HTTP[i])
-		vs.http = append(vs.http, perMatch(r)...)
+		vs.http = append(vs.http, c.perMatch(path, r, s.HTTP[i].Match)...)
 	}
 	for i := range s.TCP {
 		vs.tcp = append(vs.tcp, c.tcp(fmt.Sprintf("tcp[%d]", i), i, &s.TCP[i]))
 	}
 	return vs, c.errs
-}
-
-// perMatch makes a rule that rewrites the path one route per match, since what is replaced depends on the match.
-func perMatch(r *HTTPRoute) []*HTTPRoute {
-	if r.Action.Rewrite == nil || len(r.Matches) < 2 {
-		return []*HTTPRoute{r}
-	}
-	var out []*HTTPRoute
-	for i := range r.Matches {
-		one := *r
-		one.Matches = r.Matches[i : i+1]
-		out = append(out, &one)
-	}
-	return out
 }
 
 func (c *compiler) match(path string, m *istio.HTTPMatch) Match {
@@ -210,56 +193,15 @@ func (c *compiler) action(path string, r *istio.HTTPRoute) Action {
 	a.Destinations = c.splits(path+".route", len(r.Route), func(i int) (istio.Host, *uint32, *istio.Headers) {
 		return r.Route[i].Destination, r.Route[i].Weight, r.Route[i].Headers
 	})
-	if d := r.Redirect; d != nil {
-		a.Redirect = &Redirect{Scheme: d.Scheme, Authority: d.Authority, Path: d.URI, Port: d.Port, Code: d.RedirectCode}
-		if d.RedirectCode == 0 {
-			a.Redirect.Code = http.StatusMovedPermanently
-		} else if !slices.Contains(redirectCodes, d.RedirectCode) {
-			c.fail(path+".redirect.redirectCode", "write 301, 302, 303, 307 or 308", "%d is no redirect", d.RedirectCode)
-		}
-		if s := d.Scheme; s != "" && s != "http" && s != "https" {
-			c.fail(path+".redirect.scheme", "", "%q is neither http nor https", s)
-		}
-		if !httpguts.ValidHeaderFieldValue(d.URI) || strings.ContainsAny(d.URI, " \\#") || d.URI != "" && d.URI[0] != '/' {
-			c.fail(path+".redirect.uri", "write a path such as /v2", "%q cannot stand in a Location", d.URI)
-		}
-		if !validAuthority(d.Authority) {
-			c.fail(path+".redirect.authority", "write a host, or host:port", "%q cannot stand in a Location", d.Authority)
-		}
-		if d.Scheme == "" && d.Authority == "" && d.URI == "" && d.Port == 0 {
-			c.fail(path+".redirect", "write uri, authority, port or scheme", "would send a caller to where it came from")
-		}
-	}
-	if d := r.DirectResponse; d != nil {
-		a.Direct = &DirectResponse{Status: d.Status}
-		if d.Status < 200 || d.Status > 599 {
-			c.fail(path+".directResponse.status", "", "%d is not a status from 200 to 599", d.Status)
-		}
-		if d.Body != nil {
-			a.Direct.Body = []byte(d.Body.String)
-		}
-	}
-	if w := r.Rewrite; w != nil {
-		a.Rewrite = &Rewrite{Path: w.URI, Authority: w.Authority}
-		if len(r.Route) == 0 {
-			c.fail(path+".rewrite", "", "only a rule with route can rewrite")
-		}
-		if w.URI == "" && w.Authority == "" {
-			c.fail(path+".rewrite", "write uri or authority", "changes nothing")
-		}
-		if why, hint, _ := strings.Cut(pathFault(w.URI, Exact), "; "); w.URI != "" && why != "" {
-			c.fail(path+".rewrite.uri", hint, "%q: %s", w.URI, why)
-		}
-		if !validAuthority(w.Authority) {
-			c.fail(path+".rewrite.authority", "write a host, or host:port", "%q is no host", w.Authority)
-		}
-	}
+	a.Redirect = c.redirection(path+".redirect", r)
+	a.Direct = c.direct(path+".directResponse", r.DirectResponse)
+	a.Rewrite = c.rewriting(path+".rewrite", r)
 	c.retries(path+".retries", r.Retries, &a)
+	a.CORS = c.cors(path+".corsPolicy", r.CorsPolicy)
+	c.corsAlone(path+".corsPolicy", &a)
 	a.Fault = c.fault(path+".fault", r.Fault)
 	return a
 }
-
-var redirectCodes = []int{301, 302, 303, 307, 308}
 
 func (c *compiler) splits(path string, n int, at func(int) (istio.Host, *uint32, *istio.Headers)) []Split {
 	var out []Split
@@ -356,76 +298,6 @@ func reserved(name string) bool {
 	n := strings.ReplaceAll(strings.ToLower(name), "_", "-")
 	return strings.HasPrefix(n, "mesh-") || strings.HasPrefix(n, ":") || slices.Contains([]string{"connection", "content-length",
 		"transfer-encoding", "te", "trailer", "upgrade", "keep-alive", "proxy-connection", "x-forwarded-client-cert"}, n)
-}
-
-var retryNames = map[string]RetryOn{"5xx": On5xx, "gateway-error": OnGatewayError, "connect-failure": OnConnectFailure,
-	"refused-stream": OnRefusedStream, "reset": OnReset, "reset-before-request": OnResetBeforeRequest, "retriable-4xx": OnRetriable4xx,
-	"retriable-status-codes": OnRetriableStatusCodes, "cancelled": OnGRPCCancelled, "deadline-exceeded": OnGRPCDeadlineExceeded,
-	"internal": OnGRPCInternal, "resource-exhausted": OnGRPCResourceExhausted, "unavailable": OnGRPCUnavailable}
-
-func (c *compiler) retries(path string, r *istio.Retries, a *Action) {
-	if r == nil {
-		return
-	}
-	if r.Attempts < 0 || r.Attempts > 100 {
-		c.fail(path+".attempts", "", "%d is not from 0 to 100", r.Attempts)
-	}
-	a.Retry.Attempts, a.Retry.PerTry, a.Retry.Backoff = r.Attempts, r.PerTryTimeout, r.Backoff
-	if r.RetryOn == "" {
-		return
-	}
-	a.Retry.On, a.Retry.Codes = 0, nil
-	for name := range strings.SplitSeq(r.RetryOn, ",") {
-		name = strings.TrimSpace(name)
-		if on, ok := retryNames[name]; ok {
-			a.Retry.On |= on
-			continue
-		}
-		code, err := strconv.Atoi(name)
-		if err != nil || code < 100 || code > 599 {
-			c.fail(path+".retryOn", "it is a list of "+strings.Join(slices.Sorted(maps.Keys(retryNames)), ", ")+" and status codes", "%q is not a condition", name)
-			continue
-		}
-		a.Retry.On |= OnRetriableStatusCodes
-		a.Retry.Codes = append(a.Retry.Codes, code)
-	}
-}
-
-func (c *compiler) fault(path string, f *istio.Fault) *Fault {
-	if f == nil {
-		return nil
-	}
-	out := &Fault{AbortGRPC: -1}
-	share := func(path string, p *istio.Percent) uint32 {
-		if p == nil {
-			return 1_000_000
-		}
-		if !(p.Value >= 0 && p.Value <= 100) {
-			c.fail(path+".percentage.value", "", "%v is not from 0 to 100", p.Value)
-			return 0
-		}
-		return uint32(math.Round(p.Value * 10_000))
-	}
-	if d := f.Delay; d != nil {
-		out.DelayPerMillion, out.Delay = share(path+".delay", d.Percentage), d.FixedDelay
-		if d.FixedDelay < time.Millisecond || d.FixedDelay > time.Hour {
-			c.fail(path+".delay.fixedDelay", "", "%v is not from 1ms to 1h", d.FixedDelay)
-		}
-	}
-	if a := f.Abort; a != nil {
-		out.AbortPerMillion, out.AbortStatus = share(path+".abort", a.Percentage), a.HTTPStatus
-		switch {
-		case (a.HTTPStatus != 0) == (a.GRPCStatus != ""):
-			c.fail(path+".abort", "", "needs httpStatus or grpcStatus")
-		case a.GRPCStatus != "":
-			if out.AbortGRPC = slices.Index(grpcCodes, strings.ToUpper(a.GRPCStatus)); out.AbortGRPC < 0 {
-				c.fail(path+".abort.grpcStatus", "write a name such as UNAVAILABLE", "%q is no status of gRPC", a.GRPCStatus)
-			}
-		case a.HTTPStatus < 200 || a.HTTPStatus > 599:
-			c.fail(path+".abort.httpStatus", "", "%d is not from 200 to 599", a.HTTPStatus)
-		}
-	}
-	return out
 }
 
 // grpcCodes are the names of gRPC's status codes, by number.

@@ -26,6 +26,7 @@ type Explanation struct {
 	Host    string           `json:"host,omitempty"`
 	Headers []string         `json:"headers,omitempty"` // changes of them, in order
 	Fault   []string         `json:"fault,omitempty"`
+	CORS    string           `json:"cors,omitempty"`    // which pages of other origins may use it
 	Timeout string           `json:"timeout,omitempty"` // of the whole
 	PerTry  string           `json:"perTry,omitempty"`
 	Retries int              `json:"retries"` // the first try not counted
@@ -115,7 +116,7 @@ func (e *Explanation) http(m *Model, v View, sp *ServicePolicy, r *Request) {
 	if f := a.Fault; f != nil {
 		e.fault(f)
 	}
-	e.Headers = changes(&a.Headers)
+	e.Headers, e.CORS = changes(&a.Headers), a.CORS.String()
 	if d := a.Redirect; d != nil {
 		host := r.Authority
 		if r.Port != 0 && r.Port != defaultPort(r.Scheme) {

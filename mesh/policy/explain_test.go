@@ -64,7 +64,7 @@ func TestExplainAnswers(t *testing.T) {
 	m := compileAll(t, virtual("a", `{hosts: [web], http: [
   {match: [{uri: {prefix: /r}, port: 80}], redirect: {uri: /x}}, {match: [{uri: {exact: /d}}], directResponse: {status: 204}},
   {match: [{uri: {prefix: /w}, ignoreUriCase: true}], rewrite: {uri: /, authority: "other:81"}, timeout: 2s, retries: {attempts: 0, perTryTimeout: 1s}, headers: {request: {set: {a: b}, remove: [c]}, response: {add: {d: e}}},
-   fault: {delay: {fixedDelay: 1s, percentage: {value: 0.5}}, abort: {grpcStatus: UNAVAILABLE}}, route: [{destination: {host: web}, weight: 3, headers: {request: {add: {f: g}}}}, {destination: {host: gone, subset: v1}, weight: 1}, {destination: {host: web, subset: v9}, weight: 0}]},
+   fault: {delay: {fixedDelay: 1s, percentage: {value: 0.5}}, abort: {grpcStatus: UNAVAILABLE, percentage: {value: 100}}}, route: [{destination: {host: web}, weight: 3, headers: {request: {add: {f: g}}}}, {destination: {host: gone, subset: v1}, weight: 1}, {destination: {host: web, subset: v9}, weight: 0}]},
   {match: [{method: {exact: PUT}, scheme: {exact: https}, authority: {prefix: x}, withoutHeaders: {n: {}}, queryParams: {q: {regex: a+}}, sourceNamespace: x, sourceLabels: {app: a}}, {uri: {regex: "/z.*"}}], route: [{destination: {host: web}}]}],
  tcp: [{match: [{port: 5}], route: [{destination: {host: web}}]}]}`)+
 		gw("HTTPRoute", "shop/c", "  parentRefs: [{kind: Service, name: web, namespace: default}]\n  rules: [{matches: [{path: {value: /b}}]}, {matches: [{path: {value: /b/c}}], backendRefs: [{name: gone, namespace: x, port: 1}, {name: cart, port: 80}]}]\n"))

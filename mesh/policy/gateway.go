@@ -73,14 +73,14 @@ func compileHTTPRoute(key mesh.PolicyKey, s *gatewayapi.HTTPRouteSpec) (*gateway
 			g.matches = []rankedMatch{c.httpMatch(path, &gatewayapi.HTTPRuleMatch{})}
 		}
 		f := c.httpFilters(path+".filters", r.Filters, g.matches)
-		g.action.Headers, g.action.Redirect, g.action.Rewrite = f.headers, f.redirect, f.rewrite
+		g.action.Headers, g.action.Redirect, g.action.Rewrite, g.action.CORS = f.headers, f.redirect, f.rewrite, f.cors
 		full(c, path+".backendRefs", "name a backend, or remove it", r.BackendRefs)
 		for j := range r.BackendRefs {
 			b, path := &r.BackendRefs[j], fmt.Sprintf("%s.backendRefs[%d]", path, j)
 			split := c.backend(path, &gatewayapi.Backend{
 				Group: b.Group, Kind: b.Kind, Namespace: b.Namespace, Name: b.Name, Port: b.Port, Weight: b.Weight})
 			f := c.httpFilters(path+".filters", b.Filters, g.matches)
-			if f.redirect != nil || f.rewrite != nil {
+			if f.redirect != nil || f.rewrite != nil || f.cors != nil {
 				c.fail(path+".filters", "move it to the filters of the rule", "only headers can be changed for one backend")
 			}
 			split.Headers = f.headers
@@ -89,6 +89,7 @@ func compileHTTPRoute(key mesh.PolicyKey, s *gatewayapi.HTTPRouteSpec) (*gateway
 		if f.redirect != nil && len(r.BackendRefs) > 0 {
 			c.fail(path+".backendRefs", "remove one of the two", "a rule that redirects has no backends")
 		}
+		c.corsAlone(path+".filters", &g.action)
 		c.timeouts(path, r, &g.action)
 		out.rules = append(out.rules, g)
 	}

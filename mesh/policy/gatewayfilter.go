@@ -16,11 +16,12 @@ type filters struct {
 	headers  HeaderOps
 	redirect *Redirect
 	rewrite  *Rewrite
+	cors     *CORS
 }
 
 // filterType checks that a filter has what its type names and nothing else. there says which of the fields are there.
 func (c *compiler) filterType(path, typ string, there map[string]bool, seen map[string]bool) {
-	known := []string{"RequestHeaderModifier", "ResponseHeaderModifier", "RequestRedirect", "URLRewrite"}
+	known := []string{"RequestHeaderModifier", "ResponseHeaderModifier", "RequestRedirect", "URLRewrite", "CORS"}
 	known = slices.DeleteFunc(known, func(k string) bool { _, has := there[k]; return !has })
 	if !slices.Contains(known, typ) {
 		c.fail(path+".type", "write "+strings.Join(known, ", "), "%q is not a filter that is supported", typ)
@@ -28,8 +29,11 @@ func (c *compiler) filterType(path, typ string, there map[string]bool, seen map[
 	}
 	for _, k := range known {
 		field := strings.ToLower(k[:1]) + k[1:]
-		if k == "URLRewrite" {
+		switch k {
+		case "URLRewrite":
 			field = "urlRewrite"
+		case "CORS":
+			field = "cors"
 		}
 		switch {
 		case k == typ && !there[k]:
@@ -51,10 +55,13 @@ func (c *compiler) httpFilters(path string, fs []gatewayapi.HTTPFilter, matches 
 		f, path := &fs[i], fmt.Sprintf("%s[%d]", path, i)
 		c.filterType(path, f.Type, map[string]bool{
 			"RequestHeaderModifier": f.RequestHeaderModifier != nil, "ResponseHeaderModifier": f.ResponseHeaderModifier != nil,
-			"RequestRedirect": f.RequestRedirect != nil, "URLRewrite": f.URLRewrite != nil}, seen)
+			"RequestRedirect": f.RequestRedirect != nil, "URLRewrite": f.URLRewrite != nil, "CORS": f.CORS != nil}, seen)
 		c.modify(path, f.RequestHeaderModifier, f.ResponseHeaderModifier, &out.headers)
 		if r := f.RequestRedirect; r != nil {
 			out.redirect = c.redirect(path+".requestRedirect", r, matches)
+		}
+		if f.CORS != nil {
+			out.cors = c.gatewayCORS(path+".cors", f.CORS)
 		}
 		if r := f.URLRewrite; r != nil {
 			out.rewrite = c.rewrite(path+".urlRewrite", r, matches)

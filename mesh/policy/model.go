@@ -66,6 +66,7 @@ type Binding struct {
 type HTTPRoute struct {
 	Policy  mesh.PolicyKey
 	Name    string  // of the rule, for log and metrics; "" when it has none
+	Stat    string  // takes the place of Name there; of the match, by its statPrefix
 	Index   int     // of the rule in its resource
 	Matches []Match // any of them; empty matches everything
 	Action  Action
@@ -119,6 +120,7 @@ type Action struct {
 	Fault        *Fault
 	Timeout      time.Duration // of the whole request with its retries; 0 is none
 	Retry        Retry
+	CORS         *CORS
 }
 
 // Split is one weighted destination of a route.
@@ -136,8 +138,19 @@ type Redirect struct {
 	PathPrefix              string // with Path: the prefix that Path replaces; "", as in all of Istio's, replaces the whole path
 	KeepPort                bool   // the caller's port stays beside a new Authority
 	Port                    uint16
+	Derive                  Derive
 	Code                    int
 }
+
+// Derive says what the port of a redirect is, where none is written.
+type Derive uint8
+
+// The ways.
+const (
+	Kept      Derive = iota
+	OfScheme         // the new scheme's own, which is left out
+	OfRequest        // the one that was called
+)
 
 // DirectResponse answers without a call.
 type DirectResponse struct {
@@ -149,7 +162,9 @@ type DirectResponse struct {
 // the condition that matched.
 type Rewrite struct {
 	Path      string
-	Prefix    string // the prefix that Path replaces, for kinds whose rewrite names it; "", as in Istio's, is the match's
+	Prefix    string         // the prefix that Path replaces, for kinds whose rewrite names it; "", as in Istio's, is the match's
+	Pattern   *regexp.Regexp // what of the path Template replaces, instead of Path; nil is none
+	Template  string         // as Regexp.ReplaceAllString has it
 	Authority string
 }
 
@@ -189,6 +204,7 @@ const (
 	OnGRPCInternal
 	OnGRPCResourceExhausted
 	OnGRPCUnavailable
+	OnRateLimited // by a rate limit of the mesh's or of Envoy's
 )
 
 // Retry says when and how often a request is sent again. Attempts counts the retries, not the first try.
@@ -198,6 +214,8 @@ type Retry struct {
 	On       RetryOn
 	Codes    []int         // for OnRetriableStatusCodes
 	Backoff  time.Duration // base of the jittered exponential delay; 0 is 25 ms
+	// SameAgain has a retry go to any instance, also one that was tried. Elsewhere has it go to another locality than those tried.
+	SameAgain, Elsewhere bool
 }
 
 // DefaultRetry is Istio's: two retries on connect-failure, refused-stream, unavailable, cancelled and

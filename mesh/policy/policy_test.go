@@ -157,7 +157,7 @@ func TestActions(t *testing.T) {
     timeout: 500ms
     retries: {attempts: 3, perTryTimeout: 2s, retryOn: "5xx, 429,connect-failure"}
     rewrite: {uri: /b, authority: other}
-    fault: {delay: {fixedDelay: 1s, percentage: {value: 0.1}}, abort: {grpcStatus: unavailable}}
+    fault: {delay: {fixedDelay: 1s, percentage: {value: 0.1}}, abort: {grpcStatus: unavailable, percentage: {value: 100}}}
     headers: {request: {set: {X-A: "1"}, remove: [X-B]}, response: {add: {x-c: d}}}
     route: [{destination: {host: web, subset: v1}, weight: 90}, {destination: {host: api.other, port: {number: 81}}, weight: 10}]
   - match: [{uri: {prefix: /r}}]

@@ -18,8 +18,15 @@ import (
 // a request must be refused as a bad one. What is not empty must be escaped before it is sent: it may hold '?' and '%'.
 func (r *HTTPRoute) RewritePath(p string) string {
 	w := r.Action.Rewrite
-	if w == nil || w.Path == "" || p == "*" {
+	if w == nil || w.Path == "" && w.Pattern == nil || p == "*" {
 		return p
+	}
+	if w.Pattern != nil {
+		p = w.Pattern.ReplaceAllString(p, w.Template)
+		for strings.Contains(p, "//") { // \1 often begins with a slash
+			p = strings.ReplaceAll(p, "//", "/")
+		}
+		return whole(p)
 	}
 	var n int
 	if w.Prefix != "" {
@@ -58,10 +65,15 @@ func swap(to, rest string) string {
 	if strings.HasSuffix(to, "/") {
 		rest = strings.TrimPrefix(rest, "/")
 	}
-	if out := to + rest; canonicalFault(out, Exact) == "" {
-		return out
+	return whole(to + rest)
+}
+
+// whole returns a path if it is canonical, else "".
+func whole(p string) string {
+	if canonicalFault(p, Exact) != "" {
+		return ""
 	}
-	return ""
+	return p
 }
 
 // Location returns where the redirect points, an absolute URL that is ready to be sent. host is the Host that the caller sent, with
@@ -79,10 +91,17 @@ func (r *Redirect) Location(req *Request, host string) string {
 			u.Host += port
 		}
 	}
-	if r.Port != 0 {
+	port := r.Port
+	switch r.Derive {
+	case OfScheme:
+		port = defaultPort(u.Scheme)
+	case OfRequest:
+		port = req.Port
+	}
+	if port != 0 {
 		u.Host = withoutPort(u.Host)
-		if r.Port != defaultPort(u.Scheme) {
-			u.Host += ":" + strconv.Itoa(int(r.Port))
+		if port != defaultPort(u.Scheme) {
+			u.Host += ":" + strconv.Itoa(int(port))
 		}
 	}
 	if r.Path != "" {
@@ -96,8 +115,8 @@ func (r *Redirect) Location(req *Request, host string) string {
 		} else {
 			u.Path, u.RawPath = u.RawPath, ""
 		}
-		if rest, ok := strings.CutPrefix(req.Path, r.PathPrefix); ok && r.PathPrefix != "" {
-			if p := swap(u.Path, rest); p != "" {
+		if n := len(r.PathPrefix); n > 0 && len(req.Path) >= n && strings.EqualFold(req.Path[:n], r.PathPrefix) {
+			if p := swap(u.Path, req.Path[n:]); p != "" {
 				u.Path, u.RawPath = p, ""
 			}
 		}

@@ -90,3 +90,39 @@ func FuzzRewritePath(f *testing.F) {
 		}
 	})
 }
+
+func TestRewriteByPattern(t *testing.T) {
+	for _, c := range []struct{ match, to, path, want string }{
+		{"^/service/([^/]+)(/.*)$", `/customprefix/\2/\1`, "/service/foo/v1/api", "/customprefix/v1/api/foo"},
+		{"(?i)/xxx/", "/yyy/", "/aaa/XxX/bbb/xxx/c", "/aaa/yyy/bbb/yyy/c"},
+		{"/a", "/b", "/c", "/c"},
+		{"/a", `/$1\\\0`, "/a", ""}, // a backslash is in no path
+		{"/a", `/$1\0`, "/a/x", "/$1/a/x"},
+		{"^/a(.*)$", `/\1`, "/a/../b", ""},
+		{"^/a", `.`, "/a/b", ""},
+		{"^/a/", `/`, "*", "*"},
+	} {
+		m := compile(t, vs("  - rewrite: {uriRegexRewrite: {match: '"+c.match+"', rewrite: '"+c.to+"'}}\n    route: [{destination: {host: web}}]\n"))
+		if got := m.Service(mesh.MustServiceName("shop/web")).HTTP[0].RewritePath(c.path); got != c.want {
+			t.Errorf("%s to %s: %s becomes %q, want %q", c.match, c.to, c.path, got, c.want)
+		}
+	}
+}
+
+// TestRedirectOfAPrefix: each match of a rule has its own prefix replaced.
+func TestRedirectOfAPrefix(t *testing.T) {
+	sp := compile(t, vs("  - match: [{uri: {prefix: /foo}}, {uri: {prefix: /B/}, ignoreUriCase: true}]\n    redirect: {prefixRewrite: /bar, derivePort: FROM_REQUEST_PORT}\n")).Service(mesh.MustServiceName("shop/web"))
+	for path, want := range map[string]string{"/foo/baz": "http://web:81/bar/baz?q", "/foo": "http://web:81/bar?q", "/b/c": "http://web:81/barc?q"} {
+		req := &Request{Scheme: "http", Port: 81, Path: path, Query: "q"}
+		r, ok := sp.RouteHTTP(req)
+		if !ok || r.Action.Redirect.Location(req, "web:99") != want {
+			t.Errorf("%s: %+v, want %s", path, r, want)
+		}
+	}
+	for scheme, want := range map[string]string{"": "http://web/a", "https": "https://web/a"} {
+		d := Redirect{Scheme: scheme, Derive: OfScheme}
+		if got := d.Location(&Request{Scheme: "http", Port: 81, Path: "/a"}, "web:81"); got != want {
+			t.Errorf("%q: %s, want %s", scheme, got, want)
+		}
+	}
+}

@@ -112,7 +112,32 @@ func (r *Retry) String() string {
 	for _, c := range r.Codes {
 		out = append(out, fmt.Sprint(c))
 	}
+	if len(out) > 0 && r.Elsewhere {
+		out = append(out, "in another locality")
+	}
+	if len(out) > 0 && r.SameAgain {
+		out = append(out, "at any instance")
+	}
 	return strings.Join(out, ", ")
+}
+
+// String says in words which origins are allowed.
+func (k *CORS) String() string {
+	if k == nil {
+		return ""
+	}
+	var out []string
+	for i := range k.Origins {
+		out = append(out, k.Origins[i].String())
+	}
+	text := "any origin"
+	if !k.Any {
+		text = "origins " + strings.Join(out, ", ")
+	}
+	if k.Credentials {
+		text += ", with credentials"
+	}
+	return text
 }
 
 // nameOf names a policy as people do.

@@ -222,10 +222,11 @@ func Authority(host string) (name string, ok bool) {
 	return name, before != '.'
 }
 
-// Forged makes the set of the fields that a caller that is no agent may not say, and of more: what only agents may say, and whom a request
-// came through. Names with an underscore, which many servers take for a hyphen, do not come as far as here.
+// Forged makes the set of the fields that a caller that is no agent may not say, and of more: what only agents may say, whom a request
+// came through, and what Envoy would obey (time-outs, retries), which is for policy to say. Names with an underscore, which many servers
+// take for a hyphen, do not come as far as here.
 func Forged(more ...string) *http1.Names {
-	return http1.NewNames(append([]string{"mesh-*", "x-forwarded-*", "forwarded"}, more...)...)
+	return http1.NewNames(append([]string{"mesh-*", "x-forwarded-*", "forwarded", "x-envoy-*"}, more...)...)
 }
 
 // Reserved makes the set of the fields that only agents may say, and of more: all that begin with mesh-, and who the caller is

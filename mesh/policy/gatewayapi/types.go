@@ -72,7 +72,7 @@ type HTTPFilter struct {
 	RequestMirror          RequestMirror    `yaml:"requestMirror"`
 	RequestRedirect        *RequestRedirect `yaml:"requestRedirect"`
 	URLRewrite             *URLRewrite      `yaml:"urlRewrite"`
-	CORS                   CORS             `yaml:"cors"`
+	CORS                   *CORS            `yaml:"cors"`
 	ExternalAuth           ExternalAuth     `yaml:"externalAuth"`
 	ExtensionRef           ExtensionRef     `yaml:"extensionRef"`
 }
@@ -110,6 +110,16 @@ type PathModifier struct {
 	Type               string  `yaml:"type"`
 	ReplaceFullPath    *string `yaml:"replaceFullPath"`
 	ReplacePrefixMatch *string `yaml:"replacePrefixMatch"`
+}
+
+// CORS says which pages of other origins may use what a rule leads to.
+type CORS struct {
+	AllowOrigins     []string `yaml:"allowOrigins"`
+	AllowCredentials bool     `yaml:"allowCredentials"`
+	AllowMethods     []string `yaml:"allowMethods"`
+	AllowHeaders     []string `yaml:"allowHeaders"`
+	ExposeHeaders    []string `yaml:"exposeHeaders"`
+	MaxAge           *int32   `yaml:"maxAge"` // seconds
 }
 
 // HTTPBackend is a service that requests go to.
@@ -254,7 +264,6 @@ type (
 	SectionName        struct{}
 	SessionPersistence struct{}
 	RequestMirror      struct{}
-	CORS               struct{}
 	ExternalAuth       struct{}
 	ExtensionRef       struct{}
 )
@@ -286,11 +295,6 @@ func (*SessionPersistence) UnmarshalNode(*strictyaml.Node) error {
 // UnmarshalNode refuses the field.
 func (*RequestMirror) UnmarshalNode(*strictyaml.Node) error {
 	return refuse("remove it")
-}
-
-// UnmarshalNode refuses the field.
-func (*CORS) UnmarshalNode(*strictyaml.Node) error {
-	return refuse("let the application answer, or set the headers with ResponseHeaderModifier")
 }
 
 // UnmarshalNode refuses the field.

@@ -24,6 +24,14 @@ func (*Unsupported) UnmarshalNode(*strictyaml.Node) error {
 	return errors.New("is a field of Istio that meshagent does not support yet: remove it")
 }
 
+// Unimplemented is the type of a field that Istio itself has never acted on.
+type Unimplemented struct{}
+
+// UnmarshalNode refuses the field.
+func (*Unimplemented) UnmarshalNode(*strictyaml.Node) error {
+	return errors.New("is a field that Istio itself does not act on: remove it")
+}
+
 // VirtualService routes the requests for hosts.
 type VirtualService struct {
 	Hosts    []string    `yaml:"hosts"`
@@ -50,7 +58,7 @@ type HTTPRoute struct {
 	Mirrors          Unsupported     `yaml:"mirrors"`
 	MirrorPercent    Unsupported     `yaml:"mirrorPercent"`
 	MirrorPercentage Unsupported     `yaml:"mirrorPercentage"`
-	CorsPolicy       Unsupported     `yaml:"corsPolicy"`
+	CorsPolicy       *CorsPolicy     `yaml:"corsPolicy"`
 	Headers          *Headers        `yaml:"headers"`
 }
 
@@ -69,7 +77,7 @@ type HTTPMatch struct {
 	IgnoreURICase   bool                   `yaml:"ignoreUriCase"`
 	WithoutHeaders  map[string]StringMatch `yaml:"withoutHeaders"`
 	SourceNamespace string                 `yaml:"sourceNamespace"`
-	StatPrefix      Unsupported            `yaml:"statPrefix"`
+	StatPrefix      string                 `yaml:"statPrefix"`
 }
 
 // StringMatch compares a string in one way. {} is "present".
@@ -109,16 +117,25 @@ const maxRegex = 256
 
 // CompileRegex compiles RE2 that must match the whole of a value.
 func CompileRegex(s string) (*regexp.Regexp, error) {
-	if len(s) > maxRegex {
-		return nil, fmt.Errorf("regex of %d bytes: at most %d are accepted", len(s), maxRegex)
-	}
 	// Alone first: "a)|(b" and others are only valid within the anchors, which they undo.
-	if _, err := regexp.Compile(s); err != nil {
-		return nil, fmt.Errorf("regex %q is not RE2: %w", s, err)
+	if _, err := CompilePart(s); err != nil {
+		return nil, err
 	}
 	re, err := regexp.Compile("^(?:" + s + ")$")
 	if err != nil {
 		return nil, fmt.Errorf("regex %q cannot be matched against a whole value: close its \\Q with \\E", s)
+	}
+	return re, nil
+}
+
+// CompilePart compiles RE2 that may match anywhere in a value.
+func CompilePart(s string) (*regexp.Regexp, error) {
+	if len(s) > maxRegex {
+		return nil, fmt.Errorf("regex of %d bytes: at most %d are accepted", len(s), maxRegex)
+	}
+	re, err := regexp.Compile(s)
+	if err != nil {
+		return nil, fmt.Errorf("regex %q is not RE2: %w", s, err)
 	}
 	return re, nil
 }
@@ -144,13 +161,13 @@ type Port struct {
 
 // Redirect answers with a Location.
 type Redirect struct {
-	URI           string      `yaml:"uri"`
-	Authority     string      `yaml:"authority"`
-	Port          uint16      `yaml:"port"`
-	DerivePort    Unsupported `yaml:"derivePort"`
-	Scheme        string      `yaml:"scheme"`
-	RedirectCode  int         `yaml:"redirectCode"`
-	PrefixRewrite Unsupported `yaml:"prefixRewrite"`
+	URI           string `yaml:"uri"`
+	Authority     string `yaml:"authority"`
+	Port          uint16 `yaml:"port"`
+	DerivePort    string `yaml:"derivePort"`
+	Scheme        string `yaml:"scheme"`
+	RedirectCode  int    `yaml:"redirectCode"`
+	PrefixRewrite string `yaml:"prefixRewrite"`
 }
 
 // DirectResponse answers without a call.
@@ -161,15 +178,33 @@ type DirectResponse struct {
 
 // Body is what a DirectResponse sends.
 type Body struct {
-	String string      `yaml:"string"`
-	Bytes  Unsupported `yaml:"bytes"`
+	String *string `yaml:"string"`
+	Bytes  *string `yaml:"bytes"` // in base64
 }
 
 // Rewrite changes path and authority.
 type Rewrite struct {
-	URI             string      `yaml:"uri"`
-	Authority       string      `yaml:"authority"`
-	URIRegexRewrite Unsupported `yaml:"uriRegexRewrite"`
+	URI             string        `yaml:"uri"`
+	Authority       string        `yaml:"authority"`
+	URIRegexRewrite *RegexRewrite `yaml:"uriRegexRewrite"`
+}
+
+// CorsPolicy says which pages of other origins may use what a rule leads to.
+type CorsPolicy struct {
+	AllowOrigin         []string       `yaml:"allowOrigin"` // older form of exact AllowOrigins
+	AllowOrigins        []StringMatch  `yaml:"allowOrigins"`
+	AllowMethods        []string       `yaml:"allowMethods"`
+	AllowHeaders        []string       `yaml:"allowHeaders"`
+	ExposeHeaders       []string       `yaml:"exposeHeaders"`
+	MaxAge              *time.Duration `yaml:"maxAge"`
+	AllowCredentials    bool           `yaml:"allowCredentials"`
+	UnmatchedPreflights string         `yaml:"unmatchedPreflights"`
+}
+
+// RegexRewrite replaces what a pattern finds in the path.
+type RegexRewrite struct {
+	Match   string `yaml:"match"`
+	Rewrite string `yaml:"rewrite"` // with \1 for the first group
 }
 
 // Retries says when and how often a request is sent again.
@@ -177,8 +212,8 @@ type Retries struct {
 	Attempts                 int           `yaml:"attempts"`
 	PerTryTimeout            time.Duration `yaml:"perTryTimeout"`
 	RetryOn                  string        `yaml:"retryOn"`
-	RetryRemoteLocalities    Unsupported   `yaml:"retryRemoteLocalities"`
-	RetryIgnorePreviousHosts Unsupported   `yaml:"retryIgnorePreviousHosts"`
+	RetryRemoteLocalities    *bool         `yaml:"retryRemoteLocalities"`
+	RetryIgnorePreviousHosts *bool         `yaml:"retryIgnorePreviousHosts"`
 	Backoff                  time.Duration `yaml:"backoff"`
 }
 
@@ -190,18 +225,18 @@ type Fault struct {
 
 // Delay holds requests back.
 type Delay struct {
-	Percent          Unsupported   `yaml:"percent"`
+	Percent          *int          `yaml:"percent"`
 	FixedDelay       time.Duration `yaml:"fixedDelay"`
-	ExponentialDelay Unsupported   `yaml:"exponentialDelay"`
+	ExponentialDelay Unimplemented `yaml:"exponentialDelay"`
 	Percentage       *Percent      `yaml:"percentage"`
 }
 
 // Abort answers with an error.
 type Abort struct {
-	HTTPStatus int         `yaml:"httpStatus"`
-	GRPCStatus string      `yaml:"grpcStatus"`
-	HTTP2Error Unsupported `yaml:"http2Error"`
-	Percentage *Percent    `yaml:"percentage"`
+	HTTPStatus int           `yaml:"httpStatus"`
+	GRPCStatus string        `yaml:"grpcStatus"`
+	HTTP2Error Unimplemented `yaml:"http2Error"`
+	Percentage *Percent      `yaml:"percentage"`
 }
 
 // Percent is a share; nil is all.
