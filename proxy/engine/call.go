@@ -21,6 +21,7 @@ const (
 	ClientGone          Flag = "DC"
 	ClientMalformed     Flag = "DPE" // 400 and others
 	ClientSlow          Flag = "SI"  // 408
+	TunnelOver          Flag = "DT"  // it lasted as long as it may
 )
 
 // Decision is what becomes of a request. It is empty when Decide is called; what its slices can hold is kept from call to call.
@@ -36,7 +37,9 @@ type Decision struct {
 	ResponseTimeout time.Duration // from the end of the request to the head of the answer, if not 0
 	IdleTimeout     time.Duration // without a byte of the answer, or either way in a tunnel, if not 0
 	ReplayUnsafe    bool          // the request may be sent again though it is not idempotent
+	Life            time.Duration // of a tunnel, if not 0
 	Connect         bool          // CONNECT may pass; it gets 405 otherwise
+	Circuit         *Circuit      // that bounds the calls to where it goes, if not nil
 
 	Mirrors []Mirror // get copies of a request of HTTP that goes to Upstream; of an upgrade there are none. See Mirror
 }
@@ -98,6 +101,8 @@ type Call struct {
 	ask     lane          // of the request
 	ans     lane          // of the answer
 	pool    *pool         // where it waits for a connection
+	circuit *Circuit      // whose calls it is one of, or where it waits
+	waiter  *waiter       // there
 	timer   timer
 	start   int64
 	wake    int64  // when what was decided is to be done, after Decision.Delay; 0 when it is
@@ -167,7 +172,7 @@ func (x *Call) reset() {
 	x.Decision.reset()
 	x.Result = Result{}
 	x.Scratch, x.Response, x.Trailer, x.Err, x.Conn = x.Scratch[:0], nil, nil, nil, nil
-	x.client, x.cs, x.up, x.us, x.avoid, x.pool, x.start, x.wake, x.tried = nil, nil, nil, nil, nil, nil, 0, 0, 0
+	x.client, x.cs, x.up, x.us, x.avoid, x.pool, x.circuit, x.waiter, x.start, x.wake, x.tried = nil, nil, nil, nil, nil, nil, nil, nil, 0, 0, 0
 	x.head, x.size, x.req, x.early, x.headLen, x.window, x.before, x.active = nil, 0, nil, nil, 0, 0, 0, 0
 	x.secret, x.resSecret = marks{}, marks{}
 	x.unclear, x.held, x.interim, x.raw, x.extended, x.failures, x.refusals = false, false, false, false, false, 0, 0

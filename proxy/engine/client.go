@@ -557,6 +557,7 @@ func (x *Call) deadline() (d int64) {
 	switch {
 	case x.tunnel:
 		sooner(x.active, w.IdleTimeout)
+		sooner(x.tried, w.Life)
 		return d
 	case x.paused != 0:
 		d = x.paused + int64(maxPause)
@@ -591,6 +592,8 @@ func (x *Call) timeout(now int64) {
 	switch {
 	case d == 0 || d > now:
 		x.l.wheel.set(&x.timer, d)
+	case x.tunnel && x.Decision.Life > 0 && x.tried+int64(x.Decision.Life) <= now:
+		x.cutOff(TunnelOver)
 	case x.tunnel:
 		x.cutOff(ClientSlow)
 	case x.ans.waits() && x.ans.since+stall <= now:

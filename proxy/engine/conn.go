@@ -53,6 +53,8 @@ type conn struct {
 	ending   bool // we wait for that
 	used     bool // carried a call before
 
+	calls    int   // that it carried
+	born     int64 // when it was opened
 	timer    timer
 	since    int64 // when it became what it is: new, idle, reading a head, ending
 	progress int64 // when bytes were last taken

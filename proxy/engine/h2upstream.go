@@ -17,7 +17,7 @@ func (c *conn) openStreams() {
 
 // takes tells if a connection can carry one more call. Whether it can carry an upgrade its settings tell.
 func (c *conn) takes(x *Call) bool {
-	usable := !c.closing && !c.dead && !c.broken && c != x.avoid
+	usable := !c.closing && !c.dead && !c.broken && c != x.avoid && !c.spent()
 	return usable && c.h.Len() < c.pool.per() && c.h.CanOpen() && (c.h.settled || !x.asked.Upgrade)
 }
 

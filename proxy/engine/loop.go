@@ -79,9 +79,10 @@ const (
 	doDrain
 	doStop
 	doTick
-	doEach   // arg
-	doResume // arg
-	doTest   // arg, a function
+	doEach    // arg
+	doResume  // arg
+	doGranted // arg, whose turn in a circuit has come
+	doTest    // arg, a function
 )
 
 func newLoop(e *Engine) *loop {
@@ -249,6 +250,8 @@ func (l *loop) perform(t *task) {
 		l.each(t.arg.(*each))
 	case doResume:
 		l.resumed(t.arg.(*resumption))
+	case doGranted:
+		t.arg.(*waiter).granted()
 	case doTest:
 		t.arg.(func())()
 	}

@@ -73,6 +73,11 @@ func (p *pool) remove(c *conn) {
 // put takes a connection that can carry a call.
 func (p *pool) put(c *conn) {
 	c.since = p.l.now
+	if c.spent() {
+		c.close(false)
+		p.dial()
+		return
+	}
 	for i, x := range p.wait {
 		if !x.replayed || !c.used {
 			p.wait = append(p.wait[:i], p.wait[i+1:]...)
@@ -100,7 +105,7 @@ func (p *pool) serve(c *conn) {
 		c.carry(x)
 	}
 	p.dial()
-	if p.up.closed.Load() || c.h.Len() == 0 && p.ends() {
+	if p.up.closed.Load() || c.h.Len() == 0 && (p.ends() || c.spent()) {
 		c.shutdown()
 	}
 }
@@ -118,7 +123,7 @@ func (p *pool) pick(x *Call, fresh bool) *conn {
 	for n := len(p.idle); n > 0 && !fresh; n = len(p.idle) {
 		c := p.idle[n-1]
 		p.idle = p.idle[:n-1]
-		if p.l.now-c.since < justUsed && x.idempotent() || c.s.alive() {
+		if !c.spent() && (p.l.now-c.since < justUsed && x.idempotent() || c.s.alive()) {
 			return c
 		}
 		c.close(false)
@@ -128,6 +133,9 @@ func (p *pool) pick(x *Call, fresh bool) *conn {
 
 // acquire gets the call a connection: one that was used before, or else, and if fresh in any case, a new one.
 func (x *Call) acquire(fresh bool) {
+	if k := x.Decision.Circuit; k != nil && x.circuit == nil && !k.enter(x, fresh) {
+		return
+	}
 	l := x.l
 	p := l.pool(x.Decision.Upstream)
 	if c := p.pick(x, fresh); c != nil {
@@ -172,7 +180,7 @@ func (p *pool) dialed(t *task) {
 	p.dialing--
 	if t.err == nil && !l.stopped {
 		c := newConn(l)
-		c.pool = p
+		c.pool, c.born = p, l.now
 		if c.s = l.socket(c, t.nc, 0, false); c.s != nil {
 			l.conns[c] = true
 			p.open++
@@ -209,8 +217,15 @@ func (p *pool) disappoint(err error) {
 	}
 }
 
+// spent tells if the connection has carried as many calls as it may, or is as old as it may be.
+func (c *conn) spent() bool {
+	u := c.pool.up
+	return u.Calls > 0 && c.calls >= u.Calls || u.Life > 0 && c.l.now-c.born >= int64(u.Life)
+}
+
 // carry sends the request.
 func (c *conn) carry(x *Call) {
+	c.calls++
 	x.pool = nil
 	x.Result.Attempts++
 	x.held, x.window, x.before, x.active = false, c.l.now, x.Result.Received, c.l.now

@@ -177,6 +177,7 @@ func (x *Call) endTunnelIfDone() {
 	if !x.ask.end || !x.ans.end || x.ask.waits() || x.ans.waits() {
 		return
 	}
+	x.exit()
 	up := x.up
 	if x.us != nil {
 		x.release()

@@ -33,6 +33,8 @@ type UpstreamConfig struct {
 	Response    http1.Options // of heads; those of Limits if it is empty
 	Streams     int           // of a connection of HTTP/2 at one time; 100 if it is 0
 	Conns       int           // of a loop at one time; no limit if it is 0
+	Calls       int           // that one connection carries; no limit if it is 0
+	Life        time.Duration // after which a connection takes no more calls; no limit if it is 0
 }
 
 // Upstream is somewhere that requests can go. Its connections are shared by all requests that are sent to it and by no others: make one
@@ -78,6 +80,7 @@ func (u *Upstream) Close() {
 // leave takes the call from its upstream connection, or out of the line of those that wait for one. The connection is closed.
 func (x *Call) leave(reset bool) {
 	x.wanting, x.paused, x.bodyThen = false, 0, nil
+	x.exit()
 	if p := x.pool; p != nil {
 		x.pool = nil
 		for i, o := range p.wait {
@@ -366,6 +369,7 @@ func (x *Call) endBody() {
 
 // endAnswer ends a call whose answer was passed on.
 func (x *Call) endAnswer() {
+	x.exit()
 	up := x.up
 	if x.us != nil {
 		x.release()
