@@ -125,6 +125,9 @@ type Instance struct {
 	Usable     bool        `json:"usable"`
 }
 
+// External stands for the namespace of a host outside of the mesh, which is in none, in paths.
+const External = "external"
+
 // Services is the answer of GET /services.
 type Services struct {
 	Services []Service `json:"services"` // sorted by name

@@ -170,7 +170,11 @@ func (c *Client) Services(ctx context.Context, after uint64) (s Services, versio
 
 // Service returns one service with its instances.
 func (c *Client) Service(ctx context.Context, name mesh.ServiceName) (s Service, err error) {
-	return s, c.do(ctx, http.MethodGet, "/services/"+name.Namespace()+"/"+name.Name(), nil, nil, &s)
+	ns := name.Namespace()
+	if name.IsExternal() {
+		ns = External
+	}
+	return s, c.do(ctx, http.MethodGet, "/services/"+ns+"/"+name.Name(), nil, nil, &s)
 }
 
 // Local lists the services of this host.

@@ -67,10 +67,12 @@ For a service that does not speak HTTP leave out METHOD and PATH: it is about a 
 func explain(ctx context.Context, c *api.Client, q question) (e *policy.Explanation, names map[mesh.NodeID]string, err error) {
 	to, ok := mesh.ParseHost(q.to, q.namespace)
 	if !ok {
-		return nil, nil, usagef("--to %q is not the name of a service", q.to)
+		to, err = mesh.ParseExternal(q.to)
+		if err != nil || to.IsWildcard() {
+			return nil, nil, usagef("--to %q is not the name of a service", q.to)
+		}
 	}
-	r, err := q.request(to)
-	if err != nil {
+	if _, err = q.request(to); err != nil {
 		return nil, nil, err
 	}
 	ps, td, err := policies(ctx, c)
@@ -78,6 +80,11 @@ func explain(ctx context.Context, c *api.Client, q question) (e *policy.Explanat
 		return nil, nil, err
 	}
 	m := policy.Compile(td, 0, ps)
+	to = m.Resolve(to)
+	r, err := q.request(to)
+	if err != nil {
+		return nil, nil, err
+	}
 	names = map[mesh.NodeID]string{}
 	usable := map[*mesh.Instance]bool{}
 	v := policy.View{Services: map[mesh.ServiceName]*mesh.Service{}, Usable: func(i *mesh.Instance) bool { return usable[i] }}
@@ -90,6 +97,7 @@ func explain(ctx context.Context, c *api.Client, q question) (e *policy.Explanat
 			names[x.Node] = x.NodeName
 			usable[s.Instances[i]] = x.Usable
 		}
+		s.Entry = m.Entry(name)
 		v.Services[name] = &s.Service
 		return &s.Service, nil
 	}
@@ -104,7 +112,7 @@ func explain(ctx context.Context, c *api.Client, q question) (e *policy.Explanat
 		return nil, nil, err
 	}
 	for _, s := range m.Service(to).Destinations() {
-		if _, err := learn(s); err != nil {
+		if _, err := learn(m.Resolve(s)); err != nil {
 			return nil, nil, err
 		}
 	}
@@ -282,6 +290,9 @@ func printShare(w io.Writer, s policy.Share, names map[mesh.NodeID]string) {
 			picked = "no: " + p.Why
 		}
 		i := p.Instance
+		if i.Outside {
+			names[i.Node] = "(outside)"
+		}
 		t.row("  "+names[i.Node], i.ID, i.Health, i.Weight, labels(i.Labels), picked, verdict(p))
 	}
 	t.flush()
@@ -289,6 +300,8 @@ func printShare(w io.Writer, s policy.Share, names map[mesh.NodeID]string) {
 
 func verdict(p policy.Place) string {
 	switch {
+	case p.Instance.Outside:
+		return p.Reason
 	case p.Allowed && p.Policy == nil:
 		return "allowed: no policy is about it"
 	case p.Allowed:

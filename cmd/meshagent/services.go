@@ -1,7 +1,9 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -31,7 +33,7 @@ func newServices(g *globals) *cobra.Command {
 			return out.print(cmd.OutOrStdout(), s, func(w io.Writer) {
 				t := newTable(w, "NAMESPACE", "NAME", "PORTS", "PROTOCOL", "USABLE")
 				for _, x := range s.Services {
-					t.row(x.Name.Namespace(), x.Name.Name(), ports(x.Ports), x.Protocol, fmt.Sprintf("%d of %d", x.Usable, x.Total))
+					t.row(cmp.Or(x.Name.Namespace(), "(outside)"), x.Name.Name(), ports(x.Ports), x.Protocol, fmt.Sprintf("%d of %d", x.Usable, x.Total))
 				}
 				t.flush()
 			})
@@ -59,11 +61,12 @@ func newServicesShow(g *globals) *cobra.Command {
 	out, ns := outputFlag(c), namespaceFlag(c)
 	c.RunE = func(cmd *cobra.Command, args []string) error {
 		name, ok := mesh.ParseHost(args[0], *ns)
-		if !ok {
+		outside, err := mesh.ParseExternal(args[0])
+		if !ok && err != nil {
 			return usagef("%q is not the name of a service", args[0])
 		}
 		return g.call(cmd, 0, func(ctx context.Context, c *api.Client) error {
-			s, err := c.Service(ctx, name)
+			s, err := showService(ctx, c, name, outside)
 			if err != nil {
 				return err
 			}
@@ -71,13 +74,24 @@ func newServicesShow(g *globals) *cobra.Command {
 				fmt.Fprintf(w, "%s: %s, ports %s, %d of %d instances get calls\n\n", s.Name.FQDN(), s.Protocol, ports(s.Ports), s.Usable, s.Total)
 				t := newTable(w, "NODE", "STATUS", "INSTANCE", "ADDRESS", "HEALTH", "WEIGHT", "LABELS")
 				for _, i := range s.Instances {
-					t.row(i.NodeName, i.NodeStatus, i.ID, i.Dial(), i.Health, i.Weight, labels(i.Labels))
+					t.row(cmp.Or(i.NodeName, "(outside)"), i.NodeStatus, i.ID, i.Dial(), i.Health, i.Weight, labels(i.Labels))
 				}
 				t.flush()
 			})
 		})
 	}
 	return c
+}
+
+// showService returns the service of the mesh or, where there is none, the host outside that a name may be.
+func showService(ctx context.Context, c *api.Client, name, outside mesh.ServiceName) (s api.Service, err error) {
+	if !name.IsZero() {
+		s, err = c.Service(ctx, name)
+		if e, ok := errors.AsType[*api.Error](err); outside.IsZero() || !ok || e.Code != api.CodeNotFound {
+			return s, err
+		}
+	}
+	return c.Service(ctx, outside)
 }
 
 func newServicesLocal(g *globals) *cobra.Command {

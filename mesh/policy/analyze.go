@@ -25,6 +25,7 @@ type Finding struct {
 // services nil means that it is not known which there are: what has to do with them is not looked at. td names the mesh in principals.
 func Analyze(td mesh.TrustDomain, policies []mesh.Policy, services map[mesh.ServiceName]*mesh.Service) []Finding {
 	m := Compile(td, 0, policies)
+	services = m.withEntries(services)
 	a := &analysis{model: m, services: services, rules: map[ruleID]*use{}, seen: map[Finding]bool{}}
 	for _, s := range services {
 		for _, i := range s.Instances {
@@ -108,7 +109,7 @@ func (a *analysis) service(svc mesh.ServiceName, sp *ServicePolicy) {
 	a.traffic(svc, d, have)
 	for _, name := range slices.Sorted(maps.Keys(d.Subsets)) {
 		labels := d.Subsets[name].Labels
-		if !slices.ContainsFunc(have.Instances, func(i *mesh.Instance) bool { return i.Labels.Match(labels) }) {
+		if !slices.ContainsFunc(have.Instances, func(i *mesh.Instance) bool { return i.Labels.Match(labels) }) && !declares(have.Entry, labels) {
 			a.add(d.Policy, codeEmptySubset, "spec.subsets", "", "no instance of %s has the labels of subset %q", svc, name)
 		}
 	}
@@ -137,6 +138,16 @@ func ruleWords(l7 bool) string {
 // speaks reports whether some instance of a service, at a port if that is not 0, speaks a protocol that the proxy reads (l7), or one
 // that it does not; else the protocol of one that does not fit.
 func speaks(s *mesh.Service, port uint16, l7 bool) (other mesh.Protocol, ok bool) {
+	if s.Entry != nil {
+		for _, p := range s.Entry.Ports {
+			if port != 0 && p.Number != port {
+				continue
+			}
+			if other = p.Protocol; other.L7() == l7 {
+				return 0, true
+			}
+		}
+	}
 	for _, i := range s.Instances {
 		if port != 0 && i.CallPort() != port {
 			continue
@@ -151,6 +162,9 @@ func speaks(s *mesh.Service, port uint16, l7 bool) (other mesh.Protocol, ok bool
 
 // elsewhere proposes services of the same name in other namespaces, when one is not there.
 func (a *analysis) elsewhere(s mesh.ServiceName) string {
+	if s.IsExternal() {
+		return "declare it with a ServiceEntry"
+	}
 	var out []string
 	for other := range a.services {
 		if other.Name() == s.Name() && other != s {
@@ -179,6 +193,7 @@ func (a *analysis) destinations(svc mesh.ServiceName, key mesh.PolicyKey, rule i
 		if a.services == nil {
 			continue
 		}
+		d.Service = a.model.Resolve(d.Service)
 		to := a.services[d.Service]
 		if to == nil {
 			a.add(key, codeFor(key, codeNotFound, codeBackendNotFound), path, a.elsewhere(d.Service), "routes to %s, which no host runs", d.Service)

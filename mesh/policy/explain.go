@@ -77,7 +77,12 @@ type Place struct {
 func (m *Model) Explain(v View, to mesh.ServiceName, r *Request) *Explanation {
 	e := &Explanation{Service: to, Port: r.Port, Caller: r.Source.Identity, Rules: []Tried{}, Shares: []Share{}}
 	sp := m.Service(to)
+	may := m.MayCall(&r.Source, to)
 	switch {
+	case !may.Allow:
+		e.Answer = &Reply{404, "", may.Reason + ", says " + nameOf(may.Policy)}
+	case to.IsExternal() && r.Method != "" && r.Authority != to.FQDN():
+		e.Answer = &Reply{421, "", "the host is not " + to.FQDN() + ", whose address was called"}
 	case sp.Invalid != "":
 		e.Answer = &Reply{503, "", sp.Invalid}
 	case r.Method == "":
@@ -298,6 +303,11 @@ func (e *Explanation) share(m *Model, v View, s *Share, r *Request, l7 bool) {
 			p.Why = "its node is lost"
 		default:
 			p.Picked, s.Problem = true, ""
+		}
+		if i.Outside {
+			p.Allowed, p.Reason = true, "nobody is asked: it has no agent"
+			s.Instances = append(s.Instances, p)
+			continue
 		}
 		d := m.Authorize(&Target{Service: i.Service, Labels: i.Labels, Port: i.CallPort()}, r)
 		if p.Allowed, p.Reason = d.Allow, d.Reason; d.Policy.Kind != "" {

@@ -1,6 +1,8 @@
 package policy
 
 import (
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/meshagent/meshagent/mesh"
@@ -119,4 +121,25 @@ func (c *compiler) oneHost(path, h string) mesh.ServiceName {
 		return mesh.ServiceName{}
 	}
 	return c.host(path, h)
+}
+
+// withEntries adds what ServiceEntries declare to the services of a mesh, for those that are not applied yet; nil stays nil.
+func (m *Model) withEntries(services map[mesh.ServiceName]*mesh.Service) map[mesh.ServiceName]*mesh.Service {
+	if services == nil || len(m.entries) == 0 {
+		return services
+	}
+	out := maps.Clone(services)
+	for _, e := range m.entries {
+		s := &mesh.Service{Name: e.Host, Entry: e}
+		if have := services[e.Host]; have != nil {
+			s.Instances = have.Instances
+		}
+		out[e.Host] = s
+	}
+	return out
+}
+
+// declares reports whether an endpoint of an entry has labels.
+func declares(e *mesh.Entry, l mesh.Labels) bool {
+	return e != nil && slices.ContainsFunc(e.Endpoints, func(p mesh.Endpoint) bool { return p.Labels.Match(l) })
 }

@@ -136,6 +136,9 @@ func service(snap *mesh.Snapshot, svc *mesh.Service) api.Service {
 
 func (s *Server) getService(c *call) (any, error) {
 	name, err := mesh.NewServiceName(c.vars["namespace"], c.vars["name"])
+	if c.vars["namespace"] == api.External && strings.Contains(c.vars["name"], ".") {
+		name, err = mesh.ParseExternal(c.vars["name"])
+	}
 	if err != nil {
 		return nil, invalid("", "%v", err)
 	}
@@ -152,6 +155,8 @@ func (s *Server) getService(c *call) (any, error) {
 		in := api.Instance{Instance: *i, Usable: snap.Usable(i), NodeStatus: mesh.Failed}
 		if n := snap.Node(i.Node); n != nil {
 			in.NodeName, in.NodeAddr, in.NodeStatus = n.Name, n.Addr.String(), n.Status
+		} else if i.Outside {
+			in.NodeStatus = mesh.Alive // as far as anybody knows
 		}
 		out.Instances = append(out.Instances, in)
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/meshagent/meshagent/agent/api"
 	"github.com/meshagent/meshagent/agent/api/apitest"
 	"github.com/meshagent/meshagent/agent/api/server"
+	"github.com/meshagent/meshagent/mesh/policy"
 )
 
 // TestWholeSentences: what bad requests get, word for word.
@@ -44,7 +45,7 @@ func TestWholeSentences(t *testing.T) {
 		{"GET", "/api/v1/live?index=x", "", "", api.CodeInvalid, "query: index=\"x\" is not a number from 0 to 18446744073709551615"},
 		{"GET", "/api/v1/live?index=1&wait=0s", "", "", api.CodeInvalid, "query: wait=\"0s\" is not a time of up to 1m0s\nwrite 30s or 500ms"},
 		{"GET", "/api/v1/dns", "", "", api.CodeInvalid, "query: name=\"\" is not a name of 1 to 255 characters\ngive ?name=web.service.mesh"},
-		{"GET", "/api/v1/policies?kind=pod", "", "", api.CodeInvalid, "query: kind=\"pod\" is not known\nkinds are networking.istio.io/v1 VirtualService, networking.istio.io/v1 DestinationRule, security.istio.io/v1 AuthorizationPolicy, gateway.networking.k8s.io/v1 HTTPRoute, gateway.networking.k8s.io/v1 GRPCRoute, gateway.networking.k8s.io/v1 TCPRoute, gateway.networking.k8s.io/v1 ReferenceGrant"},
+		{"GET", "/api/v1/policies?kind=pod", "", "", api.CodeInvalid, "query: kind=\"pod\" is not known\nkinds are " + strings.Join(policy.Kinds(), ", ")},
 		{"GET", "/api/v1/policies?namespace=A", "", "", api.CodeInvalid, "query: invalid name: namespace \"A\": character 'A' is not allowed here: use a-z, 0-9 and inner hyphens"},
 		{"GET", "/api/v1/policies?consistency=strong", "", "", api.CodeInvalid, "query: consistency=\"strong\" is neither stale nor linearizable"},
 		{"GET", "/api/v1/policies?consistency=linearizable&after=1", "", "", api.CodeInvalid, "query: only stale reads can wait"},
