@@ -79,12 +79,12 @@ func (m *Model) Explain(v View, to mesh.ServiceName, r *Request) *Explanation {
 	sp := m.Service(to)
 	may := m.MayCall(&r.Source, to)
 	switch {
+	case sp.Invalid != "":
+		e.Answer = &Reply{503, "", sp.Invalid}
 	case !may.Allow:
 		e.Answer = &Reply{404, "", may.Reason + ", says " + nameOf(may.Policy)}
 	case to.IsExternal() && r.Method != "" && r.Authority != to.FQDN():
 		e.Answer = &Reply{421, "", "the host is not " + to.FQDN() + ", whose address was called"}
-	case sp.Invalid != "":
-		e.Answer = &Reply{503, "", sp.Invalid}
 	case r.Method == "":
 		e.tcp(m, v, sp, r)
 	case r.Path != "*" && canonicalFault(r.Path, Exact) != "":
