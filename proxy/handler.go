@@ -405,38 +405,6 @@ func (p *Proxy) date() http1.Pair {
 	return http1.Pair{Name: "Date", Value: s.text}
 }
 
-// recheck asks policy again about the calls that go to instances of this host, and cuts those that may not any more. An instance that
-// has left the catalog is still the one it was.
-func (p *Proxy) recheck(t *table) {
-	p.engine.Each(func(x *engine.Call) {
-		c, ok := x.Data.(*call)
-		if !ok || !c.live || c.target == nil || x.Decision.Upstream == nil {
-			return
-		}
-		switch {
-		case t.model == nil:
-		case c.edge != nil && !c.stillIn(t):
-			c.cut(errDenied)
-			return
-		case c.caller != nil && c.edge == nil:
-			if f := c.mayCall(t); f != nil {
-				c.cut(f)
-				return
-			}
-		}
-		if !c.target.local {
-			return
-		}
-		to := &c.target.policy
-		if in := p.here(t, c.target.Service)[c.target.ID]; in != nil {
-			to = &in.policy
-		}
-		if t.model == nil || !authorize(t.model, to, &c.sent).Allow {
-			c.cut(errDenied)
-		}
-	})
-}
-
 // permit asks policy whether the call may reach an instance of this host. recheck asks again as long as the call lasts.
 func (c *call) permit() *fault {
 	m := c.p.current().model

@@ -116,6 +116,7 @@ type Proxy struct {
 	second  atomic.Pointer[second]
 
 	table     atomic.Pointer[table]
+	governed  governing   // of follow: what calls were last rechecked by
 	endpoints sync.Map    // endpointKey -> *endpoint
 	began     atomic.Bool // the first snapshot was followed: instances that come later are new
 	budgets   sync.Map    // stateKey -> *budget
@@ -160,7 +161,7 @@ func New(c Config) (*Proxy, error) {
 		vips: v, links: links{who: map[mesh.Identity]*who{}, places: map[place]*place{}}, followed: progress{changed: make(chan struct{})}, stopped: make(chan struct{}), inflight: newCounter(),
 		edge:      edge{ports: map[netip.AddrPort]*edgePort{}},
 		listeners: listeners{all: map[netip.AddrPort]*listener{}, bound: map[mesh.ServiceName]*mesh.Service{}}}
-	p.engine, err = engine.New(engine.Config{Handler: handler{p}, Loops: c.Loops, Log: c.Log, Limits: engine.Limits{
+	p.engine, err = engine.New(engine.Config{Handler: handler{p}, Loops: c.Loops, Log: c.Log, Panicked: p.panicked, Limits: engine.Limits{
 		Request: http1.Options{Bytes: maxHeader, Fields: maxFields}, Response: http1.Options{Bytes: maxHeader, Fields: maxFields}, Replay: maxReplay,
 		Head: headerTimeout, Idle: idleTimeout, IdleHTTP2: idleTimeout + time.Minute, UpstreamIdle: appIdleTimeout, Streams: maxCallerStreams,
 		BodyIdle: bodyIdle, BodyRate: bodyRate, WriteStall: stallTimeout, Ping: deadAfter / 2, Pong: deadAfter / 2}})
@@ -227,7 +228,11 @@ func (p *Proxy) Run(ctx context.Context) error {
 
 // follow does what a new snapshot asks for: it cuts calls that policy no longer allows, opens new ports, and forgets what is gone.
 func (p *Proxy) follow(s *mesh.Snapshot) {
-	p.recheck(p.current())
+	t := p.current()
+	if g := t.governs(); !g.equal(p.governed) {
+		p.recheck(t)
+		p.governed = g
+	}
 	for _, name := range p.vips.names() {
 		if svc := s.Services[name]; svc != nil {
 			if a, err := p.address(svc); err == nil {
@@ -339,6 +344,14 @@ func (c *counter) wait(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// panicked counts a panic of ours, and says it once a minute.
+func (p *Proxy) panicked(in string, value any, stack []byte) {
+	p.metrics.panics.With().Inc()
+	if p.said.Allow("panic") {
+		p.c.Log.Error("a call ended by a panic: this is a bug, please report it", "in", in, "panic", fmt.Sprint(value), "stack", string(stack))
+	}
 }
 
 // warn says something once a minute.

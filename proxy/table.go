@@ -33,11 +33,13 @@ type table struct {
 func (p *Proxy) current() *table {
 	s, t := p.c.Snapshots.Load(), p.table.Load()
 	if t == nil || t.snap != s {
-		t = &table{snap: s, model: model(s)}
+		t = newTable(s)
 		p.table.Store(t)
 	}
 	return t
 }
+
+func newTable(s *mesh.Snapshot) *table { return &table{snap: s, model: model(s)} }
 
 // model is what the proxy asks of compiled policy.
 func model(s *mesh.Snapshot) *policy.Model {

@@ -135,6 +135,7 @@ type Call struct {
 	req      []byte // what goes to the upstream: the head if it speaks HTTP/1, and what is kept of the body, without framing
 	headLen  int    // of it
 	secret   marks  // fields that are not to be compressed
+	panicked bool   // its Handler did: what was decided is not followed
 	early    []byte // what a stream's client sent into a tunnel that is not there yet
 	window   int64  // when the time for the next bytes of the body began
 	before   int64  // bytes of the body until then
@@ -178,6 +179,7 @@ func (x *Call) reset() {
 	x.unclear, x.held, x.interim, x.raw, x.extended, x.failures, x.refusals = false, false, false, false, false, 0, 0
 	x.decided, x.headed, x.wanting, x.whole, x.kept, x.wrote, x.replayed = false, false, false, false, false, false, false
 	x.gen++
+	x.panicked = false
 	x.paused, x.bodyWant, x.bodyThen = 0, 0, nil
 	clear(x.copies)
 	x.copies, x.copied, x.of, x.told = x.copies[:0], false, nil, nil

@@ -32,7 +32,7 @@ import (
 )
 
 // Handler decides. All but Accept are called in a loop that also serves other connections: they must not block. A Call is only good
-// until Done returns.
+// until Done returns. A panic ends the call with 500, or the connection.
 type Handler interface {
 	// Accept is told of a connection. Conn.Admit, AdmitRaw, AdmitAny or Close must follow, now or later and from any goroutine; until then
 	// nothing is read. It must not block either: what it has to wait for belongs into a goroutine.
@@ -67,6 +67,8 @@ type Config struct {
 	// Portable drives connections by goroutines where event loops could.
 	Portable bool
 	Log      *slog.Logger // nil for none
+	// Panicked is told of a panic of the Handler, which ends no more than the call that it was about; nil: it is logged.
+	Panicked func(in string, value any, stack []byte)
 }
 
 // Limits bound what peers may cost. Zeros become the defaults that the comments name.
@@ -156,6 +158,7 @@ func New(c Config) (*Engine, error) {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
 	e := &Engine{Config: c, base: time.Now().Add(-1), empty: make(chan struct{}, 1)}
+	e.Handler = guard{c.Handler, e}
 	e.ctx, e.stop = context.WithCancelCause(context.Background())
 	e.open, e.shut = context.WithCancel(e.ctx)
 	for range c.Loops {

@@ -38,7 +38,7 @@ func (l *loop) resumed(r *resumption) {
 		return
 	}
 	x.paused, x.bodyThen = 0, nil
-	r.f(x)
+	l.e.Handler.(guard).resume(r.f, x)
 	switch d := x.Decision.Delay; {
 	case x.paused != 0:
 		x.arm()

@@ -313,11 +313,11 @@ func (l *loop) each(e *each) {
 		case c.h != nil:
 			for s := range c.h.Streams() {
 				if x := s.Owner.(*Call); x.decided {
-					e.f(x)
+					l.e.Handler.(guard).each(e.f, x)
 				}
 			}
 		case x != nil && x.decided:
-			e.f(x)
+			l.e.Handler.(guard).each(e.f, x)
 		}
 	}
 }

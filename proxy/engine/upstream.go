@@ -252,7 +252,11 @@ func (x *Call) passHead(n int, end bool) bool {
 	}
 	x.Response = res
 	again := !x.copied && l.e.Handler.Respond(x)
-	if x.Response = nil; again && x.CanRetry() {
+	if x.Response = nil; x.panicked {
+		x.refuse(500, "the answer cannot be judged", "")
+		return false
+	}
+	if again && x.CanRetry() {
 		x.leave(true)
 		x.retry()
 		return false

@@ -1,0 +1,71 @@
+package proxy
+
+import (
+	"cmp"
+	"slices"
+
+	"github.com/meshagent/meshagent/mesh"
+	"github.com/meshagent/meshagent/mesh/policy"
+	"github.com/meshagent/meshagent/proxy/engine"
+)
+
+// governing is what decides whether a call that is under way may go on: policy, and the instances of this host.
+type governing struct {
+	model *policy.Model
+	here  []*mesh.Instance
+}
+
+// governs returns it. Records of gossip change many times a second, these seldom.
+func (t *table) governs() governing {
+	g := governing{model: t.model}
+	if t.snap == nil {
+		return g
+	}
+	for _, s := range t.snap.Services {
+		for _, i := range s.Instances {
+			if i.Node == t.snap.Self {
+				g.here = append(g.here, i)
+			}
+		}
+	}
+	slices.SortFunc(g.here, func(a, b *mesh.Instance) int {
+		return cmp.Or(a.Service.Compare(b.Service), cmp.Compare(a.ID, b.ID))
+	})
+	return g
+}
+
+func (g governing) equal(o governing) bool {
+	return g.model == o.model && slices.EqualFunc(g.here, o.here, func(a, b *mesh.Instance) bool { return a == b || a.Equal(b) })
+}
+
+// recheck asks policy again about the calls that go to instances of this host, and cuts those that may not any more. An instance that
+// has left the catalog is still the one it was.
+func (p *Proxy) recheck(t *table) {
+	p.engine.Each(func(x *engine.Call) {
+		c, ok := x.Data.(*call)
+		if !ok || !c.live || c.target == nil || x.Decision.Upstream == nil {
+			return
+		}
+		switch {
+		case t.model == nil:
+		case c.edge != nil && !c.stillIn(t):
+			c.cut(errDenied)
+			return
+		case c.caller != nil && c.edge == nil:
+			if f := c.mayCall(t); f != nil {
+				c.cut(f)
+				return
+			}
+		}
+		if !c.target.local {
+			return
+		}
+		to := &c.target.policy
+		if in := p.here(t, c.target.Service)[c.target.ID]; in != nil {
+			to = &in.policy
+		}
+		if t.model == nil || !authorize(t.model, to, &c.sent).Allow {
+			c.cut(errDenied)
+		}
+	})
+}
