@@ -18,7 +18,7 @@ type metrics struct {
 	ejections  *telemetry.CounterVec
 	refused    *telemetry.CounterVec
 	handshakes *telemetry.CounterVec
-	panics     *telemetry.CounterVec
+	panics     telemetry.Counter
 	max        int64    // series; maxSeries but in tests
 	known      sync.Map // metricKey -> handles
 	n          atomic.Int64
@@ -53,7 +53,7 @@ func newMetrics(m *telemetry.Metrics) *metrics {
 			[]float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10}, "src", "dst", "direction"),
 		retries:    m.Counter("meshagent_retries_total", "Tries after the first.", "dst"),
 		ejections:  m.Counter("meshagent_ejections_total", "Times that an instance was found to fail and sat out.", "dst"),
-		panics:     m.Counter("meshagent_proxy_panics_total", "Calls that ended by a panic."),
+		panics:     m.Counter("meshagent_proxy_panics_total", "Calls that ended by a panic.").With(),
 		handshakes: m.Counter("meshagent_gateway_handshakes_failed_total", "Handshakes of TLS at gateways that came to nothing.", "dst"),
 		refused:    m.Counter("meshagent_connections_refused_total", "Connections of callers that found no room.", "dst"),
 	}

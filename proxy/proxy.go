@@ -348,7 +348,7 @@ func (c *counter) wait(ctx context.Context) error {
 
 // panicked counts a panic of ours, and says it once a minute.
 func (p *Proxy) panicked(in string, value any, stack []byte) {
-	p.metrics.panics.With().Inc()
+	p.metrics.panics.Inc()
 	if p.said.Allow("panic") {
 		p.c.Log.Error("a call ended by a panic: this is a bug, please report it", "in", in, "panic", fmt.Sprint(value), "stack", string(stack))
 	}
