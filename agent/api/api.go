@@ -178,6 +178,8 @@ type Policy struct {
 	Source     string `json:"source"`   // YAML or JSON, as it was written
 	Created    uint64 `json:"created"`  // store index
 	Modified   uint64 `json:"modified"` // store index
+
+	Status *mesh.PolicyStatus `json:"status,omitempty"` // with ?status=true
 }
 
 // Policies is the answer of GET /policies and of GET /policies/GROUP/KIND/NAMESPACE/NAME. A stale read, the default, comes from

@@ -208,13 +208,22 @@ func (c *Client) UpdateTTL(ctx context.Context, namespace, id, check string, t T
 
 // Policies lists policy; empty kind and namespace mean all of them. kind is a name as people type it (virtualservice, vs).
 func (c *Client) Policies(ctx context.Context, kind, namespace string, cons Consistency) (p Policies, err error) {
+	return p, c.do(ctx, http.MethodGet, "/policies", policyQuery(kind, namespace, cons, ""), nil, &p)
+}
+
+func policyQuery(kind, namespace string, cons Consistency, status string) url.Values {
 	q := url.Values{}
-	for k, v := range map[string]string{"kind": kind, "namespace": namespace, "consistency": string(cons)} {
+	for k, v := range map[string]string{"kind": kind, "namespace": namespace, "consistency": string(cons), "status": status} {
 		if v != "" {
 			q.Set(k, v)
 		}
 	}
-	return p, c.do(ctx, http.MethodGet, "/policies", q, nil, &p)
+	return q
+}
+
+// Statuses is Policies with the status of each.
+func (c *Client) Statuses(ctx context.Context, kind, namespace string, cons Consistency) (p Policies, err error) {
+	return p, c.do(ctx, http.MethodGet, "/policies", policyQuery(kind, namespace, cons, "true"), nil, &p)
 }
 
 // Apply changes policy.

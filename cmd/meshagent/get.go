@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"slices"
@@ -10,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/meshagent/meshagent/agent/api"
+	"github.com/meshagent/meshagent/internal/strictyaml"
 	"github.com/meshagent/meshagent/mesh/policy"
 )
 
@@ -17,7 +19,8 @@ func newGet(g *globals) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "get KIND|all [NAME]",
 		Short: "Show policy",
-		Long: `Shows the policies of a kind, or of all kinds. -o yaml gives back what was applied, word for word.
+		Long: `Shows the policies of a kind, or of all kinds. -o yaml gives back what was applied, word for word; with --status
+each resource has its status, as kubectl shows it, and no comments.
 
 A stale read comes from this host and needs no server; a linearizable one asks the leader, and sees every write before it.`,
 		Example:           "  meshagent get all -A\n  meshagent get virtualservice web -o yaml\n  meshagent get vs -n shop --consistency linearizable",
@@ -27,6 +30,7 @@ A stale read comes from this host and needs no server; a linearizable one asks t
 	out, ns := outputFlag(c), namespaceFlag(c)
 	all := c.Flags().BoolP("all-namespaces", "A", false, "of all namespaces")
 	cons := c.Flags().String("consistency", string(api.Stale), "stale or linearizable")
+	status := c.Flags().Bool("status", false, "with -o yaml or json: what became of each policy, too")
 	c.RunE = func(cmd *cobra.Command, args []string) error {
 		kind, err := kindOf(args[0])
 		if err != nil {
@@ -39,7 +43,11 @@ A stale read comes from this host and needs no server; a linearizable one asks t
 			*ns = ""
 		}
 		return g.call(cmd, 0, func(ctx context.Context, c *api.Client) error {
-			ps, err := c.Policies(ctx, kind, *ns, api.Consistency(*cons))
+			read := c.Statuses
+			if *out != asTable && !*status {
+				read = c.Policies
+			}
+			ps, err := read(ctx, kind, *ns, api.Consistency(*cons))
 			if err != nil {
 				return err
 			}
@@ -50,12 +58,17 @@ A stale read comes from this host and needs no server; a linearizable one asks t
 				}
 			}
 			if *out == asYAML {
+				if *status {
+					if err := addStatus(ps.Policies); err != nil {
+						return err
+					}
+				}
 				return writeSources(cmd.OutOrStdout(), ps.Policies)
 			}
 			return out.print(cmd.OutOrStdout(), ps, func(w io.Writer) {
-				t := newTable(w, "NAMESPACE", "KIND", "NAME", "API VERSION", "CREATED", "MODIFIED")
+				t := newTable(w, "NAMESPACE", "KIND", "NAME", "API VERSION", "CREATED", "MODIFIED", "STATUS")
 				for _, p := range ps.Policies {
-					t.row(p.Namespace, p.Kind, p.Name, p.APIVersion, p.Created, p.Modified)
+					t.row(p.Namespace, p.Kind, p.Name, p.APIVersion, p.Created, p.Modified, p.Status.Summary())
 				}
 				t.flush()
 			})
@@ -85,6 +98,32 @@ func writeSources(w io.Writer, ps []api.Policy) error {
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// addStatus writes the status of each policy into its source. A status that it was applied with, as kubectl shows one, goes.
+func addStatus(ps []api.Policy) error {
+	for i := range ps {
+		docs, err := strictyaml.Split("", []byte(ps[i].Source))
+		if err != nil {
+			return err
+		}
+		status, err := json.Marshal(ps[i].Status)
+		if err != nil {
+			return err
+		}
+		root := docs[0].Root
+		if at := slices.Index(root.Keys, "status"); at >= 0 {
+			root.Keys, root.Vals = slices.Delete(root.Keys, at, at+1), slices.Delete(root.Vals, at, at+1)
+		}
+		old := root.JSON()
+		text := fmt.Appendf(nil, `%s,"status":%s}`, old[:len(old)-1], status) // every resource has a kind before it
+		source, err := strictyaml.Encode(json.RawMessage(text))
+		if err != nil {
+			return err
+		}
+		ps[i].Source = string(source)
+	}
+	return nil
 }
 
 // kindOf returns the kind of a name as people type it, "" for all kinds.

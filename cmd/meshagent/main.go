@@ -102,7 +102,7 @@ The first host founds a mesh, the others join it, and policy is applied from any
 	c.PersistentFlags().StringVar(&g.tokenFile, "token-file", "",
 		"file with an API token, which changes need on clients and over http; $MESHAGENT_TOKEN without it")
 	return group(c, nil, newAgent(), newInit(), newJoin(), newLeave(g), newToken(g), newAPIToken(g), newWhoami(g), newAudit(), newKeyring(g), newCA(g), newMembers(g), newServices(g), newApply(g), newGet(g), newDelete(g),
-		newStatus(g), newDNS(g), newSnapshot(g), newValidate(), newAnalyze(g), newExplain(g), newVersion(), newCompletion(), newDemo())
+		newStatus(g), newDNS(g), newSnapshot(g), newValidate(), newDiff(g), newAnalyze(g), newExplain(g), newVersion(), newCompletion(), newDemo())
 }
 
 // globals are the flags that every verb has. A token is no flag: command lines are seen by all users of a host.

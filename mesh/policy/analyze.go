@@ -25,12 +25,15 @@ type Finding struct {
 // services nil means that it is not known which there are: what has to do with them is not looked at. td names the mesh in principals.
 func Analyze(td mesh.TrustDomain, policies []mesh.Policy, services map[mesh.ServiceName]*mesh.Service) []Finding {
 	m := Compile(td, 0, policies)
-	services = m.withEntries(services)
+	return analyze(m, m.withEntries(services))
+}
+
+func analyze(m *Model, services map[mesh.ServiceName]*mesh.Service) []Finding {
 	a := &analysis{model: m, services: services, rules: map[ruleID]*use{}, seen: map[Finding]bool{}}
 	for _, s := range services {
 		for _, i := range s.Instances {
 			if !i.Outside {
-				a.callers = append(a.callers, i.Identity(td))
+				a.callers = append(a.callers, i.Identity(m.td))
 			}
 		}
 	}

@@ -150,6 +150,8 @@ var wireTypes = map[string]any{
 	"APIToken": api.APIToken{}, "APITokenSpec": api.APITokenSpec{}, "APITokens": api.APITokens{}, "NewAPIToken": api.NewAPIToken{}, "Whoami": api.Whoami{},
 	// of package mesh
 	"Locality": mesh.Locality{}, "Node": mesh.Node{}, "PolicyKey": mesh.PolicyKey{},
+	"Condition": mesh.Condition{}, "MessageType": mesh.MessageType{}, "ParentRef": mesh.ParentRef{}, "ParentStatus": mesh.ParentStatus{}, "PolicyMessage": mesh.PolicyMessage{},
+	"PolicyStatus": mesh.PolicyStatus{},
 }
 
 // requests are the types that are read strictly.
@@ -393,8 +395,8 @@ var samples = []struct{ method, target, mediaType, body, route string }{
 	{"GET", "/api/v1/local/services", "", "", "/api/v1/local/services"},
 	{"DELETE", "/api/v1/local/services/default/web", "", "", "/api/v1/local/services/{namespace}/{id}"},
 	{"POST", "/api/v1/policies", "application/yaml", webRoute, "/api/v1/policies"},
-	{"GET", "/api/v1/policies?kind=vs&namespace=default&consistency=linearizable", "", "", "/api/v1/policies"},
-	{"GET", "/api/v1/policies/networking.istio.io/VirtualService/default/web", "", "", "/api/v1/policies/{group}/{kind}/{namespace}/{name}"},
+	{"GET", "/api/v1/policies?kind=vs&namespace=default&consistency=linearizable&status=true", "", "", "/api/v1/policies"},
+	{"GET", "/api/v1/policies/networking.istio.io/VirtualService/default/web?status=true", "", "", "/api/v1/policies/{group}/{kind}/{namespace}/{name}"},
 	{"GET", "/api/v1/live?index=11&wait=1s", "", "", "/api/v1/live"},
 	{"GET", "/api/v1/status", "", "", "/api/v1/status"},
 	{"DELETE", "/api/v1/policies/networking.istio.io/VirtualService/default/web?index=11", "", "", "/api/v1/policies/{group}/{kind}/{namespace}/{name}"},

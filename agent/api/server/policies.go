@@ -39,6 +39,26 @@ func (s *Server) getPolicies(c *call) (any, error) {
 	return ps, nil
 }
 
+// withStatus adds the status of each policy if the call asks for it.
+func (s *Server) withStatus(c *call, ps *api.Policies) error {
+	if ok, err := c.flag("status"); err != nil || !ok {
+		return err
+	}
+	snap := s.cfg.Snapshots.Load()
+	all := make([]mesh.Policy, len(ps.Policies))
+	for i, p := range ps.Policies {
+		all[i] = mesh.Policy{PolicyKey: p.PolicyKey, APIVersion: p.APIVersion, Source: []byte(p.Source), Created: p.Created, Modified: p.Modified}
+	}
+	statuses := policy.Statuses(snap.TrustDomain, all, snap.Services, func(index uint64) (live, nodes int) {
+		sp := spreadOf(snap, func(n *mesh.Node) bool { return n.PolicyIndex >= index })
+		return sp.have, sp.nodes
+	})
+	for i, p := range ps.Policies {
+		ps.Policies[i].Status = statuses[p.PolicyKey]
+	}
+	return nil
+}
+
 // policies returns all policy in a new list, from the Snapshot or, when a call asks for linearizable, from the leader.
 func (s *Server) policies(c *call) (api.Policies, error) {
 	switch cons := api.Consistency(c.query.Get("consistency")); cons {
@@ -48,8 +68,11 @@ func (s *Server) policies(c *call) (api.Policies, error) {
 			return api.Policies{}, invalid("", "query: only stale reads can wait")
 		}
 		ps, err := s.cfg.Mesh.Policies(c.ctx)
+		if err != nil {
+			return api.Policies{}, err
+		}
 		ps.Policies = list(slices.Clone(ps.Policies))
-		return ps, err
+		return ps, s.withStatus(c, &ps)
 	default:
 		return api.Policies{}, invalid("", "query: consistency=%s is neither stale nor linearizable", quote(string(cons)))
 	}
@@ -62,7 +85,7 @@ func (s *Server) policies(c *call) (api.Policies, error) {
 		ps.Policies = append(ps.Policies, api.Policy{PolicyKey: p.PolicyKey, APIVersion: p.APIVersion, Source: string(p.Source),
 			Created: p.Created, Modified: p.Modified})
 	}
-	return ps, nil
+	return ps, s.withStatus(c, &ps)
 }
 
 func (c *call) policyKey() mesh.PolicyKey {
