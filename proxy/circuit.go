@@ -6,7 +6,9 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/meshagent/meshagent/mesh"
 	"github.com/meshagent/meshagent/mesh/policy"
+	"github.com/meshagent/meshagent/proxy/engine"
 )
 
 // stateKey names what is kept of a destination over snapshots.
@@ -15,16 +17,29 @@ type stateKey struct {
 	slot time.Duration // of a budget
 }
 
-// circuit counts what this host has in flight towards a destination. It outlives snapshots.
-type circuit struct{ calls atomic.Int64 }
+// circuit is what this host has in flight towards a destination. It outlives snapshots.
+type circuit struct {
+	calls atomic.Int64
+	gate  engine.Circuit // of calls that each need a connection
+}
 
 // circuit returns that of a destination, nil where no policy looks at it.
 func (p *Proxy) circuit(k destKey, t *policy.TrafficPolicy) *circuit {
-	if t.Pool.Requests == 0 && (t.Budget == nil || t.Budget.Interval > 0) {
+	if t.Pool.Requests == 0 && t.Pool.Conns == 0 && (t.Budget == nil || t.Budget.Interval > 0) {
 		return nil
 	}
-	c, _ := p.circuits.LoadOrStore(stateKey{destKey: k}, &circuit{})
-	return c.(*circuit)
+	v, _ := p.circuits.LoadOrStore(stateKey{destKey: k}, &circuit{})
+	c := v.(*circuit)
+	c.gate.Bound(t.Pool.Conns, t.Pool.Pending)
+	return c
+}
+
+// gate is what the call waits at if there are as many as there may be; nil for none. A connection of HTTP/2 carries many calls.
+func (d *destination) gate(t *target) *engine.Circuit {
+	if d.traffic.Pool.Conns == 0 || t.Protocol == mesh.HTTP2 || t.Protocol == mesh.GRPC {
+		return nil
+	}
+	return &d.circuit.gate
 }
 
 // budget returns that of a destination: one of its own where policy bounds its retries, else that of its service.
@@ -45,7 +60,7 @@ func (d *destination) enter() bool {
 	if d.circuit == nil {
 		return true
 	}
-	if n, most := d.circuit.calls.Add(1), d.traffic.Pool.Requests; most > 0 && n > int64(most) {
+	if n, most := d.circuit.calls.Add(1), d.traffic.Pool.Requests; most > 0 && d.l7 && n > int64(most) {
 		d.circuit.calls.Add(-1)
 		return false
 	}

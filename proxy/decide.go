@@ -238,7 +238,7 @@ func (c *call) connect() *fault {
 	}
 	traffic := c.split.dest.traffic
 	c.hash = c.key(traffic.Hash)
-	c.x.Decision.IdleTimeout = traffic.Pool.TCPIdle
+	c.x.Decision.IdleTimeout, c.x.Decision.Life = traffic.Pool.TCPIdle, traffic.Pool.Life
 	return c.try(c.x.Result.Start)
 }
 
@@ -272,7 +272,7 @@ func (c *call) try(now time.Time) *fault {
 		return errUpgrade
 	}
 	l := c.p.link(c.who, t.place, now, dest.connect)
-	x.Decision.Upstream = l.Upstream
+	x.Decision.Upstream, x.Decision.Circuit = l.Upstream, dest.gate(t)
 	switch q := &x.Decision.Request; {
 	case !c.raw:
 		c.edit(t, l, now)

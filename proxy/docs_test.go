@@ -74,7 +74,7 @@ func TestDocsFlags(t *testing.T) {
 		code = append(code, fmt.Sprint(f.flag, " ", f.code, " ", f.grpc, " ", f.reason))
 	}
 	same(t, "answer", doc, code)
-	same(t, "flag of other answers", more, []string{flagDelayed, flagExhausted, flagOverflow})
+	same(t, "flag of other answers", more, []string{flagDelayed, flagExhausted, flagOverflow, flagOver})
 	// Every fault that the code has is among ownAnswers.
 	b, err := os.ReadFile("fault.go")
 	if err != nil {

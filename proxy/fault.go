@@ -57,6 +57,7 @@ const (
 	flagDelayed   = "DI"  // the request was held back as a rule's fault says
 	flagExhausted = "URX" // all retries were used up
 	flagOverflow  = "UO"  // the retry budget was used up
+	flagOver      = "DT"  // a connection lasted as long as it may
 )
 
 // engineFault is the fault that the engine means by a flag. err is why there was no connection, status what the engine would answer.
@@ -109,7 +110,7 @@ func faultOf(meshError []byte) *fault {
 type flags uint32
 
 // flagNames are the flags by their bits, in the order in which they are written.
-var flagNames = []string{"DI", "RBAC", "NC", "NR", "UH", "UF", "UC", "UR", "UPE", "UO", "UT", "DPE", "SI", "LOOP", "FI", "DC", "URX"}
+var flagNames = []string{"DI", "RBAC", "NC", "NR", "UH", "UF", "UC", "UR", "UPE", "UO", "UT", "DPE", "SI", "LOOP", "FI", "DC", "URX", "DT"}
 
 // add adds a flag; "" is none.
 func (s *flags) add(flag string) {

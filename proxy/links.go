@@ -30,12 +30,18 @@ type kept struct {
 	keepalive policy.Keepalive
 	idle      time.Duration // without a request
 	streams   int           // at one time
+	conns     int           // of HTTP/2
+	calls     int           // that one to an application carries
+	life      time.Duration // of one to an application
 	tls       policy.TLS    // outside of the mesh
 }
 
 // keptBy is what policy says of connections to an instance of a service.
 func keptBy(t *policy.TrafficPolicy, svc *mesh.Service, i *mesh.Instance) kept {
-	k := kept{keepalive: t.Pool.Keepalive, idle: t.Pool.Idle, streams: t.Pool.Streams}
+	k := kept{keepalive: t.Pool.Keepalive, idle: t.Pool.Idle, streams: t.Pool.Streams, calls: t.Pool.Calls, life: t.Pool.Life}
+	if i.Protocol == mesh.HTTP2 || i.Protocol == mesh.GRPC {
+		k.conns = t.Pool.Conns
+	}
 	if !i.Outside || !t.TLS.On {
 		return k
 	}
@@ -162,7 +168,7 @@ func (p *Proxy) newLink(w *who, to *place, now time.Time, connect time.Duration)
 			return p.dialTunnel(ctx, w.id, to, time.Duration(l.connect.Load()))
 		}
 	} else {
-		c.Idle = appIdleTimeout
+		c.Idle, c.Calls, c.Life = appIdleTimeout, to.kept.calls, to.kept.life
 		var o *origin
 		if to.kept.tls.On {
 			o = &origin{TLS: to.kept.tls, protocol: to.protocol}
@@ -180,6 +186,9 @@ func (p *Proxy) newLink(w *who, to *place, now time.Time, connect time.Duration)
 	}
 	if to.kept.streams > 0 {
 		c.Streams = to.kept.streams
+	}
+	if n := max(1, to.kept.conns/p.engine.Loops); to.kept.conns > 0 && (c.Conns == 0 || n < c.Conns) {
+		c.Conns = n
 	}
 	l.Upstream = p.engine.Upstream(c)
 	w.links.Store(to, l)

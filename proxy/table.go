@@ -207,6 +207,7 @@ type destination struct {
 	targets []*target
 	picker  *lb.Picker // of the same indices
 	timed   bool       // it wants to know how long calls take
+	l7      bool
 }
 
 // target is an instance with how it is called.
@@ -246,7 +247,7 @@ func (p *Proxy) destination(t *table, k destKey) (*destination, *fault) {
 	if !ok {
 		return nil, errNoSubset
 	}
-	v := &destination{traffic: traffic, connect: dialTimeout, retries: p.metrics.retries.With(k.svc.String()), timed: traffic.LB == policy.PeakEWMA}
+	v := &destination{traffic: traffic, connect: dialTimeout, retries: p.metrics.retries.With(k.svc.String()), timed: traffic.LB == policy.PeakEWMA, l7: k.l7}
 	if traffic.Pool.Connect > 0 {
 		v.connect = traffic.Pool.Connect
 	}

@@ -147,6 +147,12 @@ func (c *compiler) duration(path string, d *time.Duration, least, most time.Dura
 	return *d
 }
 
+// A line of calls that wait costs memory for each.
+const (
+	defaultPending = 1024 // as Envoy's
+	maxPending     = 65536
+)
+
 const maxTime = 24 * time.Hour // of anything that a destination waits for
 
 // outlier compiles an outlierDetection. What it leaves out is as Istio has it.
@@ -195,6 +201,10 @@ func (c *compiler) pool(path string, p *istio.ConnectionPool) (out Pool) {
 		path := path + ".tcp"
 		out.Connect = c.duration(path+".connectTimeout", t.ConnectTimeout, time.Millisecond, maxTime)
 		out.TCPIdle = c.duration(path+".idleTimeout", t.IdleTimeout, 0, maxTime)
+		out.Life = c.duration(path+".maxConnectionDuration", t.MaxConnectionDuration, time.Millisecond, 365*24*time.Hour)
+		if out.Conns = number(c, path+".maxConnections", t.MaxConnections, 1, math.MaxInt32); out.Conns > 0 {
+			out.Pending = defaultPending
+		}
 		if k := t.TCPKeepalive; k != nil {
 			path := path + ".tcpKeepalive"
 			out.Keepalive = Keepalive{true, c.duration(path+".time", k.Time, time.Second, maxTime),
@@ -203,6 +213,12 @@ func (c *compiler) pool(path string, p *istio.ConnectionPool) (out Pool) {
 	}
 	if h := p.HTTP; h != nil {
 		path := path + ".http"
+		out.Calls = number(c, path+".maxRequestsPerConnection", h.MaxRequestsPerConnection, 0, 1<<29)
+		if n := h.HTTP1MaxPendingRequests; n != nil {
+			if out.Pending = number(c, path+".http1MaxPendingRequests", n, 1, maxPending); out.Conns == 0 {
+				c.fail(path+".http1MaxPendingRequests", "write it, or remove this", "has no effect without tcp.maxConnections: requests wait only for a connection")
+			}
+		}
 		out.Requests = number(c, path+".http2MaxRequests", h.HTTP2MaxRequests, 1, math.MaxInt32)
 		out.Retries = number(c, path+".maxRetries", h.MaxRetries, 1, math.MaxInt32)
 		out.Idle = c.duration(path+".idleTimeout", h.IdleTimeout, time.Millisecond, maxTime)

@@ -131,6 +131,10 @@ type Pool struct {
 	TCPIdle   time.Duration // of a connection that is a call
 	Idle      time.Duration // of one without a request
 	Streams   int           // of one of HTTP/2
+	Conns     int           // in use at one time; of HTTP/2, open
+	Pending   int           // calls that wait for one of Conns
+	Calls     int           // that one to an application carries
+	Life      time.Duration // of one to an application, and of one that is a call
 	Requests  int           // in flight
 	Retries   int           // in flight
 }

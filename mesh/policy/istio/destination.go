@@ -146,10 +146,10 @@ type ConnectionPool struct {
 
 // PoolTCP bounds connections at layer 4.
 type PoolTCP struct {
-	MaxConnections        Unsupported    `yaml:"maxConnections"`
+	MaxConnections        *int           `yaml:"maxConnections"`
 	ConnectTimeout        *time.Duration `yaml:"connectTimeout"`
 	TCPKeepalive          *TCPKeepalive  `yaml:"tcpKeepalive"`
-	MaxConnectionDuration Unsupported    `yaml:"maxConnectionDuration"`
+	MaxConnectionDuration *time.Duration `yaml:"maxConnectionDuration"`
 	IdleTimeout           *time.Duration `yaml:"idleTimeout"`
 }
 
@@ -162,9 +162,9 @@ type TCPKeepalive struct {
 
 // PoolHTTP bounds requests and the connections that carry them.
 type PoolHTTP struct {
-	HTTP1MaxPendingRequests  Unsupported    `yaml:"http1MaxPendingRequests"`
+	HTTP1MaxPendingRequests  *int           `yaml:"http1MaxPendingRequests"`
 	HTTP2MaxRequests         *int           `yaml:"http2MaxRequests"`
-	MaxRequestsPerConnection Unsupported    `yaml:"maxRequestsPerConnection"`
+	MaxRequestsPerConnection *int           `yaml:"maxRequestsPerConnection"`
 	MaxRetries               *int           `yaml:"maxRetries"`
 	IdleTimeout              *time.Duration `yaml:"idleTimeout"`
 	H2UpgradePolicy          string         `yaml:"h2UpgradePolicy"`
