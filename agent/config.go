@@ -200,11 +200,6 @@ func (c *Config) check(file string) error {
 			bad("dns.resolvers", "%v is not the address and port of another resolver: write it as 192.0.2.53:53", r)
 		}
 	}
-	for _, r := range c.DNS.AllowReserved {
-		if r.Overlaps(c.Proxy.VIPRange) {
-			bad("dns.allowReserved", "%v holds addresses of proxy.vipRange, which lead back to the agent", r)
-		}
-	}
 	if r := c.Proxy.VIPRange; !r.Addr().Is4() || !r.Addr().IsLoopback() || r.Bits() > 24 {
 		bad("proxy.vipRange", "%v: a part of 127.0.0.0/8 of at least 256 addresses is needed", r)
 	}

@@ -184,15 +184,21 @@ func (h *Host) path(p ...string) string {
 
 func (h *Host) writeConfig(more string) {
 	h.c.t.Helper()
+	dns := fmt.Sprintf("dns: {address: %q", h.Addr()+":8600")
+	if rest, ok := strings.CutPrefix(more, "dns: {"); ok { // one key, for both
+		dns, more = dns+", "+rest, ""
+	} else {
+		dns += "}"
+	}
 	h.Write("agent.yaml", fmt.Sprintf(`name: %s
 address: %s
 dataDir: %s
 servicesDir: %s
 api: {socket: %s, address: "%[2]s:8500"}
-dns: {address: "%[2]s:8600"}
+%[9]s
 proxy: {vipRange: 127.%[6]d.%[7]d.0/20, httpPort: 0}
 raft: {heartbeat: 200ms}
-%[8]s`, h.name(), h.Addr(), h.path("data"), h.path("services.d"), h.Socket(), h.c.net, 16*h.n, more))
+%[8]s`, h.name(), h.Addr(), h.path("data"), h.path("services.d"), h.Socket(), h.c.net, 16*h.n, more, dns))
 	if err := os.MkdirAll(h.path("services.d"), 0o700); err != nil {
 		h.c.t.Fatal(err)
 	}

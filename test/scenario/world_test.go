@@ -37,6 +37,7 @@ type world struct {
 	callers map[string]*lab.Host // by service; a host under its own name calls as nobody but itself
 	as      string
 	ca      *authority
+	dns     *nameServer
 	new     []instance // which not every host has been seen to know
 
 	answers []answer // of the last calls
@@ -91,6 +92,7 @@ func (w *world) commands() map[string]func(args []string) (string, error) {
 		"answers": w.behave, "requests": w.requests, "forget": w.forget, "accesslog": w.accessLog, "metrics": w.metrics,
 		"appdown": w.appDown, "appup": w.appUp, "hostdown": w.hostDown, "hoststop": w.hostStop, "hostup": w.hostUp,
 		"replace": w.replace, "certificate": w.certificate,
+		"nameserver": w.nameServer, "names": w.names, "nameserverdown": w.nameServerDown,
 	}
 }
 
