@@ -77,7 +77,7 @@ func (w *world) comparePage() {
 			}
 			fits := false
 			for _, out := range outs {
-				fits = fits || pattern(want).MatchString(out)
+				fits = fits || pattern(want).MatchString(strings.TrimRight(out, "\n")+"\n")
 			}
 			if !fits {
 				w.t.Errorf("the page shows behind %q\n%s\nit was\n%s", line, want, strings.Join(outs, "\nor\n"))
