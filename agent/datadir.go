@@ -21,14 +21,15 @@ import (
 // The files of the data directory. membership.json comes last and makes the host a member: whatever else is there without
 // it counts for nothing.
 const (
-	fileMembership = "membership.json" // trust domain, certificates, bundle, gossip keys, servers
-	fileKey        = "node.key"        // the host's private key: who it is
-	fileSealKey    = "seal.key"        // servers: opens the CA's keys in the store
-	fileSnapshot   = "snapshot.json"   // last good policy and catalog, for a start without servers
-	fileVIPs       = "vips.json"       // addresses of services on this host
-	fileRegistry   = "services.json"   // services registered by API or CLI
-	dirRaft        = "raft"
-	dirLeaves      = "certs" // sealed certificates of services, for a start without servers
+	fileMembership  = "membership.json" // trust domain, certificates, bundle, gossip keys, servers
+	fileKey         = "node.key"        // the host's private key: who it is
+	fileSealKey     = "seal.key"        // servers: opens the CA's keys in the store
+	fileSnapshot    = "snapshot.json"   // last good policy and catalog, for a start without servers
+	fileVIPs        = "vips.json"       // addresses of services on this host
+	fileCredentials = "gateway.sealed"  // Secrets for gateways, sealed under the host's key
+	fileRegistry    = "services.json"   // services registered by API or CLI
+	dirRaft         = "raft"
+	dirLeaves       = "certs" // sealed certificates of services, for a start without servers
 )
 
 // membershipVersion is the version of membership.json that this program writes and the highest that it reads.

@@ -163,7 +163,7 @@ func (a *Agent) followGossip(ctx context.Context) error {
 				return
 			}
 			v = s.Version
-			if a.proxy.Followed(ctx, v) != nil { // whoever waits for a policy may rely on the ports that it opens
+			if a.followed(ctx, v) != nil { // whoever waits for a policy may rely on the ports that it opens
 				return
 			}
 			a.gossip.SetPolicyIndex(s.StoreIndex)

@@ -39,7 +39,7 @@ type gatewayHost struct {
 type credentials map[string]*atomic.Pointer[proxy.Credential]
 
 func (c credentials) Credential(_ context.Context, ns string, s *policy.GatewayServer, _ *tls.ClientHelloInfo) (*proxy.Credential, error) {
-	if k := c[s.TLS.Secrets[0]]; ns == "default" && k != nil {
+	if k := c[s.TLS.Secrets[0].Name]; ns == "default" && k != nil {
 		return k.Load(), nil
 	}
 	return nil, errors.New("there is no such Secret")

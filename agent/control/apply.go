@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 
 	"github.com/meshagent/meshagent/agent/access"
@@ -94,8 +95,9 @@ func requestKey(o Operator, requestID string, writes []Write) string {
 
 type parsedWrite struct {
 	Write
-	key mesh.PolicyKey
-	val policyEntry
+	key    mesh.PolicyKey
+	val    policyEntry
+	secret map[string][]byte // values of a Secret, which val lacks
 }
 
 func parseWrites(writes []Write) ([]parsedWrite, error) {
@@ -142,7 +144,12 @@ func parseWrite(i int, w Write) (parsedWrite, error) {
 		if len(ps) != 1 {
 			return p, fmt.Errorf("resource %d: one document is needed in each write, found %d", i+1, len(ps))
 		}
-		p.key, p.val = ps[0].PolicyKey, policyEntry{ps[0].APIVersion, ps[0].Source}
+		p.key, p.val = ps[0].PolicyKey, policyEntry{APIVersion: ps[0].APIVersion, Source: ps[0].Source}
+		if p.key.Kind == policy.SecretKind && p.key.Group == "" {
+			if p.val.Source, p.secret, err = policy.Redact(ps[0]); err != nil {
+				return p, err
+			}
+		}
 	}
 	if strings.Count(p.key.String(), "/") != 3 {
 		return p, fmt.Errorf("name %.200q: a slash is not allowed", p.key)
@@ -210,13 +217,18 @@ func (s *Service) plan(ctx context.Context, writes []parsedWrite) (ops []state.O
 		case w.Delete != nil:
 			what = "deleted"
 			ops = append(ops, state.Op{Kind: state.Delete, Table: tablePolicy, Key: w.key.String(), CAS: true, Index: old.Modified})
-		case ok && sameEntry(old, w.val):
+		case ok && s.sameEntry(old, w):
 			what = "unchanged"
 		default:
 			if !ok {
 				what = "created"
 			}
-			ops = append(ops, put(tablePolicy, w.key.String(), w.val, old.Modified))
+			val, err := s.seal(w)
+			if err != nil {
+				errs = append(errs, err)
+				break
+			}
+			ops = append(ops, put(tablePolicy, w.key.String(), val, old.Modified))
 		}
 		out = append(out, Outcome{w.key, what})
 	}
@@ -248,7 +260,14 @@ func outcomes(writes []parsedWrite, r *state.Result) []Outcome {
 	return out
 }
 
-func sameEntry(e state.Entry, v policyEntry) bool {
+func (s *Service) sameEntry(e state.Entry, w parsedWrite) bool {
 	old, err := decode[policyEntry](&e)
-	return err == nil && old.APIVersion == v.APIVersion && bytes.Equal(old.Source, v.Source)
+	if err != nil || old.APIVersion != w.val.APIVersion || !bytes.Equal(old.Source, w.val.Source) {
+		return false
+	}
+	if w.secret == nil {
+		return true
+	}
+	values, err := s.openSecret(old)
+	return err == nil && maps.EqualFunc(values, w.secret, bytes.Equal)
 }

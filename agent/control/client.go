@@ -19,6 +19,7 @@ import (
 	"github.com/meshagent/meshagent/agent/meshport"
 	"github.com/meshagent/meshagent/ca"
 	"github.com/meshagent/meshagent/mesh"
+	"github.com/meshagent/meshagent/mesh/policy"
 	"github.com/meshagent/meshagent/raftstore"
 )
 
@@ -424,6 +425,7 @@ type API interface {
 	RotateCA(ctx context.Context, o Operator) (CAStatus, error)
 	Revoke(ctx context.Context, o Operator, r RevokeSpec) (Revocation, error)
 	Leave(ctx context.Context) error
+	Secret(ctx context.Context, ref policy.SecretRef) (map[string][]byte, error)
 }
 
 // Local is a server's own Service, called as its own host.

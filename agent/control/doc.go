@@ -86,7 +86,8 @@ type TokenEntry struct {
 
 type policyEntry struct {
 	APIVersion string `json:"apiVersion"`
-	Source     []byte `json:"source"`
+	Source     []byte `json:"source"`           // of a Secret: without its values
+	Sealed     []byte `json:"sealed,omitempty"` // the values of a Secret
 }
 
 // decode reads the value of an entry. What a server wrote must be readable: an error means a newer version or damage.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/meshagent/meshagent/agent/meshport"
 	"github.com/meshagent/meshagent/mesh"
+	"github.com/meshagent/meshagent/mesh/policy"
 )
 
 // Bounds of a request's body: bytes, and the time until it must be there.
@@ -99,6 +100,10 @@ func (s *Service) Handler(forward func(ctx context.Context, method string, body 
 	mux.HandleFunc("POST /v1/policies", handle(maxSmall, func(r *http.Request, in policiesIn) (policiesOut, error) {
 		ps, index, err := s.Policies(r.Context(), meshport.Peer(r.Context()), in.Consistency)
 		return policiesOut{ps, index}, err
+	}))
+	mux.HandleFunc("POST /v1/secret", handle(maxSmall, func(r *http.Request, in secretIn) (secretOut, error) {
+		s, err := s.Secret(r.Context(), meshport.Peer(r.Context()), policy.SecretRef{Namespace: in.Namespace, Name: in.Name})
+		return secretOut(s), err
 	}))
 	mux.HandleFunc("POST /v1/apply", member(handle(maxApply, func(r *http.Request, in applyIn) (applyOut, error) {
 		o, i, err := s.Apply(r.Context(), operator(r), in.Writes, in.DryRun, in.RequestID)

@@ -1,7 +1,7 @@
 // Package credentials finds the certificates that the gateways of a host show, and by which they know their clients: in files of one
-// directory of the host. Imported by agent.
+// directory of the host, and in Secrets that it fetches from servers. Imported by agent.
 //
-// Guarantees: no path leads out of the directory; files that changed count from the next handshake on, but files that do not fit
+// Guarantees: Secrets are fetched only while a gateway of this host needs them, lie on disk sealed, and leave with the need; no path leads out of the directory; files that changed count from the next handshake on, but files that do not fit
 // together, as while they are being replaced, leave what was there; no error holds what is in a file.
 package credentials
 
@@ -9,7 +9,6 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -32,8 +31,12 @@ const (
 
 // Config says where credentials are.
 type Config struct {
-	Dir string       // below which files must be
-	Log *slog.Logger // not nil
+	Dir       string       // below which files must be
+	File      string       // where Secrets are kept for a start without servers
+	Seal      Seal         // of that file
+	Snapshots Snapshots    // that tell which Secrets are needed
+	Fetch     Fetch        // of their values
+	Log       *slog.Logger // not nil
 }
 
 // Store finds credentials. Its methods are safe for concurrent use.
@@ -42,6 +45,8 @@ type Store struct {
 
 	mu    sync.Mutex // guards what follows
 	files map[string]*entry
+
+	secrets secrets
 }
 
 // entry is what a set of files holds.
@@ -54,14 +59,15 @@ type entry struct {
 }
 
 // New returns a Store. It touches nothing.
-func New(cfg Config) *Store { return &Store{cfg: cfg, files: map[string]*entry{}} }
-
-var errNoSecrets = errors.New("there is no such Secret")
+func New(cfg Config) *Store {
+	return &Store{cfg: cfg, files: map[string]*entry{}, secrets: secrets{have: map[policy.SecretRef]secret{}, made: map[string]*proxy.Credential{},
+		changed: make(chan struct{})}}
+}
 
 // Credential returns what a server of a gateway in a namespace shows.
-func (s *Store) Credential(_ context.Context, _ string, g *policy.GatewayServer, _ *tls.ClientHelloInfo) (*proxy.Credential, error) {
+func (s *Store) Credential(_ context.Context, namespace string, g *policy.GatewayServer, _ *tls.ClientHelloInfo) (*proxy.Credential, error) {
 	if len(g.TLS.Files) == 0 {
-		return nil, errNoSecrets
+		return s.fromSecrets(namespace, g.TLS)
 	}
 	return s.fromFiles(g.TLS.Files, g.TLS.CAFile)
 }

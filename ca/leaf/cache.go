@@ -36,15 +36,28 @@ type cached struct {
 }
 
 func openCache(dir string, node crypto.Signer) (*cache, error) {
+	a, err := SealUnder(node, "meshagent certificate cache")
+	if err != nil {
+		return nil, fmt.Errorf("certificate cache: %w", err)
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("certificate cache: %w", err)
+	}
+	return &cache{dir, a}, nil
+}
+
+// SealUnder returns what seals a host's secrets on its disk, under a key that follows from the host's own, another one for each purpose. Its
+// nonces are random.
+func SealUnder(node crypto.Signer, purpose string) (cipher.AEAD, error) {
 	k, ok := node.(*ecdsa.PrivateKey)
 	if !ok {
-		return nil, fmt.Errorf("certificate cache: node key is a %T", node)
+		return nil, fmt.Errorf("node key is a %T", node)
 	}
 	der, err := x509.MarshalPKCS8PrivateKey(k)
 	if err != nil {
 		return nil, err
 	}
-	key, err := hkdf.Key(sha256.New, der, nil, "meshagent certificate cache", 32)
+	key, err := hkdf.Key(sha256.New, der, nil, purpose, 32)
 	if err != nil {
 		return nil, err
 	}
@@ -52,14 +65,7 @@ func openCache(dir string, node crypto.Signer) (*cache, error) {
 	if err != nil {
 		return nil, err
 	}
-	a, err := cipher.NewGCMWithRandomNonce(b)
-	if err != nil {
-		return nil, err
-	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("certificate cache: %w", err)
-	}
-	return &cache{dir, a}, nil
+	return cipher.NewGCMWithRandomNonce(b)
 }
 
 func (c *cache) name(id mesh.Identity) string {

@@ -33,6 +33,7 @@ var kinds = []kind{
 	{"networking.istio.io", "ServiceEntry", []string{"v1", "v1beta1", "v1alpha3"}, read[istio.ServiceEntry]},
 	{"networking.istio.io", "WorkloadEntry", []string{"v1", "v1beta1", "v1alpha3"}, read[istio.WorkloadEntry]},
 	{"networking.istio.io", "Sidecar", []string{"v1", "v1beta1", "v1alpha3"}, read[istio.Sidecar]},
+	{"", SecretKind, []string{"v1"}, read[secretSpec]},
 	{gatewayGroup, "HTTPRoute", []string{"v1", "v1beta1"}, read[gatewayapi.HTTPRouteSpec]},
 	{gatewayGroup, "GRPCRoute", []string{"v1"}, read[gatewayapi.GRPCRouteSpec]},
 	{gatewayGroup, "TCPRoute", []string{"v1", "v1alpha2"}, read[gatewayapi.TCPRouteSpec]},
@@ -43,7 +44,7 @@ var kinds = []kind{
 func Kinds() []string {
 	var out []string
 	for _, k := range kinds {
-		out = append(out, k.group+"/"+k.versions[0]+" "+k.name)
+		out = append(out, strings.TrimPrefix(k.group+"/"+k.versions[0]+" "+k.name, "/"))
 	}
 	return out
 }
@@ -71,6 +72,7 @@ type doc struct {
 	key        mesh.PolicyKey
 	apiVersion string
 	spec       *strictyaml.Node
+	lifted     bool // spec is what stands beside the head
 	value      any // the decoded spec: a pointer to the kind's type of package istio or gatewayapi
 	errs       strictyaml.Errors
 }
@@ -98,6 +100,7 @@ func Parse(file string, data []byte) ([]mesh.Policy, error) {
 		errs.Add(err)
 		for _, sd := range list {
 			d := parseDoc(sd)
+			d.refuseSealed()
 			if line, ok := seen[d.key]; ok && d.errs.Len() == 0 {
 				d.fail(d.Line, "metadata.name", "remove one", "the same resource is at line %d", line)
 			}
@@ -183,7 +186,8 @@ type ignored struct{}
 func (*ignored) UnmarshalNode(*strictyaml.Node) error { return nil }
 
 func parseDoc(sd strictyaml.Document) *doc {
-	d := &doc{Document: sd}
+	sd, lifted := lift(sd)
+	d := &doc{Document: sd, lifted: lifted}
 	var h head
 	if err := sd.Decode(&h); err != nil {
 		d.errs.Add(err)
@@ -254,6 +258,8 @@ func read[T any](d *doc) {
 		_, probs = compileWorkloadEntry(d.key, s)
 	case *istio.Sidecar:
 		_, probs = compileSidecar(d.key, s)
+	case *secretSpec:
+		_, probs = compileSecret(d.key, s)
 	case *gatewayapi.ReferenceGrantSpec:
 		_, probs = compileGrant(d.key, s)
 	default:
@@ -264,9 +270,17 @@ func read[T any](d *doc) {
 			d.errs.AddUntold(p.more)
 			continue
 		}
-		d.fail(lineOf(d.spec, p.path), "spec."+p.path, p.hint, "%s", p.msg)
+		d.fail(lineOf(d.spec, p.path), d.under(p.path), p.hint, "%s", p.msg)
 	}
 	d.value = spec
+}
+
+// under is the path of a field of the spec.
+func (d *doc) under(path string) string {
+	if d.lifted {
+		return path
+	}
+	return "spec." + path
 }
 
 // addSpec adds the errors of a spec with the resource's name and the full path.
@@ -277,7 +291,7 @@ func (d *doc) addSpec(err error) {
 	}
 	for _, e := range list {
 		if se, ok := errors.AsType[*strictyaml.Error](e); ok {
-			se.Path = strings.TrimSuffix(fmt.Sprintf("%s %q: spec.%s", d.key.Kind, d.key.Name, se.Path), ".")
+			se.Path = strings.TrimSuffix(fmt.Sprintf("%s %q: %s", d.key.Kind, d.key.Name, d.under(se.Path)), ".")
 		}
 		d.errs.Add(e)
 	}
@@ -316,7 +330,7 @@ type fieldError struct {
 // Compile builds the Model of all policies of a mesh. It never fails: a policy that cannot be understood, which only a newer
 // server can have stored, denies what it governs and is a Problem.
 func Compile(td mesh.TrustDomain, index uint64, ps []mesh.Policy) *Model {
-	m := &Model{index: index, td: td, services: map[mesh.ServiceName]*ServicePolicy{}, authz: &authzIndex{},
+	m := &Model{secrets: map[SecretRef]uint64{}, index: index, td: td, services: map[mesh.ServiceName]*ServicePolicy{}, authz: &authzIndex{},
 		declared: map[mesh.ServiceName]*mesh.Entry{}, foreign: map[mesh.ServiceName]mesh.ServiceName{}, sidecars: map[string][]*sidecar{}}
 	ps = slices.Clone(ps)
 	slices.SortFunc(ps, func(a, b mesh.Policy) int { // older ones first: the first VirtualService of a host has it
@@ -382,6 +396,8 @@ func (m *Model) add(p mesh.Policy, g *gateway) {
 	case *istio.Sidecar:
 		sc, _ := compileSidecar(p.PolicyKey, s)
 		m.addSidecar(sc)
+	case *secretSpec:
+		m.secrets[SecretRef{p.Namespace, p.Name}] = p.Modified
 	case *gatewayapi.ReferenceGrantSpec:
 		grants, _ := compileGrant(p.PolicyKey, s)
 		for _, x := range grants {
@@ -450,7 +466,7 @@ func namedHosts(p mesh.Policy) (out []mesh.ServiceName, all bool) {
 	if err != nil || len(docs) != 1 {
 		return nil, false
 	}
-	if p.Kind == "ReferenceGrant" || p.Kind == "WorkloadEntry" {
+	if p.Kind == "ReferenceGrant" || p.Kind == "WorkloadEntry" || p.Kind == SecretKind {
 		return nil, true
 	}
 	spec := docs[0].Root.Get("spec")

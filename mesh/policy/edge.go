@@ -83,8 +83,8 @@ type ServerTLS struct {
 	Mode         TLSMode
 	Files        []CertFiles
 	CAFile       string
-	Secrets      []string // names, in the namespace of the gateway's instance
-	CASecret     string
+	Secrets      []SecretRef // without a namespace: in that of the gateway's instance
+	CASecret     SecretRef
 	SANs         []string // of clients' certificates, any of them; empty is all
 	SPKI, Hash   [][32]byte
 	Min, Max     uint16 // versions, as in crypto/tls
@@ -211,7 +211,7 @@ func edgeHost(s string) bool {
 var tlsVersions = map[string]uint16{"": 0, "TLS_AUTO": 0, "TLSV1_2": tls.VersionTLS12, "TLSV1_3": tls.VersionTLS13}
 
 func (c *compiler) serverTLS(path string, t *istio.ServerTLS) *ServerTLS {
-	out := &ServerTLS{SANs: t.SubjectAltNames, CAFile: t.CACertificates, CASecret: t.CACertCredentialName}
+	out := &ServerTLS{SANs: t.SubjectAltNames, CAFile: t.CACertificates, CASecret: SecretRef{Name: t.CACertCredentialName}}
 	switch t.Mode {
 	case "", "SIMPLE":
 	case "MUTUAL":
@@ -304,8 +304,8 @@ func (c *compiler) certificates(path string, t *istio.ServerTLS, out *ServerTLS)
 	}
 	for _, n := range names {
 		c.secretName(path+".credentialName", n)
+		out.Secrets = append(out.Secrets, SecretRef{Name: n})
 	}
-	out.Secrets = names
 	if ways != 1 {
 		c.fail(path, "write credentialName, credentialNames, tlsCertificates, or serverCertificate and privateKey", "has %d of these ways to name a certificate: one is needed", ways)
 	}

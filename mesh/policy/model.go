@@ -15,6 +15,7 @@ type Model struct {
 	td       mesh.TrustDomain
 	services map[mesh.ServiceName]*ServicePolicy
 	gateways []*Gateway
+	secrets  map[SecretRef]uint64 // index of the store at which each was last written
 	authz    *authzIndex
 	problems []Problem
 	joining  struct { // until Compile ends
