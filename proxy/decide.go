@@ -174,7 +174,11 @@ func (c *call) forward(r *policy.HTTPRoute) *fault {
 	d.ReplayUnsafe = on&(policy.On5xx|policy.OnGatewayError|policy.OnReset) != 0
 	c.split.dest.budget.call(x.Result.Start)
 	c.hash = c.key(c.split.dest.traffic.Hash)
-	return c.try(x.Result.Start)
+	f := c.try(x.Result.Start)
+	if f == nil && len(c.rule.mirrors) > 0 {
+		c.mirror(x.Result.Start)
+	}
+	return f
 }
 
 // ownGrace is how much longer than a caller's own time the proxy waits: the caller and the service both look at it, and know better how to
@@ -287,7 +291,23 @@ const meshInstance = "Mesh-Instance"
 // edit says how the request and its answer differ from what comes.
 func (c *call) edit(t *target, l *link, now time.Time) {
 	x, s := c.x, c.split
-	q, a := &x.Decision.Request, &x.Decision.Response
+	c.change(&x.Decision.Request, s, t, l, now)
+	a := &x.Decision.Response
+	if a.Drop = s.reserved; t.tunnel {
+		a.Drop = s.removed
+	}
+	a.Set, a.Add = c.allow(append(a.Set[:0], s.response.Set...)), append(a.Add[:0], s.response.Add...)
+	if c.origin != nil {
+		a.Add = append(a.Add, varyOrigin)
+	}
+	if c.cookie != nil {
+		a.Add = append(a.Add, http1.Pair{Name: "Set-Cookie", Value: c.cookie})
+	}
+}
+
+// change says how what an instance is sent differs from the request that came.
+func (c *call) change(q *http1.Edit, s *split, t *target, l *link, now time.Time) {
+	x := c.x
 	q.Drop, q.Protect, q.Target, q.Host = s.forged, protected, c.wire, c.wireHost
 	q.Set, q.Add = q.Set[:0], append(q.Add[:0], s.request.Add...)
 	for _, p := range s.request.Set {
@@ -305,20 +325,12 @@ func (c *call) edit(t *target, l *link, now time.Time) {
 		x.Scratch = route.AppendGRPCTimeout(x.Scratch, c.deadline-now.Add(x.Decision.Delay).Sub(x.Result.Start))
 		q.Set = append(q.Set, http1.Pair{Name: route.GRPCTimeout, Value: x.Scratch[at:len(x.Scratch):len(x.Scratch)]})
 	}
-	if a.Drop = s.reserved; t.local {
+	if t.local {
 		q.Set = append(q.Set, http1.Pair{Name: forwardedCert, Value: c.behind(c.clientCert(), l.cert)})
 	} else if t.tunnel {
-		a.Drop = s.removed
 		if q.Set = append(q.Set, http1.Pair{Name: meshInstance, Value: t.id}); c.clientCert() != nil {
 			q.Set = append(q.Set, http1.Pair{Name: forwardedCert, Value: c.edge.cert})
 		}
-	}
-	a.Set, a.Add = c.allow(append(a.Set[:0], s.response.Set...)), append(a.Add[:0], s.response.Add...)
-	if c.origin != nil {
-		a.Add = append(a.Add, varyOrigin)
-	}
-	if c.cookie != nil {
-		a.Add = append(a.Add, http1.Pair{Name: "Set-Cookie", Value: c.cookie})
 	}
 }
 

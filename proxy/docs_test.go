@@ -122,6 +122,7 @@ func TestDocsMetrics(t *testing.T) {
 	for _, v := range []*telemetry.CounterVec{m.retries, m.ejections, m.refused, m.handshakes} {
 		v.With("x").Inc()
 	}
+	m.mirrored.With("x", "missed").Inc()
 	label := regexp.MustCompile(`([a-z]+)=`)
 	for _, l := range gather(t, reg) {
 		series, _, _ := strings.Cut(l, "} ")

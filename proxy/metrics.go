@@ -16,6 +16,7 @@ type metrics struct {
 	seconds    *telemetry.HistogramVec
 	retries    *telemetry.CounterVec
 	ejections  *telemetry.CounterVec
+	mirrored   *telemetry.CounterVec
 	refused    *telemetry.CounterVec
 	handshakes *telemetry.CounterVec
 	panics     telemetry.Counter
@@ -52,6 +53,7 @@ func newMetrics(m *telemetry.Metrics) *metrics {
 		seconds: m.Histogram("meshagent_request_seconds", "Time from a request's head to the end of its answer, or that a connection lasted.",
 			[]float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10}, "src", "dst", "direction"),
 		retries:    m.Counter("meshagent_retries_total", "Tries after the first.", "dst"),
+		mirrored:   m.Counter("meshagent_mirrored_total", "Copies of requests, by what became of them.", "dst", "result"),
 		ejections:  m.Counter("meshagent_ejections_total", "Times that an instance was found to fail and sat out.", "dst"),
 		panics:     m.Counter("meshagent_proxy_panics_total", "Calls that ended by a panic.").With(),
 		handshakes: m.Counter("meshagent_gateway_handshakes_failed_total", "Handshakes of TLS at gateways that came to nothing.", "dst"),

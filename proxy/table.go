@@ -107,6 +107,8 @@ type rule struct {
 	total  uint64   // of their weights
 	cors   *cors    // nil: the rule has none
 	stats  sync.Map // *who -> *stats
+
+	mirrors []mirror
 }
 
 // split is one destination of a rule.
@@ -128,23 +130,32 @@ func (p *Proxy) rule(t *table, svc mesh.ServiceName, port uint16, act *policy.Ac
 		ds = []policy.Split{{Service: svc, Port: port, Weight: 1}}
 	}
 	for i := range ds {
-		d := destinationOf(t, &ds[i], port)
-		s := split{weight: uint64(d.Weight)}
-		s.dest, s.fault = p.destination(t, destKey{d.Service, d.Subset, d.Port, l7})
-		s.request.Set = []http1.Pair{{Name: requestID}}
-		if !abroad(t.snap.Services[d.Service]) {
-			s.request.Set = append(s.request.Set, http1.Pair{Name: forwardedFor}, http1.Pair{Name: forwardedProto, Value: []byte("http")})
-		}
-		for _, h := range []*policy.HeaderOps{&act.Headers, &d.Headers} {
-			s.request.Then(h.RequestRemove, h.RequestSet, h.RequestAdd)
-			s.response.Then(h.ResponseRemove, h.ResponseSet, h.ResponseAdd)
-		}
-		s.forged, s.reserved = route.Forged(s.request.Drop...), route.Reserved(s.response.Drop...)
-		s.removed = http1.NewNames(s.response.Drop...)
+		s, _ := p.split(t, port, act, &ds[i], l7)
 		r.splits = append(r.splits, s)
 		r.total += s.weight
 	}
+	for i := range act.Mirrors {
+		r.mirrors = append(r.mirrors, p.mirror(t, port, act, &act.Mirrors[i]))
+	}
 	return r
+}
+
+// split resolves one destination of a rule, and names its service.
+func (p *Proxy) split(t *table, port uint16, act *policy.Action, in *policy.Split, l7 bool) (split, mesh.ServiceName) {
+	d := destinationOf(t, in, port)
+	s := split{weight: uint64(d.Weight)}
+	s.dest, s.fault = p.destination(t, destKey{d.Service, d.Subset, d.Port, l7})
+	s.request.Set = []http1.Pair{{Name: requestID}}
+	if !abroad(t.snap.Services[d.Service]) {
+		s.request.Set = append(s.request.Set, http1.Pair{Name: forwardedFor}, http1.Pair{Name: forwardedProto, Value: []byte("http")})
+	}
+	for _, h := range []*policy.HeaderOps{&act.Headers, &d.Headers} {
+		s.request.Then(h.RequestRemove, h.RequestSet, h.RequestAdd)
+		s.response.Then(h.ResponseRemove, h.ResponseSet, h.ResponseAdd)
+	}
+	s.forged, s.reserved = route.Forged(s.request.Drop...), route.Reserved(s.response.Drop...)
+	s.removed = http1.NewNames(s.response.Drop...)
+	return s, d.Service
 }
 
 // cameByTLS makes the split one for requests that came by TLS.

@@ -235,6 +235,7 @@ func printExplanation(w io.Writer, e *policy.Explanation, names map[mesh.NodeID]
 		}
 		line("retries", retries)
 		line("each try", e.PerTry)
+		line("copies", e.Mirrors...)
 	}
 	for _, s := range e.Shares {
 		printShare(w, s, names)

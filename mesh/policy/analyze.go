@@ -94,6 +94,9 @@ func (a *analysis) service(svc mesh.ServiceName, sp *ServicePolicy) {
 		for _, r := range b.HTTP {
 			a.named(svc, r.Policy, true)
 			a.destinations(svc, r.Policy, r.Index, "http", r.Action.Destinations)
+			for _, m := range r.Action.Mirrors {
+				a.destination(svc, r.Policy, ruleID{r.Policy, r.Index}.path()+".mirror", "http", m.Split)
+			}
 		}
 		for _, r := range b.TCP {
 			a.named(svc, r.Policy, false)
@@ -187,25 +190,30 @@ func (a *analysis) destinations(svc mesh.ServiceName, key mesh.PolicyKey, rule i
 		if key.Group == gatewayGroup {
 			path = fmt.Sprintf("spec.rules[%d].backendRefs[%d]", rule, i)
 		}
-		if d.Service.IsZero() {
-			continue // told as RefNotPermitted
-		}
-		if _, ok := a.model.Service(d.Service).Destination.Subsets[d.Subset]; d.Subset != "" && !ok {
-			a.add(key, codeNotFound, path, "", "routes to subset %q of %s, which no DestinationRule defines: such calls are answered with 503", d.Subset, d.Service)
-		}
-		if a.services == nil {
-			continue
-		}
-		d.Service = a.model.Resolve(d.Service)
-		to := a.services[d.Service]
-		if to == nil {
-			a.add(key, codeFor(key, codeNotFound, codeBackendNotFound), path, a.elsewhere(d.Service), "routes to %s, which no host runs", d.Service)
-			continue
-		}
-		a.port(svc, key, path, d, to)
-		if p, ok := speaks(to, d.Port, field == "http"); !ok && slices.Contains(to.Ports(), d.Port) || !ok && d.Port == 0 {
-			a.add(key, codeProtocol, path, "", "%s, and %s speaks %s", ruleWords(field == "http"), d.Service, p)
-		}
+		a.destination(svc, key, path, field, d)
+	}
+}
+
+// destination looks at one of them, or at a mirror.
+func (a *analysis) destination(svc mesh.ServiceName, key mesh.PolicyKey, path, field string, d Split) {
+	if d.Service.IsZero() {
+		return // told as RefNotPermitted
+	}
+	if _, ok := a.model.Service(d.Service).Destination.Subsets[d.Subset]; d.Subset != "" && !ok {
+		a.add(key, codeNotFound, path, "", "routes to subset %q of %s, which no DestinationRule defines: such calls are answered with 503", d.Subset, d.Service)
+	}
+	if a.services == nil {
+		return
+	}
+	d.Service = a.model.Resolve(d.Service)
+	to := a.services[d.Service]
+	if to == nil {
+		a.add(key, codeFor(key, codeNotFound, codeBackendNotFound), path, a.elsewhere(d.Service), "routes to %s, which no host runs", d.Service)
+		return
+	}
+	a.port(svc, key, path, d, to)
+	if p, ok := speaks(to, d.Port, field == "http"); !ok && slices.Contains(to.Ports(), d.Port) || !ok && d.Port == 0 {
+		a.add(key, codeProtocol, path, "", "%s, and %s speaks %s", ruleWords(field == "http"), d.Service, p)
 	}
 }
 

@@ -197,6 +197,7 @@ func (c *compiler) action(path string, r *istio.HTTPRoute) Action {
 	a.Direct = c.direct(path+".directResponse", r.DirectResponse)
 	a.Rewrite = c.rewriting(path+".rewrite", r)
 	c.retries(path+".retries", r.Retries, &a)
+	a.Mirrors = c.mirrors(path, r)
 	a.CORS = c.cors(path+".corsPolicy", r.CorsPolicy)
 	c.corsAlone(path+".corsPolicy", &a)
 	a.Fault = c.fault(path+".fault", r.Fault)
@@ -209,12 +210,8 @@ func (c *compiler) splits(path string, n int, at func(int) (istio.Host, *uint32,
 	for i := range n {
 		h, w, hd := at(i)
 		p := fmt.Sprintf("%s[%d]", path, i)
-		s := Split{Service: c.oneHost(p+".destination.host", h.Host), Subset: h.Subset, Weight: 1, Headers: c.headers(p+".headers", hd)}
-		if h.Port != nil {
-			if s.Port = h.Port.Number; s.Port == 0 {
-				c.fail(p+".destination.port.number", "", "is missing or 0")
-			}
-		}
+		s := c.split(p+".destination", h)
+		s.Headers = c.headers(p+".headers", hd)
 		switch {
 		case w != nil:
 			s.Weight = *w
@@ -231,6 +228,16 @@ func (c *compiler) splits(path string, n int, at func(int) (istio.Host, *uint32,
 		c.fail(path, "give one destination a weight", "no destination has a weight over 0")
 	}
 	return out
+}
+
+func (c *compiler) split(path string, h istio.Host) Split {
+	s := Split{Service: c.oneHost(path+".host", h.Host), Subset: h.Subset, Weight: 1}
+	if h.Port != nil {
+		if s.Port = h.Port.Number; s.Port == 0 {
+			c.fail(path+".port.number", "", "is missing or 0")
+		}
+	}
+	return s
 }
 
 func (c *compiler) headers(path string, h *istio.Headers) HeaderOps {

@@ -26,6 +26,7 @@ type Explanation struct {
 	Host    string           `json:"host,omitempty"`
 	Headers []string         `json:"headers,omitempty"` // changes of them, in order
 	Fault   []string         `json:"fault,omitempty"`
+	Mirrors []string         `json:"mirrors,omitempty"` // who gets copies
 	CORS    string           `json:"cors,omitempty"`    // which pages of other origins may use it
 	Timeout string           `json:"timeout,omitempty"` // of the whole
 	PerTry  string           `json:"perTry,omitempty"`
@@ -145,6 +146,9 @@ func (e *Explanation) http(m *Model, v View, sp *ServicePolicy, r *Request) {
 		}
 	}
 	e.Path, e.Host = sent.Path, sent.Authority
+	for i := range a.Mirrors {
+		e.Mirrors = append(e.Mirrors, a.Mirrors[i].String())
+	}
 	if a.Timeout > 0 {
 		e.Timeout = a.Timeout.String()
 	}

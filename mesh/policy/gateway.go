@@ -74,17 +74,21 @@ func compileHTTPRoute(key mesh.PolicyKey, s *gatewayapi.HTTPRouteSpec) (*gateway
 		}
 		f := c.httpFilters(path+".filters", r.Filters, g.matches)
 		g.action.Headers, g.action.Redirect, g.action.Rewrite, g.action.CORS = f.headers, f.redirect, f.rewrite, f.cors
+		g.action.Mirrors = f.mirrors
 		full(c, path+".backendRefs", "name a backend, or remove it", r.BackendRefs)
 		for j := range r.BackendRefs {
 			b, path := &r.BackendRefs[j], fmt.Sprintf("%s.backendRefs[%d]", path, j)
 			split := c.backend(path, &gatewayapi.Backend{
 				Group: b.Group, Kind: b.Kind, Namespace: b.Namespace, Name: b.Name, Port: b.Port, Weight: b.Weight})
 			f := c.httpFilters(path+".filters", b.Filters, g.matches)
-			if f.redirect != nil || f.rewrite != nil || f.cors != nil {
+			if f.redirect != nil || f.rewrite != nil || f.cors != nil || f.mirrors != nil {
 				c.fail(path+".filters", "move it to the filters of the rule", "only headers can be changed for one backend")
 			}
 			split.Headers = f.headers
 			g.action.Destinations = append(g.action.Destinations, split)
+		}
+		if f.redirect != nil && f.mirrors != nil {
+			c.fail(path+".filters", "remove one of the two", "a rule that redirects has nothing to mirror")
 		}
 		if f.redirect != nil && len(r.BackendRefs) > 0 {
 			c.fail(path+".backendRefs", "remove one of the two", "a rule that redirects has no backends")
@@ -105,7 +109,9 @@ func compileGRPCRoute(key mesh.PolicyKey, s *gatewayapi.GRPCRouteSpec) (*gateway
 		r, path := &s.Rules[i], fmt.Sprintf("rules[%d]", i)
 		c.ruleName(path, r.Name, names)
 		full(c, path+".matches", orRemove, r.Matches)
-		g := gatewayRule{name: r.Name, action: Action{Retry: DefaultRetry(), Headers: c.grpcFilters(path+".filters", r.Filters)}}
+		g := gatewayRule{name: r.Name, action: Action{Retry: DefaultRetry()}}
+		f := c.grpcFilters(path+".filters", r.Filters)
+		g.action.Headers, g.action.Mirrors = f.headers, f.mirrors
 		for j := range r.Matches {
 			g.matches = append(g.matches, c.grpcMatch(fmt.Sprintf("%s.matches[%d]", path, j), &r.Matches[j]))
 		}
@@ -117,7 +123,11 @@ func compileGRPCRoute(key mesh.PolicyKey, s *gatewayapi.GRPCRouteSpec) (*gateway
 			b, path := &r.BackendRefs[j], fmt.Sprintf("%s.backendRefs[%d]", path, j)
 			split := c.backend(path, &gatewayapi.Backend{
 				Group: b.Group, Kind: b.Kind, Namespace: b.Namespace, Name: b.Name, Port: b.Port, Weight: b.Weight})
-			split.Headers = c.grpcFilters(path+".filters", b.Filters)
+			f := c.grpcFilters(path+".filters", b.Filters)
+			if f.mirrors != nil {
+				c.fail(path+".filters", "move it to the filters of the rule", "only headers can be changed for one backend")
+			}
+			split.Headers = f.headers
 			g.action.Destinations = append(g.action.Destinations, split)
 		}
 		out.rules = append(out.rules, g)

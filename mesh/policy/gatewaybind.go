@@ -104,8 +104,16 @@ func (g *gateway) check(m *Model, r *gatewayRoute) {
 		return usable
 	}
 	for i := range r.rules {
-		if a := &r.rules[i].action; !prune(a.Destinations) && a.Redirect == nil {
-			a.Destinations, a.Rewrite = []Split{{Weight: 1}}, nil
+		a := &r.rules[i].action
+		a.Mirrors = slices.DeleteFunc(slices.Clone(a.Mirrors), func(to Mirror) bool {
+			if !allowed(to.Service) {
+				m.problem(r.key, codeRefNotPermitted, fmt.Sprintf("may not refer to %s: no ReferenceGrant of that namespace allows it; "+
+					"no request is copied there", to.Service))
+			}
+			return !allowed(to.Service)
+		})
+		if !prune(a.Destinations) && a.Redirect == nil {
+			a.Destinations, a.Rewrite, a.Mirrors = []Split{{Weight: 1}}, nil, nil
 		}
 	}
 	prune(r.tcp)

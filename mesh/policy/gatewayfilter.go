@@ -17,11 +17,12 @@ type filters struct {
 	redirect *Redirect
 	rewrite  *Rewrite
 	cors     *CORS
+	mirrors  []Mirror
 }
 
 // filterType checks that a filter has what its type names and nothing else. there says which of the fields are there.
 func (c *compiler) filterType(path, typ string, there map[string]bool, seen map[string]bool) {
-	known := []string{"RequestHeaderModifier", "ResponseHeaderModifier", "RequestRedirect", "URLRewrite", "CORS"}
+	known := []string{"RequestHeaderModifier", "ResponseHeaderModifier", "RequestRedirect", "URLRewrite", "CORS", "RequestMirror"}
 	known = slices.DeleteFunc(known, func(k string) bool { _, has := there[k]; return !has })
 	if !slices.Contains(known, typ) {
 		c.fail(path+".type", "write "+strings.Join(known, ", "), "%q is not a filter that is supported", typ)
@@ -42,7 +43,7 @@ func (c *compiler) filterType(path, typ string, there map[string]bool, seen map[
 			c.fail(path+"."+field, "make it a filter of its own", "cannot stand in a filter of type %s", typ)
 		}
 	}
-	if seen[typ] {
+	if seen[typ] && typ != "RequestMirror" {
 		c.fail(path, "put both into one", "a second filter of type %s", typ)
 	}
 	seen[typ] = true
@@ -55,13 +56,16 @@ func (c *compiler) httpFilters(path string, fs []gatewayapi.HTTPFilter, matches 
 		f, path := &fs[i], fmt.Sprintf("%s[%d]", path, i)
 		c.filterType(path, f.Type, map[string]bool{
 			"RequestHeaderModifier": f.RequestHeaderModifier != nil, "ResponseHeaderModifier": f.ResponseHeaderModifier != nil,
-			"RequestRedirect": f.RequestRedirect != nil, "URLRewrite": f.URLRewrite != nil, "CORS": f.CORS != nil}, seen)
+			"RequestRedirect": f.RequestRedirect != nil, "URLRewrite": f.URLRewrite != nil, "CORS": f.CORS != nil, "RequestMirror": f.RequestMirror != nil}, seen)
 		c.modify(path, f.RequestHeaderModifier, f.ResponseHeaderModifier, &out.headers)
 		if r := f.RequestRedirect; r != nil {
 			out.redirect = c.redirect(path+".requestRedirect", r, matches)
 		}
 		if f.CORS != nil {
 			out.cors = c.gatewayCORS(path+".cors", f.CORS)
+		}
+		if f.RequestMirror != nil {
+			out.mirrors = append(out.mirrors, c.gatewayMirror(path+".requestMirror", f.RequestMirror))
 		}
 		if r := f.URLRewrite; r != nil {
 			out.rewrite = c.rewrite(path+".urlRewrite", r, matches)
@@ -73,14 +77,17 @@ func (c *compiler) httpFilters(path string, fs []gatewayapi.HTTPFilter, matches 
 	return out
 }
 
-func (c *compiler) grpcFilters(path string, fs []gatewayapi.GRPCFilter) (out HeaderOps) {
+func (c *compiler) grpcFilters(path string, fs []gatewayapi.GRPCFilter) (out filters) {
 	seen := map[string]bool{}
 	full(c, path, "fill it, or remove it", fs)
 	for i := range fs {
 		f, path := &fs[i], fmt.Sprintf("%s[%d]", path, i)
 		c.filterType(path, f.Type, map[string]bool{
-			"RequestHeaderModifier": f.RequestHeaderModifier != nil, "ResponseHeaderModifier": f.ResponseHeaderModifier != nil}, seen)
-		c.modify(path, f.RequestHeaderModifier, f.ResponseHeaderModifier, &out)
+			"RequestHeaderModifier": f.RequestHeaderModifier != nil, "ResponseHeaderModifier": f.ResponseHeaderModifier != nil, "RequestMirror": f.RequestMirror != nil}, seen)
+		c.modify(path, f.RequestHeaderModifier, f.ResponseHeaderModifier, &out.headers)
+		if f.RequestMirror != nil {
+			out.mirrors = append(out.mirrors, c.gatewayMirror(path+".requestMirror", f.RequestMirror))
+		}
 	}
 	return out
 }

@@ -125,6 +125,9 @@ func (sp *ServicePolicy) Destinations() (out []mesh.ServiceName) {
 	}
 	for r := range sp.AllHTTP() {
 		add(r.Action.Destinations)
+		for _, m := range r.Action.Mirrors {
+			add([]Split{m.Split})
+		}
 	}
 	for r := range sp.AllTCP() {
 		add(r.Destinations)

@@ -122,6 +122,7 @@ type Action struct {
 	Timeout      time.Duration // of the whole request with its retries; 0 is none
 	Retry        Retry
 	CORS         *CORS
+	Mirrors      []Mirror
 }
 
 // Split is one weighted destination of a route.

@@ -69,7 +69,7 @@ type HTTPFilter struct {
 	Type                   string           `yaml:"type"`
 	RequestHeaderModifier  *HeaderModifier  `yaml:"requestHeaderModifier"`
 	ResponseHeaderModifier *HeaderModifier  `yaml:"responseHeaderModifier"`
-	RequestMirror          RequestMirror    `yaml:"requestMirror"`
+	RequestMirror          *RequestMirror   `yaml:"requestMirror"`
 	RequestRedirect        *RequestRedirect `yaml:"requestRedirect"`
 	URLRewrite             *URLRewrite      `yaml:"urlRewrite"`
 	CORS                   *CORS            `yaml:"cors"`
@@ -110,6 +110,28 @@ type PathModifier struct {
 	Type               string  `yaml:"type"`
 	ReplaceFullPath    *string `yaml:"replaceFullPath"`
 	ReplacePrefixMatch *string `yaml:"replacePrefixMatch"`
+}
+
+// RequestMirror copies requests to a service.
+type RequestMirror struct {
+	BackendRef MirrorBackend `yaml:"backendRef"`
+	Percent    *int32        `yaml:"percent"`
+	Fraction   *Fraction     `yaml:"fraction"`
+}
+
+// MirrorBackend is a service that copies go to.
+type MirrorBackend struct {
+	Group     string `yaml:"group"`
+	Kind      string `yaml:"kind"`
+	Namespace string `yaml:"namespace"`
+	Name      string `yaml:"name"`
+	Port      uint16 `yaml:"port"`
+}
+
+// Fraction is a share.
+type Fraction struct {
+	Numerator   int32  `yaml:"numerator"`
+	Denominator *int32 `yaml:"denominator"` // nil is 100
 }
 
 // CORS says which pages of other origins may use what a rule leads to.
@@ -181,7 +203,7 @@ type GRPCFilter struct {
 	Type                   string          `yaml:"type"`
 	RequestHeaderModifier  *HeaderModifier `yaml:"requestHeaderModifier"`
 	ResponseHeaderModifier *HeaderModifier `yaml:"responseHeaderModifier"`
-	RequestMirror          RequestMirror   `yaml:"requestMirror"`
+	RequestMirror          *RequestMirror  `yaml:"requestMirror"`
 	ExtensionRef           ExtensionRef    `yaml:"extensionRef"`
 }
 
@@ -263,7 +285,6 @@ type (
 	Hostnames          struct{}
 	SectionName        struct{}
 	SessionPersistence struct{}
-	RequestMirror      struct{}
 	ExternalAuth       struct{}
 	ExtensionRef       struct{}
 )
@@ -289,11 +310,6 @@ func (*SectionName) UnmarshalNode(*strictyaml.Node) error {
 
 // UnmarshalNode refuses the field.
 func (*SessionPersistence) UnmarshalNode(*strictyaml.Node) error {
-	return refuse("remove it")
-}
-
-// UnmarshalNode refuses the field.
-func (*RequestMirror) UnmarshalNode(*strictyaml.Node) error {
 	return refuse("remove it")
 }
 

@@ -54,10 +54,10 @@ type HTTPRoute struct {
 	Timeout          time.Duration   `yaml:"timeout"`
 	Retries          *Retries        `yaml:"retries"`
 	Fault            *Fault          `yaml:"fault"`
-	Mirror           Unsupported     `yaml:"mirror"`
-	Mirrors          Unsupported     `yaml:"mirrors"`
-	MirrorPercent    Unsupported     `yaml:"mirrorPercent"`
-	MirrorPercentage Unsupported     `yaml:"mirrorPercentage"`
+	Mirror           *Host           `yaml:"mirror"`
+	Mirrors          []MirrorPolicy  `yaml:"mirrors"`
+	MirrorPercent    *int            `yaml:"mirrorPercent"` // older form of MirrorPercentage
+	MirrorPercentage *Percent        `yaml:"mirrorPercentage"`
 	CorsPolicy       *CorsPolicy     `yaml:"corsPolicy"`
 	Headers          *Headers        `yaml:"headers"`
 }
@@ -157,6 +157,12 @@ type Host struct {
 // Port is a port of a service.
 type Port struct {
 	Number uint16 `yaml:"number"`
+}
+
+// MirrorPolicy is where copies of requests go.
+type MirrorPolicy struct {
+	Destination Host     `yaml:"destination"`
+	Percentage  *Percent `yaml:"percentage"` // nil is all
 }
 
 // Redirect answers with a Location.
