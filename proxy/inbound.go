@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -81,6 +82,11 @@ func (c *call) inbound() *fault {
 		return errDenied // a connection would pass by the rules on requests, and a request by those on connections
 	}
 	source := policy.Source{Identity: c.who.id, IP: x.Conn.Remote.Addr().Unmap().WithZone("")}
+	if t.model.LooksAtRemote() { // the caller's agent wrote it, nobody else can
+		if a, err := netip.ParseAddr(text(x.Request.Get(forwardedFor))); err == nil {
+			source.Remote = a.Unmap().WithZone("")
+		}
+	}
 	c.sent = policy.Request{Source: source, Port: c.target.policy.Port}
 	if !isConnect {
 		if f := c.read(source, c.target.policy.Port); f != nil {

@@ -223,6 +223,9 @@ func parseDoc(sd strictyaml.Document) *doc {
 			break
 		}
 	}
+	if v, ok := h.Metadata.Annotations["istio.io/dry-run"]; ok && v != "false" && k.name == "AuthorizationPolicy" { // it would be enforced
+		d.fail(d.Line, "metadata.annotations", "remove the annotation, and ask meshagent explain what the policy would do", "istio.io/dry-run: %q is not supported", v)
+	}
 	if err := mesh.CheckLabel("metadata.namespace", ns); err != nil {
 		d.fail(d.Line, "metadata.namespace", "", "%v", err)
 	}

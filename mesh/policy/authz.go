@@ -2,6 +2,7 @@ package policy
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -11,8 +12,9 @@ import (
 
 // authzIndex holds the authorization policies by namespace: a policy governs its own, one of RootNamespace all of them.
 type authzIndex struct {
-	by   map[string]*nsAuthz
-	root nsAuthz
+	by     map[string]*nsAuthz
+	root   nsAuthz
+	remote bool // some policy looks at Source.Remote
 }
 
 type nsAuthz struct{ deny, allow []*authz }
@@ -28,6 +30,7 @@ func (x *authzIndex) add(a *authz, everywhere bool) {
 		n = &nsAuthz{}
 		x.by[a.key.Namespace] = n
 	}
+	x.remote = x.remote || a.looksAtRemote()
 	if a.deny {
 		n.deny = append(n.deny, a)
 	} else {
@@ -40,6 +43,7 @@ type authz struct {
 	key      mesh.PolicyKey
 	deny     bool
 	selector mesh.Labels
+	targets  []string    // services of its namespace; nil is all
 	rules    []authzRule // any of them; none matches nothing
 }
 
@@ -47,9 +51,19 @@ type authz struct {
 type authzRule struct {
 	from []authzSource
 	to   []authzOp
+	when []clause // all of them
 }
 
-type authzSource struct{ principals, notPrincipals, namespaces, notNamespaces []pattern }
+type authzSource struct {
+	principals, notPrincipals, namespaces, notNamespaces, domains, notDomains []pattern
+	ips, notIPs, remotes, notRemotes                                          []netip.Prefix
+	accounts, notAccounts                                                     []account
+}
+
+// others tells if it looks at more than principals and namespaces.
+func (f *authzSource) others() bool {
+	return len(f.domains)+len(f.notDomains)+len(f.ips)+len(f.notIPs)+len(f.remotes)+len(f.notRemotes)+len(f.accounts)+len(f.notAccounts) > 0
+}
 
 type authzOp struct {
 	hosts, notHosts, methods, notMethods, paths, notPaths []pattern
@@ -61,10 +75,11 @@ func (o *authzOp) http() bool {
 	return len(o.hosts)+len(o.notHosts)+len(o.methods)+len(o.notMethods)+len(o.paths)+len(o.notPaths) > 0
 }
 
-// pattern is Istio's: exact, prefix*, *suffix, or * for anything that is there.
+// pattern is Istio's: exact, prefix*, *suffix, or * for anything that is there; of a path also with {*} for one segment and {**} for any.
 type pattern struct {
 	kind MatchKind
 	text string
+	segs []string // of a path with {*} or {**}; kind is Exact then
 }
 
 // String returns it as it is written.
@@ -95,7 +110,7 @@ func (p pattern) match(s []byte) bool {
 func (p pattern) matchString(s string) bool {
 	switch p.kind {
 	case Exact:
-		return s == p.text
+		return s == p.text || p.segs != nil && matchSegments(p.segs, s)
 	case Prefix:
 		return strings.HasPrefix(s, p.text)
 	case Suffix:
@@ -109,27 +124,31 @@ func (c *compiler) patterns(path string, in []string, fault func(string, MatchKi
 	full(c, path, "fill it, or remove it", in)
 	var out []pattern
 	for i, s := range in {
-		p := pattern{Exact, s}
-		switch {
-		case s == "":
-			c.fail(fmt.Sprintf("%s[%d]", path, i), "remove it", "is empty")
-		case s == "*":
-			p = pattern{Present, ""}
-		case strings.HasSuffix(s, "*"):
-			p = pattern{Prefix, s[:len(s)-1]}
-		case strings.HasPrefix(s, "*"):
-			p = pattern{Suffix, s[1:]}
-		}
-		if strings.Contains(p.text, "*") {
-			c.fail(fmt.Sprintf("%s[%d]", path, i), "write exact, prefix*, *suffix or *", "%q: a star is only possible at one end", s)
-		} else if p.kind != Present && s != "" {
-			if why, hint, _ := strings.Cut(fault(p.text, p.kind), "; "); why != "" {
-				c.fail(fmt.Sprintf("%s[%d]", path, i), hint, "%q can never match: %s", s, why)
-			}
-		}
-		out = append(out, p)
+		out = append(out, c.starred(fmt.Sprintf("%s[%d]", path, i), s, fault))
 	}
 	return out
+}
+
+func (c *compiler) starred(path, s string, fault func(string, MatchKind) string) pattern {
+	p := pattern{kind: Exact, text: s}
+	switch {
+	case s == "":
+		c.fail(path, "remove it", "is empty")
+	case s == "*":
+		p = pattern{kind: Present}
+	case strings.HasSuffix(s, "*"):
+		p = pattern{kind: Prefix, text: s[:len(s)-1]}
+	case strings.HasPrefix(s, "*"):
+		p = pattern{kind: Suffix, text: s[1:]}
+	}
+	if strings.Contains(p.text, "*") {
+		c.fail(path, "write exact, prefix*, *suffix or *", "%q: a star is only possible at one end", s)
+	} else if p.kind != Present && s != "" {
+		if why, hint, _ := strings.Cut(fault(p.text, p.kind), "; "); why != "" {
+			c.fail(path, hint, "%q can never match: %s", s, why)
+		}
+	}
+	return p
 }
 
 func lower(ps []pattern) []pattern {
@@ -171,6 +190,7 @@ func compileAuthz(key mesh.PolicyKey, s *istio.AuthorizationPolicy) (*authz, []f
 			c.fail("selector.matchLabels", "", "%v", err)
 		}
 	}
+	a.targets = c.targets(s)
 	for i, r := range s.Rules {
 		path := fmt.Sprintf("rules[%d]", i)
 		var out authzRule
@@ -178,10 +198,18 @@ func compileAuthz(key mesh.PolicyKey, s *istio.AuthorizationPolicy) (*authz, []f
 		full(c, path+".to", orRemove, r.To)
 		for j, f := range r.From {
 			p, src := fmt.Sprintf("%s.from[%d].source", path, j), f.Source
-			x := authzSource{c.patterns(p+".principals", src.Principals, principalFault), c.patterns(p+".notPrincipals", src.NotPrincipals, principalFault),
-				c.patterns(p+".namespaces", src.Namespaces, namespaceFault), c.patterns(p+".notNamespaces", src.NotNamespaces, namespaceFault)}
-			if len(x.principals)+len(x.notPrincipals)+len(x.namespaces)+len(x.notNamespaces) == 0 {
-				c.fail(p, "write principals or namespaces", "names nobody")
+			x := authzSource{principals: c.patterns(p+".principals", src.Principals, principalFault), notPrincipals: c.patterns(p+".notPrincipals", src.NotPrincipals, principalFault),
+				namespaces: c.patterns(p+".namespaces", src.Namespaces, namespaceFault), notNamespaces: c.patterns(p+".notNamespaces", src.NotNamespaces, namespaceFault),
+				domains: c.patterns(p+".trustDomains", src.TrustDomains, anyFault), notDomains: c.patterns(p+".notTrustDomains", src.NotTrustDomains, anyFault),
+				ips: c.blocks(p+".ipBlocks", src.IPBlocks), notIPs: c.blocks(p+".notIpBlocks", src.NotIPBlocks),
+				remotes: c.blocks(p+".remoteIpBlocks", src.RemoteIPBlocks), notRemotes: c.blocks(p+".notRemoteIpBlocks", src.NotRemoteIPBlocks),
+				accounts: c.accounts(p+".serviceAccounts", src.ServiceAccounts), notAccounts: c.accounts(p+".notServiceAccounts", src.NotServiceAccounts)}
+			named := len(x.principals) + len(x.notPrincipals) + len(x.namespaces) + len(x.notNamespaces)
+			switch {
+			case named == 0 && !x.others():
+				c.fail(p, "write principals, namespaces, serviceAccounts, trustDomains or ipBlocks", "names nobody")
+			case named > 0 && len(x.accounts)+len(x.notAccounts) > 0:
+				c.fail(p+".serviceAccounts", "keep one of them", "goes without principals and namespaces")
 			}
 			out.from = append(out.from, x)
 		}
@@ -189,12 +217,16 @@ func compileAuthz(key mesh.PolicyKey, s *istio.AuthorizationPolicy) (*authz, []f
 			p, op := fmt.Sprintf("%s.to[%d].operation", path, j), t.Operation
 			x := authzOp{hosts: lower(c.patterns(p+".hosts", op.Hosts, hostFault)), notHosts: lower(c.patterns(p+".notHosts", op.NotHosts, hostFault)),
 				methods: c.patterns(p+".methods", op.Methods, methodFault), notMethods: c.patterns(p+".notMethods", op.NotMethods, methodFault),
-				paths: c.patterns(p+".paths", op.Paths, decodedPathFault), notPaths: c.patterns(p+".notPaths", op.NotPaths, decodedPathFault),
+				paths: c.paths(p+".paths", op.Paths), notPaths: c.paths(p+".notPaths", op.NotPaths),
 				ports: c.ports(p+".ports", op.Ports), notPorts: c.ports(p+".notPorts", op.NotPorts)}
 			if !x.http() && len(x.ports)+len(x.notPorts) == 0 {
 				c.fail(p, "write methods, paths, hosts or ports", "names nothing")
 			}
 			out.to = append(out.to, x)
+		}
+		full(c, path+".when", orRemove, r.When)
+		for j := range r.When {
+			out.when = append(out.when, c.when(fmt.Sprintf("%s.when[%d]", path, j), &r.When[j]))
 		}
 		a.rules = append(a.rules, out)
 	}
@@ -202,6 +234,19 @@ func compileAuthz(key mesh.PolicyKey, s *istio.AuthorizationPolicy) (*authz, []f
 		c.fail("rules", "write rules: [{}] to deny everything", "a DENY policy without rules never matches")
 	}
 	return a, c.errs
+}
+
+// LooksAtRemote tells if some policy asks who called the mesh first: Source.Remote is needed then.
+func (m *Model) LooksAtRemote() bool { return m != nil && m.authz.remote }
+
+func (a *authz) looksAtRemote() bool {
+	for _, r := range a.rules {
+		if slices.ContainsFunc(r.when, func(c clause) bool { return c.of == ofRemoteIP }) ||
+			slices.ContainsFunc(r.from, func(s authzSource) bool { return len(s.remotes)+len(s.notRemotes) > 0 }) {
+			return true
+		}
+	}
+	return false
 }
 
 // Authorize says whether a call may pass. Those policies count that are in the target's namespace or in RootNamespace and select
@@ -258,7 +303,9 @@ func (m *Model) caller(a, b []byte, id mesh.Identity) caller {
 	return c
 }
 
-func (a *authz) selects(t *Target) bool { return selected(a.selector, t.Service, t.Labels) }
+func (a *authz) selects(t *Target) bool {
+	return selected(a.selector, t.Service, t.Labels) && (a.targets == nil || slices.Contains(a.targets, t.Service.Name()))
+}
 
 // selected reports whether a selector picks an instance of a service.
 func selected(selector mesh.Labels, svc mesh.ServiceName, labels mesh.Labels) bool {
@@ -279,7 +326,7 @@ func selected(selector mesh.Labels, svc mesh.ServiceName, labels mesh.Labels) bo
 func (a *authz) matches(t *Target, r *Request, who caller) bool {
 	for i := range a.rules {
 		ru := &a.rules[i]
-		if (len(ru.from) == 0 || anySource(ru.from, r, who)) && (len(ru.to) == 0 || a.anyOp(ru.to, t, r)) {
+		if (len(ru.from) == 0 || anySource(ru.from, r, who)) && (len(ru.to) == 0 || a.anyOp(ru.to, t, r)) && a.allWhen(ru.when, t, r, who) {
 			return true
 		}
 	}
@@ -291,11 +338,21 @@ func anySource(from []authzSource, r *Request, who caller) bool {
 	for i := range from {
 		f := &from[i]
 		if (len(f.principals) == 0 || anyPattern(f.principals, who)) && !anyPattern(f.notPrincipals, who) &&
-			(len(f.namespaces) == 0 || anyString(f.namespaces, ns)) && !anyString(f.notNamespaces, ns) {
+			(len(f.namespaces) == 0 || anyString(f.namespaces, ns)) && !anyString(f.notNamespaces, ns) && (!f.others() || f.matches(r, who)) {
 			return true
 		}
 	}
 	return false
+}
+
+// matches checks what is seldom written.
+func (f *authzSource) matches(r *Request, who caller) bool {
+	src := &r.Source
+	td := src.Identity.TrustDomain().String()
+	domain := func(ps []pattern) bool { return anyString(ps, td) || who.local != nil && anyString(ps, localDomain) }
+	return (len(f.domains) == 0 || domain(f.domains)) && !domain(f.notDomains) &&
+		inBlocks(f.ips, f.notIPs, src.IP) && inBlocks(f.remotes, f.notRemotes, src.remote()) &&
+		(len(f.accounts) == 0 || anyAccount(f.accounts, src.Identity)) && !anyAccount(f.notAccounts, src.Identity)
 }
 
 // anyOp: what only a request has never matches on a TCP connection for ALLOW, and always for DENY, so that neither lets through

@@ -239,6 +239,7 @@ type Source struct {
 	Identity mesh.Identity
 	Labels   mesh.Labels // of the calling instance, where it is known
 	IP       netip.Addr  // of the peer
+	Remote   netip.Addr  // of who called the mesh first, as an agent says; zero is IP
 }
 
 // Request is what rules look at. Strings may be views of a buffer: the Model keeps none of them. For a TCP connection

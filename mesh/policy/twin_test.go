@@ -2,6 +2,7 @@ package policy
 
 import (
 	"math/rand/v2"
+	"net/netip"
 	"net/url"
 	"regexp"
 	"slices"
@@ -203,7 +204,35 @@ func twinRule(rule istio.Rule, deny bool, target *Target, r *Request) bool {
 		}
 		return twinField(op.Hosts, op.NotHosts, r.Authority) && twinField(op.Methods, op.NotMethods, r.Method) && twinField(op.Paths, op.NotPaths, r.Path)
 	})
-	return from && to
+	when := !slices.ContainsFunc(rule.When, func(w istio.Condition) bool { return !twinWhen(w, deny, target, r) })
+	return from && to && when
+}
+
+// twinWhen looks at each value of the attribute on its own.
+func twinWhen(w istio.Condition, deny bool, target *Target, r *Request) bool {
+	one := func(v string) bool { return twinField(w.Values, w.NotValues, v) }
+	in := func(l []string, a netip.Addr) bool {
+		return slices.ContainsFunc(l, func(s string) bool { return netip.MustParsePrefix(s).Contains(a) })
+	}
+	switch w.Key {
+	case "source.ip":
+		return (w.Values == nil || in(w.Values, r.Source.IP)) && !in(w.NotValues, r.Source.IP)
+	case "source.namespace":
+		return one(r.Source.Identity.Namespace())
+	case "destination.port":
+		return one(map[uint16]string{1: "1", 2: "2"}[target.Port])
+	}
+	if r.Method == "" {
+		return deny
+	}
+	vs := r.Header("x")
+	switch {
+	case len(vs) == 0:
+		return w.Values == nil
+	case deny:
+		return slices.ContainsFunc(vs, one)
+	}
+	return !slices.ContainsFunc(vs, func(v string) bool { return !one(v) })
 }
 
 type named struct {
@@ -259,6 +288,13 @@ func FuzzAuthorizeAgainstTwin(f *testing.F) {
 					rule.To = append(rule.To, istio.To{Operation: istio.Operation{Methods: d.some(2, methods...), NotMethods: d.some(1, methods...), Paths: d.some(2, paths...),
 						NotPaths: d.some(1, paths...), Hosts: d.some(1, hosts...), NotHosts: d.some(1, hosts...), Ports: d.some(1, ports...), NotPorts: d.some(1, ports...)}})
 				}
+				for range d.n(3) {
+					w := istio.Condition{Key: d.pick("source.ip", "source.namespace", "destination.port", "request.headers[X]")}
+					choice := map[string][]string{"source.ip": {"10.0.0.0/8", "10.1.0.0/16", "0.0.0.0/0"}, "source.namespace": namespaces, "destination.port": ports,
+						"request.headers[X]": {"a", "b", "a*", "*"}}[w.Key]
+					w.Values, w.NotValues = d.some(2, choice...), d.some(1, choice...)
+					rule.When = append(rule.When, w)
+				}
 				p.spec.Rules = append(p.spec.Rules, rule)
 			}
 			a, errs := compileAuthz(p.key, p.spec)
@@ -279,6 +315,9 @@ func FuzzAuthorizeAgainstTwin(f *testing.F) {
 		}
 		target := &Target{Service: mesh.MustServiceName(d.pick("default/web", "x/web", "default/api")), Port: uint16(1 + d.n(2))}
 		r := &Request{Method: d.pick("GET", "PUT", ""), Path: d.pick("/a", "/a/b", "/ab", "/x.html"), Authority: d.pick("web", "web.default.service.mesh", "api")}
+		r.Source.IP = netip.MustParseAddr(d.pick("10.0.0.1", "10.1.0.1", "192.0.2.1"))
+		values := d.some(2, "a", "b", "ab")
+		r.Header = func(string) []string { return values }
 		if td2, _ := mesh.ParseTrustDomain("other"); d.n(4) > 0 {
 			r.Source.Identity = id(d.pick("default", "x"), d.pick("a", "b"))
 			if d.n(4) == 1 {

@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
-	"strconv"
 	"strings"
 	"time"
 
@@ -283,75 +282,4 @@ type TCPMatch struct {
 type TCPDestination struct {
 	Destination Host    `yaml:"destination"`
 	Weight      *uint32 `yaml:"weight"`
-}
-
-// AuthorizationPolicy allows and denies calls.
-type AuthorizationPolicy struct {
-	Selector   *Selector   `yaml:"selector"`
-	TargetRef  Unsupported `yaml:"targetRef"`
-	TargetRefs Unsupported `yaml:"targetRefs"`
-	Rules      []Rule      `yaml:"rules"`
-	Action     string      `yaml:"action"`
-	Provider   Unsupported `yaml:"provider"`
-}
-
-// Selector picks instances by their labels; the label app is the service's name where an instance has none.
-type Selector struct {
-	MatchLabels map[string]string `yaml:"matchLabels"`
-}
-
-// Rule matches when one of From, and one of To match; an absent list matches everything.
-type Rule struct {
-	From []From      `yaml:"from"`
-	To   []To        `yaml:"to"`
-	When Unsupported `yaml:"when"`
-}
-
-// From is a set of callers.
-type From struct {
-	Source Source `yaml:"source"`
-}
-
-// To is a set of requests.
-type To struct {
-	Operation Operation `yaml:"operation"`
-}
-
-// Source is who calls.
-type Source struct {
-	Principals           []string    `yaml:"principals"`
-	NotPrincipals        []string    `yaml:"notPrincipals"`
-	RequestPrincipals    Unsupported `yaml:"requestPrincipals"`
-	NotRequestPrincipals Unsupported `yaml:"notRequestPrincipals"`
-	Namespaces           []string    `yaml:"namespaces"`
-	NotNamespaces        []string    `yaml:"notNamespaces"`
-	TrustDomains         Unsupported `yaml:"trustDomains"`
-	NotTrustDomains      Unsupported `yaml:"notTrustDomains"`
-	IPBlocks             Unsupported `yaml:"ipBlocks"`
-	NotIPBlocks          Unsupported `yaml:"notIpBlocks"`
-	RemoteIPBlocks       Unsupported `yaml:"remoteIpBlocks"`
-	NotRemoteIPBlocks    Unsupported `yaml:"notRemoteIpBlocks"`
-	ServiceAccounts      Unsupported `yaml:"serviceAccounts"`
-	NotServiceAccounts   Unsupported `yaml:"notServiceAccounts"`
-}
-
-// Operation is what is asked for.
-type Operation struct {
-	Hosts      []string `yaml:"hosts"`
-	NotHosts   []string `yaml:"notHosts"`
-	Ports      []string `yaml:"ports"`
-	NotPorts   []string `yaml:"notPorts"`
-	Methods    []string `yaml:"methods"`
-	NotMethods []string `yaml:"notMethods"`
-	Paths      []string `yaml:"paths"`
-	NotPaths   []string `yaml:"notPaths"`
-}
-
-// ParsePort reads a port of an Operation.
-func ParsePort(s string) (uint16, error) {
-	p, err := strconv.ParseUint(s, 10, 16)
-	if err != nil || p == 0 {
-		return 0, fmt.Errorf("%q is not a port from 1 to 65535", s)
-	}
-	return uint16(p), nil
 }
