@@ -61,6 +61,7 @@ func TestNothingIsAllocated(t *testing.T) {
     timeout: 5s
     route: [{destination: {host: web}}]
 `))
+	w.apply(destinationRule("loadBalancer: {consistentHash: {httpCookie: {name: session, path: /, ttl: 1h}}}, outlierDetection: {}, connectionPool: {tcp: {maxConnections: 10}, http: {http2MaxRequests: 100}}, retryBudget: {}"))
 	w.apply(authorization("ALLOW", "web", `[{from: [{source: {principals: ["*/sa/frontend"]}}], to: [{operation: {paths: ["/a/*"], methods: [GET]}}]}]`))
 	conn := a.caller("frontend").dial("web")
 	request := []byte("GET /a/b?c=d HTTP/1.1\r\nHost: web.service.mesh\r\nUser-Agent: x\r\nX-Gone: 1\r\nX-Not: 1\r\n\r\n")

@@ -71,11 +71,15 @@ func placeLabels(n *mesh.Node, of mesh.Labels) mesh.Labels {
 }
 
 // key returns what the balancer is asked with: 0 where nothing of the call decides, or it does not have it.
-func (c *call) key(h *policy.HashKey) uint64 {
+func (c *call) key(d *destination) uint64 {
+	h := d.traffic.Hash
 	switch {
 	case h == nil:
 	case h.SourceIP:
-		return lb.HashAddr(c.hashIP())
+		if ip := c.caller.source.IP; !ip.IsLoopback() || !d.self.IsValid() {
+			return lb.HashAddr(ip)
+		}
+		return lb.HashAddr(d.self) // as other hosts see callers of this one
 	case c.raw:
 	case h.Header != "":
 		if h.Header == "host" {
@@ -101,13 +105,12 @@ func (c *call) key(h *policy.HashKey) uint64 {
 	return 0
 }
 
-// hashIP is where the call comes from, as other hosts would see it: all calls of this host's own come from it.
-func (c *call) hashIP() netip.Addr {
-	ip := c.caller.source.IP
-	if self := c.view.t.snap.Nodes[c.view.t.snap.Self]; ip.IsLoopback() && self != nil {
-		return self.Addr
+// selfAddr is the address of this host; the zero value where it is not known.
+func selfAddr(s *mesh.Snapshot) netip.Addr {
+	if n := s.Nodes[s.Self]; n != nil {
+		return n.Addr
 	}
-	return ip
+	return netip.Addr{}
 }
 
 // newCookie gives the caller a cookie, by which its next calls go where this one does, and returns its key.

@@ -317,3 +317,23 @@ func TestPortLevelSettings(t *testing.T) {
 		t.Error("a port inherits the balancing of the rule")
 	}
 }
+
+// TestStickyAtTheEdge: what decides does so for calls that a gateway takes in, too.
+func TestStickyAtTheEdge(t *testing.T) {
+	t.Parallel()
+	w, g := edgeWorld(t)
+	for range 3 {
+		w.hosts[1].serve("web", nil)
+	}
+	c := g.client(false, nil)
+	for _, hash := range []string{"useSourceIp: true", "httpCookie: {name: s, ttl: 0s}"} {
+		w.apply(destinationRule("loadBalancer: {consistentHash: {" + hash + "}}"))
+		first := g.ask(c, "http://shop.example.com:8081/")
+		cookie, _, _ := strings.Cut(first.Header.Get("Set-Cookie"), ";")
+		for range 10 {
+			if got := g.ask(c, "http://shop.example.com:8081/", "Cookie", cookie); got.StatusCode != 200 || got.seen.Instance != first.seen.Instance {
+				t.Errorf("%s: %d %s, and then %s", hash, got.StatusCode, first.seen.Instance, got.seen.Instance)
+			}
+		}
+	}
+}

@@ -173,7 +173,7 @@ func (c *call) forward(r *policy.HTTPRoute) *fault {
 	d.TryTimeout = act.Retry.PerTry
 	d.ReplayUnsafe = on&(policy.On5xx|policy.OnGatewayError|policy.OnReset) != 0
 	c.split.dest.budget.call(x.Result.Start)
-	c.hash = c.key(c.split.dest.traffic.Hash)
+	c.hash = c.key(c.split.dest)
 	f := c.try(x.Result.Start)
 	if f == nil && len(c.rule.mirrors) > 0 {
 		c.mirror(x.Result.Start)
@@ -237,11 +237,16 @@ func (c *call) connect() *fault {
 		return errNoRoute
 	}
 	c.rule = v.tcp[r]
+	return c.open()
+}
+
+// open sends a connection to an instance of one of the rule's destinations.
+func (c *call) open() *fault {
 	if c.split = c.rule.draw(); c.split.fault != nil {
 		return c.split.fault
 	}
 	traffic := c.split.dest.traffic
-	c.hash = c.key(traffic.Hash)
+	c.hash = c.key(c.split.dest)
 	c.x.Decision.IdleTimeout, c.x.Decision.Life = traffic.Pool.TCPIdle, traffic.Pool.Life
 	return c.try(c.x.Result.Start)
 }

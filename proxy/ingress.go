@@ -114,10 +114,7 @@ func (c *call) ingressTCP() *fault {
 	} else {
 		c.rule = l.newRule(v, r, &policy.Action{Destinations: r.Destinations}, false, ruleName(r.Policy, "", r.Index))
 	}
-	if c.split = c.rule.draw(); c.split.fault != nil {
-		return c.split.fault
-	}
-	return c.try(c.x.Result.Start)
+	return c.open()
 }
 
 // clientCert says which certificate a client of a gateway showed; nil for none.

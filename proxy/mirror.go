@@ -73,7 +73,7 @@ func (c *call) copyTo(m *mirror, now time.Time) (ok bool) {
 	}
 	hash := uint64(0)
 	if h := m.dest.traffic.Hash; h != nil && h.Cookie == nil { // a cookie is the call's
-		hash = c.key(h)
+		hash = c.key(m.dest)
 	}
 	i := m.dest.picker.Pick(hash, nil, now.UnixNano())
 	if i < 0 {

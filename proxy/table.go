@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"strconv"
 	"sync"
 	"time"
@@ -211,6 +212,7 @@ type destKey struct {
 // destination is the instances that a call may go to. It is immutable.
 type destination struct {
 	traffic *policy.TrafficPolicy
+	self    netip.Addr    // of this host
 	connect time.Duration // of one connection
 	circuit *circuit      // nil where nothing is counted
 	budget  *budget
@@ -258,7 +260,7 @@ func (p *Proxy) destination(t *table, k destKey) (*destination, *fault) {
 	if !ok {
 		return nil, errNoSubset
 	}
-	v := &destination{traffic: traffic, connect: dialTimeout, retries: p.metrics.retries.With(k.svc.String()), timed: traffic.LB == policy.PeakEWMA, l7: k.l7}
+	v := &destination{traffic: traffic, self: selfAddr(t.snap), connect: dialTimeout, retries: p.metrics.retries.With(k.svc.String()), timed: traffic.LB == policy.PeakEWMA, l7: k.l7}
 	if traffic.Pool.Connect > 0 {
 		v.connect = traffic.Pool.Connect
 	}
