@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/meshagent/meshagent/mesh"
+	"github.com/meshagent/meshagent/proxy"
 )
 
 // outsider is a server that is none of the mesh's, and a ServiceEntry for it.
@@ -256,5 +257,43 @@ func TestOutsideConnections(t *testing.T) {
 	w.apply(`{"apiVersion": "networking.istio.io/v1", "kind": "Sidecar", "metadata": {"name": "x"}, "spec": {"egress": [{"hosts": ["~/*"]}]}}`)
 	if got := talk(); got != "" {
 		t.Errorf("%q came back in spite of the Sidecar", got)
+	}
+}
+
+// TestOutsideAddress: an address that a ServiceEntry names is open without a question; one that is taken, or of another range, is not.
+func TestOutsideAddress(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	var within netip.Prefix
+	h := w.host("a", func(c *proxy.Config) { within = c.VIPRange })
+	at := within.Masked().Addr().Next().Next().Next()
+	outsider(t, w, "api.example.com", fmt.Sprintf("  addresses: [%s]\n", at), echo("outside"))
+	get := func(at netip.Addr, host string) (int, string) {
+		c := h.caller("front")
+		r, err := http.NewRequest("GET", fmt.Sprintf("http://%s:%d/", at, servicePort), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Host = host
+		a := c.send(r)
+		return a.StatusCode, a.seen.Instance
+	}
+	if code, from := get(at, "api.example.com"); code != 200 || from != "outside" {
+		t.Errorf("%d from %q", code, from)
+	}
+	outsider(t, w, "second.example.com", fmt.Sprintf("  addresses: [%s]\n", at), echo("second"))
+	outsider(t, w, "third.example.com", "  addresses: [127.255.255.1]\n", echo("third"))
+	for _, host := range []string{"second", "third"} {
+		name, _ := mesh.ParseExternal(host + ".example.com")
+		a, err := h.VIP(t.Context(), name)
+		if err != nil || a == at || !within.Contains(a) {
+			t.Fatalf("%s has %v, %v", host, a, err)
+		}
+		if code, from := get(a, host+".example.com"); code != 200 || from != host {
+			t.Errorf("%d from %q", code, from)
+		}
+	}
+	if code, from := get(at, "api.example.com"); code != 200 || from != "outside" {
+		t.Errorf("%d from %q", code, from)
 	}
 }
