@@ -11,6 +11,7 @@ import (
 
 	"github.com/meshagent/meshagent/agent/api"
 	"github.com/meshagent/meshagent/mesh"
+	"github.com/meshagent/meshagent/mesh/policy"
 )
 
 // difference is a policy that apply would change.
@@ -40,9 +41,12 @@ at: apply leaves them as they are. The exit code is 1 when apply would change so
 			if err != nil {
 				return err
 			}
-			found := struct {
+			var found struct {
 				Differences []difference `json:"differences"`
-			}{differences(stored.Policies, ps)}
+			}
+			if found.Differences, err = differences(stored.Policies, ps); err != nil {
+				return err
+			}
 			err = out.print(cmd.OutOrStdout(), found, func(w io.Writer) {
 				for _, d := range found.Differences {
 					io.WriteString(w, clean(d.Diff))
@@ -57,14 +61,21 @@ at: apply leaves them as they are. The exit code is 1 when apply would change so
 	return c
 }
 
-// differences compares what is stored with what files have.
-func differences(stored []api.Policy, files []mesh.Policy) []difference {
+// differences compares what is stored with what files have. Of a Secret nobody reads the values back, and so they are not compared.
+func differences(stored []api.Policy, files []mesh.Policy) ([]difference, error) {
 	out := []difference{}
 	old := map[mesh.PolicyKey]string{}
 	for _, p := range stored {
 		old[p.PolicyKey] = p.Source
 	}
 	for _, p := range files {
+		if p.Kind == policy.SecretKind {
+			source, _, err := policy.Redact(p)
+			if err != nil {
+				return nil, err
+			}
+			p.Source = source
+		}
 		was, ok := old[p.PolicyKey]
 		if ok && was == string(p.Source) {
 			continue
@@ -77,7 +88,7 @@ func differences(stored []api.Policy, files []mesh.Policy) []difference {
 		d.Diff = string(diff.Diff(from, lines(was), "files/"+p.PolicyKey.String(), lines(string(p.Source))))
 		out = append(out, d)
 	}
-	return out
+	return out, nil
 }
 
 // lines ends a text with a line's end.
