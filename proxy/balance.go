@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/binary"
 	"encoding/hex"
-	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"sync/atomic"
@@ -44,7 +43,7 @@ func balance(s *mesh.Snapshot, t *policy.TrafficPolicy) lb.Config {
 	if l := t.Near(); l != nil {
 		c.Locality = *l
 		if self := s.Nodes[s.Self]; self != nil {
-			c.Locality.From, c.Locality.Labels = self.Locality, placeLabels(self, nil)
+			c.Locality.From, c.Locality.Labels = self.Locality, policy.PlaceLabels(self, nil)
 		}
 	}
 	return c
@@ -54,20 +53,9 @@ func balance(s *mesh.Snapshot, t *policy.TrafficPolicy) lb.Config {
 func candidate(s *mesh.Snapshot, i *mesh.Instance, e *lb.Endpoint, labels bool) lb.Candidate {
 	c := lb.Candidate{Endpoint: e, Weight: uint32(i.Weight), Down: !s.Usable(i), Name: i.Node.String() + "/" + i.ID, Locality: s.LocalityOf(i)}
 	if labels {
-		c.Labels = placeLabels(s.Nodes[i.Node], i.Labels)
+		c.Labels = policy.PlaceLabels(s.Nodes[i.Node], i.Labels)
 	}
 	return c
-}
-
-// placeLabels are what a failoverPriority compares: labels of a node with its name, and over them those of an instance there.
-func placeLabels(n *mesh.Node, of mesh.Labels) mesh.Labels {
-	out := mesh.Labels{}
-	if n != nil {
-		maps.Copy(out, n.Labels)
-		out["kubernetes.io/hostname"] = n.Name
-	}
-	maps.Copy(out, of)
-	return out
 }
 
 // key returns what the balancer is asked with: 0 where nothing of the call decides, or it does not have it.

@@ -88,6 +88,9 @@ func explain(ctx context.Context, c *api.Client, q question) (e *policy.Explanat
 	names = map[mesh.NodeID]string{}
 	usable := map[*mesh.Instance]bool{}
 	v := policy.View{Services: map[mesh.ServiceName]*mesh.Service{}, Usable: func(i *mesh.Instance) bool { return usable[i] }}
+	if err := places(ctx, c, &v); err != nil {
+		return nil, nil, err
+	}
 	learn := func(name mesh.ServiceName) (*mesh.Service, error) {
 		s, err := service(ctx, c, name)
 		if s == nil || err != nil {
@@ -111,6 +114,9 @@ func explain(ctx context.Context, c *api.Client, q question) (e *policy.Explanat
 	if r.Port, err = q.called(to, called); err != nil {
 		return nil, nil, err
 	}
+	if from, ok := mesh.ParseHost(q.from, q.namespace); ok && v.Services[from] != nil && len(v.Services[from].Instances) > 0 {
+		v.From, v.Labels = v.At(&mesh.Instance{Node: v.Services[from].Instances[0].Node})
+	}
 	for _, s := range m.Service(to).Destinations() {
 		if _, err := learn(m.Resolve(s)); err != nil {
 			return nil, nil, err
@@ -123,6 +129,26 @@ func explain(ctx context.Context, c *api.Client, q question) (e *policy.Explanat
 		return nil, nil, usagef("%s speaks %s at port %d: leave out method and path", to, called.Protocol(r.Port), r.Port)
 	}
 	return m.Explain(v, to, r), names, nil
+}
+
+// places lets v know where instances are.
+func places(ctx context.Context, c *api.Client, v *policy.View) error {
+	ms, err := c.Members(ctx)
+	if err != nil {
+		return err
+	}
+	nodes := map[mesh.NodeID]*mesh.Node{}
+	for i := range ms.Members {
+		nodes[ms.Members[i].ID] = &ms.Members[i]
+	}
+	v.At = func(i *mesh.Instance) (mesh.Locality, mesh.Labels) {
+		n := nodes[i.Node]
+		if n == nil {
+			return i.Locality, i.Labels
+		}
+		return n.Locality, policy.PlaceLabels(n, i.Labels)
+	}
+	return nil
 }
 
 // request is the request as the data path sees it, but for caller and port.
@@ -278,23 +304,35 @@ func printShare(w io.Writer, s policy.Share, names map[mesh.NodeID]string) {
 		what = append(what, "connects within "+s.ConnectTimeout)
 	}
 	fmt.Fprintf(w, "\n%.4g %% to %s\n", s.Percent, clean(strings.Join(slices.Concat(what, s.Headers), ", ")))
+	for _, line := range s.Settings {
+		what, text, _ := strings.Cut(line, ": ")
+		fmt.Fprintf(w, "  %-9s %s\n", what, clean(text))
+	}
 	if s.Problem != "" {
 		fmt.Fprintf(w, "  Such calls fail: %s\n", s.Problem)
 	}
 	if len(s.Instances) == 0 {
 		return
 	}
-	t := newTable(w, "  NODE", "INSTANCE", "HEALTH", "WEIGHT", "LABELS", "PICKED", "AUTHORIZATION")
+	columns := []any{"  NODE", "INSTANCE", "HEALTH", "WEIGHT", "LABELS", "PICKED", "AUTHORIZATION"}
+	located := slices.ContainsFunc(s.Instances, func(p policy.Place) bool { return p.Locality != "" || p.Near != "" })
+	if located {
+		columns = slices.Insert(columns, 5, any("LOCALITY"))
+	}
+	t := newTable(w, columns...)
 	for _, p := range s.Instances {
 		picked := "yes"
 		if !p.Picked {
 			picked = "no: " + p.Why
+		} else if p.Near != "" {
+			picked = "yes, " + p.Near
 		}
 		i := p.Instance
-		if i.Outside {
-			names[i.Node] = "(outside)"
+		row := []any{"  " + names[i.Node], i.ID, i.Health, i.Weight, labels(i.Labels), picked, verdict(p)}
+		if located {
+			row = slices.Insert(row, 5, any(orNone(p.Locality)))
 		}
-		t.row("  "+names[i.Node], i.ID, i.Health, i.Weight, labels(i.Labels), picked, verdict(p))
+		t.row(row...)
 	}
 	t.flush()
 }

@@ -97,3 +97,55 @@ func TestPatternsOverlap(t *testing.T) {
 		t.Error(s)
 	}
 }
+
+// TestExplainDestination: what a DestinationRule says of calls, and where that leaves each instance.
+func TestExplainDestination(t *testing.T) {
+	services := world("web 80 http tier=gold", "web 80 http", "web 80 http", "web 80 http")
+	in := services[mesh.MustServiceName("web")].Instances
+	at := map[*mesh.Instance]mesh.Locality{in[0]: {Region: "eu", Zone: "a"}, in[1]: {Region: "eu", Zone: "b"}, in[2]: {Region: "us"}, in[3]: {Region: "ap"}}
+	v := view(services)
+	v.From, v.Labels = mesh.Locality{Region: "eu", Zone: "a"}, mesh.Labels{}
+	v.At = func(i *mesh.Instance) (mesh.Locality, mesh.Labels) { return at[i], i.Labels }
+	for _, c := range []struct{ traffic, near, settings string }{
+		{"", "+ + + +", ""},
+		{"outlierDetection: {consecutiveGatewayErrors: 2, splitExternalLocalOriginErrors: true}", "+level 1 +level 3 +level 4 +level 4",
+			"outliers: 5 errors in a row, 2 gateway errors in a row, 5 failures to get an answer in a row, for 30s and more, 10 % of the instances at most"},
+		{"loadBalancer: {localityLbSetting: {distribute: [{from: eu, to: {eu: 70, us: 30}}]}}", "+70 % +70 % +30 % -", ""},
+		{"loadBalancer: {localityLbSetting: {failoverPriority: [tier=gold]}}", "+level 1 +level 2 +level 2 +level 2", ""},
+		{"connectionPool: {tcp: {maxConnections: 3, maxConnectionDuration: 1h, idleTimeout: 1m}, http: {http1MaxPendingRequests: 4, http2MaxRequests: 5, maxRetries: 6, maxRequestsPerConnection: 7, maxConcurrentStreams: 8, idleTimeout: 2m}}, retryBudget: {budgetInterval: 10s}",
+			"+ + + +", "limits: 3 connections in use, 4 calls that wait for one, 5 requests, 6 retries, 7 requests of a connection, 8 streams of a connection, a connection lasts 1h0m0s, unused for 2m0s, silent for 1m0s; retries: 20 % of the calls of the last 10s, 3 always"},
+		{"loadBalancer: {consistentHash: {httpCookie: {name: s, ttl: 1h}}}", "+ + + +", "decides: cookie s, which is set where it is missing"},
+		{"loadBalancer: {consistentHash: {httpCookie: {name: s}}}", "+ + + +", "decides: cookie s"},
+		{"loadBalancer: {consistentHash: {httpHeaderName: X-A}}", "+ + + +", "decides: header x-a"},
+		{"loadBalancer: {consistentHash: {httpQueryParameterName: q}}", "+ + + +", "decides: query parameter q"},
+		{"loadBalancer: {consistentHash: {useSourceIp: true}}", "+ + + +", "decides: the caller's address"},
+		{"loadBalancer: {simple: RANDOM, warmup: {duration: 1m}}", "+ + + +", "warm-up: 1m0s, from 10 % of the weight"},
+	} {
+		m := compileAll(t, destRule("x", "{host: web, trafficPolicy: {"+c.traffic+"}}"))
+		s := m.Explain(v, mesh.MustServiceName("web"), get("/", "")).Shares[0]
+		var near []string
+		for _, p := range s.Instances {
+			switch {
+			case p.Picked:
+				near = append(near, "+"+p.Near)
+			case p.Why == "no part of the calls goes where it is":
+				near = append(near, "-")
+			default:
+				t.Errorf("%s: %s", c.traffic, p.Why)
+			}
+			if p.Locality != at[p.Instance].String() {
+				t.Errorf("%s is in %s", p.Instance.ID, p.Locality)
+			}
+		}
+		if got := strings.Join(near, " "); got != c.near {
+			t.Errorf("%s: %s, want %s", c.traffic, got, c.near)
+		}
+		if got := strings.Join(s.Settings, "; "); got != c.settings {
+			t.Errorf("%s:\n got %s\nwant %s", c.traffic, got, c.settings)
+		}
+	}
+	tls := &TrafficPolicy{TLS: TLS{On: true, SNI: "a.example.com", CertFile: "/c"}}
+	if got := tls.Words(); len(got) != 1 || got[0] != "encrypted: mutual TLS, a.example.com" {
+		t.Errorf("%q", got)
+	}
+}

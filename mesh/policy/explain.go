@@ -12,6 +12,11 @@ import (
 type View struct {
 	Services map[mesh.ServiceName]*mesh.Service
 	Usable   func(*mesh.Instance) bool // may it be picked: health, weight and node
+
+	// Where the caller's host is, with its labels, and where an instance is, with those of its node and of itself; nil is not known.
+	From   mesh.Locality
+	Labels mesh.Labels
+	At     func(*mesh.Instance) (mesh.Locality, mesh.Labels)
 }
 
 // Explanation says what becomes of a call, without making it.
@@ -60,16 +65,19 @@ type Share struct {
 	Headers        []string         `json:"headers,omitempty"`
 	LB             string           `json:"loadBalancer"`
 	ConnectTimeout string           `json:"connectTimeout,omitempty"`
-	Problem        string           `json:"problem,omitempty"` // why its calls fail
-	Instances      []Place          `json:"instances"`         // of the service, whether or not it is picked
+	Settings       []string         `json:"settings,omitempty"` // of its DestinationRule, in words
+	Problem        string           `json:"problem,omitempty"`  // why its calls fail
+	Instances      []Place          `json:"instances"`          // of the service, whether or not it is picked
 }
 
 // Place is one instance, and whether the call may go there.
 type Place struct {
 	Instance *mesh.Instance  `json:"instance"`
-	Picked   bool            `json:"picked"`        // it may be
-	Why      string          `json:"why,omitempty"` // it may not
-	Allowed  bool            `json:"allowed"`       // by authorization on its side
+	Locality string          `json:"locality,omitempty"`
+	Near     string          `json:"near,omitempty"` // its level, the first being the nearest, or the share of its locality
+	Picked   bool            `json:"picked"`         // it may be
+	Why      string          `json:"why,omitempty"`  // it may not
+	Allowed  bool            `json:"allowed"`        // by authorization on its side
 	Policy   *mesh.PolicyKey `json:"policy,omitempty"`
 	Reason   string          `json:"reason,omitempty"`
 }
@@ -289,9 +297,15 @@ func (e *Explanation) share(m *Model, v View, s *Share, r *Request, l7 bool) {
 	if s.LB = traffic.LB.String(); traffic.Pool.Connect > 0 {
 		s.ConnectTimeout = traffic.Pool.Connect.Round(time.Millisecond).String()
 	}
+	s.Settings = traffic.Words()
 	s.Problem = "none of its instances can be picked"
 	for _, i := range svc.Instances {
 		p := Place{Instance: i}
+		near, called := v.near(traffic, i)
+		if v.At != nil {
+			at, _ := v.At(i)
+			p.Locality = at.String()
+		}
 		switch {
 		case i.CallPort() != s.Port:
 			p.Why = fmt.Sprintf("its port is %d", i.CallPort())
@@ -305,8 +319,10 @@ func (e *Explanation) share(m *Model, v View, s *Share, r *Request, l7 bool) {
 			p.Why = "it is " + i.Health.String()
 		case !v.Usable(i):
 			p.Why = "its node is lost"
+		case !called:
+			p.Why = "no part of the calls goes where it is"
 		default:
-			p.Picked, s.Problem = true, ""
+			p.Picked, p.Near, s.Problem = true, near, ""
 		}
 		if i.Outside {
 			p.Allowed, p.Reason = true, "nobody is asked: it has no agent"

@@ -11,7 +11,7 @@ import (
 )
 
 func view(services map[mesh.ServiceName]*mesh.Service, lost ...string) View {
-	return View{services, func(i *mesh.Instance) bool {
+	return View{Services: services, Usable: func(i *mesh.Instance) bool {
 		return i.Health.Serving() && i.Weight > 0 && !slices.Contains(lost, i.ID)
 	}}
 }

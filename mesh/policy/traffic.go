@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"maps"
 	"time"
 
 	"github.com/meshagent/meshagent/mesh"
@@ -161,4 +162,15 @@ type RetryBudget struct {
 	Percent  float64
 	Min      int
 	Interval time.Duration
+}
+
+// PlaceLabels are what a failoverPriority compares: labels of a node with its name, and over them those of an instance there.
+func PlaceLabels(n *mesh.Node, of mesh.Labels) mesh.Labels {
+	out := mesh.Labels{}
+	if n != nil {
+		maps.Copy(out, n.Labels)
+		out["kubernetes.io/hostname"] = n.Name
+	}
+	maps.Copy(out, of)
+	return out
 }

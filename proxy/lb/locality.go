@@ -127,3 +127,13 @@ func covers(rule string, at mesh.Locality) bool {
 		(zone == "" || zone == "*" || zone == at.Zone) &&
 		(subzone == "" || subzone == "*" || subzone == at.Subzone)
 }
+
+// Place says what part a candidate has: the level it belongs to, the first being 0, and the weight of its locality where a Distribute
+// decides, else 0. ok is false when it gets no calls.
+func (l *Locality) Place(c *Candidate) (level int, share uint32, ok bool) {
+	at, ok := l.place(c)
+	if to := l.shares(); ok && to != nil {
+		share = to[at.share].Weight
+	}
+	return at.level, share, ok
+}
