@@ -127,6 +127,8 @@ func (c *compiler) entryHost(path, h string, s *istio.ServiceEntry) mesh.Service
 		c.fail(path, "write the ServiceEntry into that namespace", "%s is of another namespace: its calls would go to endpoints that it does not know", svc)
 	case s.Location != "MESH_INTERNAL" || s.Resolution != "STATIC":
 		c.fail(path, "write location MESH_INTERNAL and resolution STATIC", "%s is a service of the mesh, to which this adds instances", svc)
+	case s.ExportTo != nil:
+		c.fail("exportTo", "remove it, and say by an AuthorizationPolicy or Sidecars who may call the service", "%s is a service of the mesh, which would be kept from others as a whole", svc)
 	}
 	return svc
 }
