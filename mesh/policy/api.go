@@ -34,6 +34,8 @@ var kinds = []kind{
 	{"networking.istio.io", "WorkloadEntry", []string{"v1", "v1beta1", "v1alpha3"}, read[istio.WorkloadEntry]},
 	{"networking.istio.io", "Sidecar", []string{"v1", "v1beta1", "v1alpha3"}, read[istio.Sidecar]},
 	{"", SecretKind, []string{"v1"}, read[secretSpec]},
+	{gatewayGroup, "GatewayClass", []string{"v1", "v1beta1"}, read[gatewayapi.GatewayClassSpec]},
+	{gatewayGroup, "Gateway", []string{"v1", "v1beta1"}, read[gatewayapi.GatewaySpec]},
 	{gatewayGroup, "HTTPRoute", []string{"v1", "v1beta1"}, read[gatewayapi.HTTPRouteSpec]},
 	{gatewayGroup, "GRPCRoute", []string{"v1"}, read[gatewayapi.GRPCRouteSpec]},
 	{gatewayGroup, "TCPRoute", []string{"v1", "v1alpha2"}, read[gatewayapi.TCPRouteSpec]},
@@ -57,8 +59,12 @@ func FindKind(s string) (group, name string, ok bool) {
 			l = full
 		}
 	}
+	l, of, dotted := strings.Cut(l, ".") // as kubectl writes it where two groups have the name
 	for _, k := range kinds {
 		n := strings.ToLower(k.name)
+		if dotted && of != k.group {
+			continue
+		}
 		if l == n || l == n+"s" || l == strings.TrimSuffix(n, "y")+"ies" {
 			return k.group, k.name, true
 		}
@@ -73,7 +79,7 @@ type doc struct {
 	apiVersion string
 	spec       *strictyaml.Node
 	lifted     bool // spec is what stands beside the head
-	value      any // the decoded spec: a pointer to the kind's type of package istio or gatewayapi
+	value      any  // the decoded spec: a pointer to the kind's type of package istio or gatewayapi
 	errs       strictyaml.Errors
 }
 
@@ -261,6 +267,10 @@ func read[T any](d *doc) {
 		_, probs = compileWorkloadEntry(d.key, s)
 	case *istio.Sidecar:
 		_, probs = compileSidecar(d.key, s)
+	case *gatewayapi.GatewayClassSpec:
+		probs = compileGatewayClass(d.key, s)
+	case *gatewayapi.GatewaySpec:
+		_, probs = compileAPIGateway(d.key, s)
 	case *secretSpec:
 		_, probs = compileSecret(d.key, s)
 	case *gatewayapi.ReferenceGrantSpec:
@@ -342,7 +352,7 @@ func Compile(td mesh.TrustDomain, index uint64, ps []mesh.Policy) *Model {
 		}
 		return a.PolicyKey.Compare(b.PolicyKey)
 	})
-	g := &gateway{grants: map[grant]bool{}, edges: edges{gateways: map[string]*Gateway{}}}
+	g := &gateway{grants: map[grant]bool{}, classes: map[string]bool{}, edges: edges{gateways: map[string]*Gateway{}}}
 	for _, p := range ps {
 		m.add(p, g)
 	}
@@ -399,6 +409,11 @@ func (m *Model) add(p mesh.Policy, g *gateway) {
 	case *istio.Sidecar:
 		sc, _ := compileSidecar(p.PolicyKey, s)
 		m.addSidecar(sc)
+	case *gatewayapi.GatewayClassSpec:
+		g.classes[p.Name] = true
+	case *gatewayapi.GatewaySpec:
+		gw, _ := compileAPIGateway(p.PolicyKey, s)
+		g.gateways = append(g.gateways, gw)
 	case *secretSpec:
 		m.secrets[SecretRef{p.Namespace, p.Name}] = p.Modified
 	case *gatewayapi.ReferenceGrantSpec:
@@ -469,7 +484,7 @@ func namedHosts(p mesh.Policy) (out []mesh.ServiceName, all bool) {
 	if err != nil || len(docs) != 1 {
 		return nil, false
 	}
-	if p.Kind == "ReferenceGrant" || p.Kind == "WorkloadEntry" || p.Kind == SecretKind {
+	if p.Kind == "ReferenceGrant" || p.Kind == "WorkloadEntry" || p.Kind == SecretKind || p.Kind == "GatewayClass" {
 		return nil, true
 	}
 	spec := docs[0].Root.Get("spec")

@@ -19,14 +19,23 @@ import (
 // Gateway is a compiled Gateway: what the instances that it selects take in from outside of the mesh.
 type Gateway struct {
 	Key      mesh.PolicyKey
-	Selector mesh.Labels // of instances of protocol gateway
+	Selector mesh.Labels        // of instances of protocol gateway, of Istio's Gateways
+	Services []mesh.ServiceName // of protocol gateway, of those of the Gateway API; none is all of their namespace
 	Servers  []*GatewayServer
 }
 
 // Selects reports whether an instance serves the gateway. As in authorization, the label app is the service's name where an instance
 // has none.
 func (g *Gateway) Selects(in *mesh.Instance) bool {
-	return in.Protocol == mesh.Gateway && selected(g.Selector, in.Service, in.Labels)
+	switch {
+	case in.Protocol != mesh.Gateway:
+		return false
+	case g.Key.Group != gatewayGroup:
+		return selected(g.Selector, in.Service, in.Labels)
+	case len(g.Services) > 0:
+		return slices.Contains(g.Services, in.Service)
+	}
+	return in.Service.Namespace() == g.Key.Namespace
 }
 
 // GatewayServer is one port of a gateway, or one of several that share it and differ by their hosts.

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"fmt"
 	"regexp"
 	"slices"
@@ -18,16 +19,19 @@ const gatewayGroup = "gateway.networking.k8s.io"
 
 // gatewayRoute is a compiled route of the Gateway API, not yet bound to its parents.
 type gatewayRoute struct {
-	key     mesh.PolicyKey
-	created uint64
-	parents []parent
-	rules   []gatewayRule // of requests
-	tcp     []Split
+	key       mesh.PolicyKey
+	created   uint64
+	parents   []parent
+	hostnames []string      // at gateways, lower case; none is all
+	rules     []gatewayRule // of requests
+	tcp       []Split
 }
 
 // parent is a service whose calls are routed; of port 0 all its ports.
 type parent struct {
 	service mesh.ServiceName
+	gateway string // namespace/name, where it is no service
+	section string // of it
 	port    uint16
 }
 
@@ -59,6 +63,7 @@ func compileRoute(key mesh.PolicyKey, spec any) (*gatewayRoute, []fieldError) {
 func compileHTTPRoute(key mesh.PolicyKey, s *gatewayapi.HTTPRouteSpec) (*gatewayRoute, []fieldError) {
 	c := &compiler{key: key}
 	out := &gatewayRoute{key: key, parents: c.parents(s.ParentRefs)}
+	out.hostnames = c.hostnames(out.parents, s.Hostnames)
 	c.someRules(len(s.Rules))
 	names := map[string]bool{}
 	for i := range s.Rules {
@@ -103,6 +108,7 @@ func compileHTTPRoute(key mesh.PolicyKey, s *gatewayapi.HTTPRouteSpec) (*gateway
 func compileGRPCRoute(key mesh.PolicyKey, s *gatewayapi.GRPCRouteSpec) (*gatewayRoute, []fieldError) {
 	c := &compiler{key: key}
 	out := &gatewayRoute{key: key, parents: c.parents(s.ParentRefs)}
+	out.hostnames = c.hostnames(out.parents, s.Hostnames)
 	c.someRules(len(s.Rules))
 	names := map[string]bool{}
 	for i := range s.Rules {
@@ -157,40 +163,62 @@ func compileTCPRoute(key mesh.PolicyKey, s *gatewayapi.TCPRouteSpec) (*gatewayRo
 // core reports whether a group is that of services. "core" is how other meshes let people write it.
 func core(group string) bool { return group == "" || group == "core" }
 
-// parents resolves the services that a route is for. That a group is absent means a Gateway to the Gateway API; beside the kind
-// Service it can only be a slip.
+// parents resolves what a route is for. That group and kind are absent means a Gateway; that a group is absent beside the kind Service can
+// only be a slip.
 func (c *compiler) parents(refs []gatewayapi.ParentRef) []parent {
-	const hint = `write group: "", kind: Service`
 	if len(refs) == 0 {
-		c.fail("parentRefs", "name the services whose calls are routed", "is missing or empty")
+		c.fail("parentRefs", "name the Gateways, or the services whose calls are routed", "is missing or empty")
 	}
 	var out []parent
 	for i, r := range refs {
 		path := fmt.Sprintf("parentRefs[%d]", i)
-		switch {
-		case r.Kind == "" || r.Kind == "Gateway":
-			c.fail(path+".kind", hint, "gateways are not supported yet")
-		case r.Kind != "Service" || r.Group != nil && !core(*r.Group):
-			group := ""
-			if r.Group != nil {
-				group = *r.Group
-			}
-			c.fail(path+".kind", hint, "%q of group %q is not supported", r.Kind, group)
+		group := gatewayGroup
+		if r.Group != nil {
+			group = *r.Group
 		}
-		p := parent{service: c.named(path, r.Namespace, r.Name)}
+		p := parent{section: r.SectionName}
+		switch {
+		case (r.Kind == "" || r.Kind == "Gateway") && group == gatewayGroup:
+			p.gateway = c.gatewayRef(path, r.Namespace, r.Name)
+		case r.Kind != "Service" || r.Group != nil && !core(group):
+			if r.Group == nil {
+				group = ""
+			}
+			c.fail(path+".kind", `write kind: Gateway, or group: "", kind: Service`, "%q of group %q is not supported", r.Kind, group)
+		default:
+			if p.service = c.named(path, r.Namespace, r.Name); r.SectionName != "" {
+				c.fail(path+".sectionName", "write port", "ports of services have no names here")
+			}
+		}
 		if r.Port != nil {
 			if p.port = *r.Port; p.port == 0 {
 				c.fail(path+".port", "", "0 is not a port from 1 to 65535")
 			}
 		}
 		for j, other := range out {
-			if !p.service.IsZero() && other.service == p.service && (other.port == p.port || other.port == 0 || p.port == 0) {
-				c.fail(path, "remove one, or give each its port", "%s is in parentRefs[%d] already", p.service, j)
+			if (!p.service.IsZero() || p.gateway != "") && other.service == p.service && other.gateway == p.gateway &&
+				(other.section == p.section || other.section == "" || p.section == "") && (other.port == p.port || other.port == 0 || p.port == 0) {
+				c.fail(path, "remove one, or give each its port", "%s is in parentRefs[%d] already", cmp.Or(p.gateway, p.service.String()), j)
 			}
 		}
 		out = append(out, p)
 	}
 	return out
+}
+
+// gatewayRef is the Gateway of a reference.
+func (c *compiler) gatewayRef(path, namespace, name string) string {
+	namespace = cmp.Or(namespace, c.key.Namespace)
+	if err := mesh.CheckLabel("namespace", namespace); err != nil {
+		c.fail(path+".namespace", "", "%v", err)
+	}
+	for part := range strings.SplitSeq(name, ".") {
+		if mesh.CheckLabel("name", part) != nil {
+			c.fail(path+".name", "write the name of a Gateway, without its namespace", "%q is not the name of a Gateway", name)
+			break
+		}
+	}
+	return namespace + "/" + name
 }
 
 // named is the service of a reference.

@@ -16,6 +16,9 @@ type gateway struct {
 	grants map[grant]bool
 	routes []*gatewayRoute
 	edges  edges
+
+	gateways []*apiGateway
+	classes  map[string]bool
 }
 
 // grant lets routes of a kind and namespace refer to a service. One with an empty name is for all services of its namespace.
@@ -28,30 +31,36 @@ func compileGrant(key mesh.PolicyKey, s *gatewayapi.ReferenceGrantSpec) ([]grant
 	c := &compiler{key: key}
 	var out []grant
 	if len(s.From) == 0 {
-		c.fail("from", "name who may refer to services of this namespace", "is missing or empty")
+		c.fail("from", "name who may refer to services and Secrets of this namespace", "is missing or empty")
 	}
 	if len(s.To) == 0 {
 		c.fail("to", `write [{group: "", kind: Service}]`, "is missing or empty")
 	}
 	for i, f := range s.From {
 		path := fmt.Sprintf("from[%d]", i)
-		if f.Group != gatewayGroup || !slices.Contains(routeKinds, f.Kind) {
-			c.fail(path+".kind", "write group: "+gatewayGroup+" and one of "+strings.Join(routeKinds, ", "),
+		if f.Group != gatewayGroup || !slices.Contains(routeKinds, f.Kind) && f.Kind != "Gateway" {
+			c.fail(path+".kind", "write group: "+gatewayGroup+" and one of Gateway, "+strings.Join(routeKinds, ", "),
 				"%q of group %q is not supported", f.Kind, f.Group)
 		}
 		if err := mesh.CheckLabel("namespace", f.Namespace); err != nil {
 			c.fail(path+".namespace", "", "%v", err)
 		}
 		for _, t := range s.To {
-			out = append(out, grant{f.Kind, f.Namespace, key.Namespace, t.Name})
+			if to := t.Name; t.Kind != SecretKind && f.Kind != "Gateway" {
+				out = append(out, grant{f.Kind, f.Namespace, key.Namespace, to})
+			} else if t.Kind == SecretKind && f.Kind == "Gateway" {
+				out = append(out, grant{f.Kind, f.Namespace, key.Namespace, secretGrant + to})
+			}
 		}
 	}
 	for i, t := range s.To {
 		path := fmt.Sprintf("to[%d]", i)
-		if t.Kind != "Service" || !core(t.Group) {
-			c.fail(path+".kind", `write group: "", kind: Service`, "%q of group %q is not supported", t.Kind, t.Group)
+		if t.Kind != "Service" && t.Kind != SecretKind || !core(t.Group) {
+			c.fail(path+".kind", `write group: "", kind: Service, or kind: Secret`, "%q of group %q is not supported", t.Kind, t.Group)
 		}
-		if t.Name != "" {
+		if t.Name != "" && t.Kind == SecretKind {
+			c.secretName(path+".name", t.Name)
+		} else if t.Name != "" {
 			c.named(path, "", t.Name)
 		}
 	}
@@ -67,6 +76,9 @@ func (g *gateway) bind(m *Model) {
 	for _, r := range g.routes {
 		g.check(m, r)
 		for _, p := range r.parents {
+			if p.gateway != "" {
+				continue
+			}
 			a := attachment{route: r, port: p.port}
 			if p.service.Namespace() != r.key.Namespace {
 				a.callers = r.key.Namespace // a consumer's route is for calls of its own namespace
@@ -74,6 +86,7 @@ func (g *gateway) bind(m *Model) {
 			attached[p.service] = append(attached[p.service], a)
 		}
 	}
+	g.bindGateways(m)
 	for _, svc := range slices.SortedFunc(maps.Keys(attached), mesh.ServiceName.Compare) {
 		m.bindTo(svc, attached[svc])
 	}
@@ -150,14 +163,14 @@ func (m *Model) bindTo(svc mesh.ServiceName, all []attachment) {
 			}
 		}
 		b := Binding{Callers: s.callers, Port: s.port}
-		m.merge(svc, &b, routes)
+		m.merge(b.at(svc), &b, routes)
 		sp.Bound = append(sp.Bound, b)
 	}
 	m.beside(svc, sp)
 }
 
 // merge puts the routes of one binding into their order.
-func (m *Model) merge(svc mesh.ServiceName, b *Binding, routes []*gatewayRoute) {
+func (m *Model) merge(where string, b *Binding, routes []*gatewayRoute) {
 	rank := func(r *gatewayRoute) int { return slices.Index(routeKinds, r.key.Kind) }
 	slices.SortFunc(routes, func(x, y *gatewayRoute) int {
 		return cmp.Or(rank(x)-rank(y), cmp.Compare(x.created, y.created), strings.Compare(x.key.Namespace+"/"+x.key.Name, y.key.Namespace+"/"+y.key.Name))
@@ -172,10 +185,10 @@ func (m *Model) merge(svc mesh.ServiceName, b *Binding, routes []*gatewayRoute) 
 		switch {
 		case r.key.Kind != first.key.Kind:
 			m.problem(r.key, codeConflicted, fmt.Sprintf("is without effect at %s: the %s %s is bound there, which goes before",
-				b.at(svc), first.key.Kind, first.key.Name))
+				where, first.key.Kind, first.key.Name))
 		case r.key.Kind == "TCPRoute" && r != first:
 			m.problem(r.key, codeConflicted, fmt.Sprintf("is without effect at %s: the TCPRoute %s is bound there, which is older",
-				b.at(svc), first.key.Name))
+				where, first.key.Name))
 		case r.key.Kind == "TCPRoute":
 			b.TCP = []*TCPRoute{{Policy: r.key, Destinations: r.tcp}}
 		}

@@ -18,18 +18,18 @@ import (
 type HTTPRouteSpec struct {
 	ParentRefs         []ParentRef     `yaml:"parentRefs"`
 	UseDefaultGateways DefaultGateways `yaml:"useDefaultGateways"`
-	Hostnames          Hostnames       `yaml:"hostnames"`
+	Hostnames          []string        `yaml:"hostnames"`
 	Rules              []HTTPRule      `yaml:"rules"`
 }
 
-// ParentRef names a service whose calls are routed.
+// ParentRef names a Gateway, or a service whose calls are routed.
 type ParentRef struct {
-	Group       *string     `yaml:"group"`
-	Kind        string      `yaml:"kind"`
-	Namespace   string      `yaml:"namespace"`
-	Name        string      `yaml:"name"`
-	SectionName SectionName `yaml:"sectionName"`
-	Port        *uint16     `yaml:"port"`
+	Group       *string `yaml:"group"`
+	Kind        string  `yaml:"kind"`
+	Namespace   string  `yaml:"namespace"`
+	Name        string  `yaml:"name"`
+	SectionName string  `yaml:"sectionName"`
+	Port        *uint16 `yaml:"port"`
 }
 
 // HTTPRule is one rule.
@@ -172,7 +172,7 @@ type RuleRetry struct {
 type GRPCRouteSpec struct {
 	ParentRefs         []ParentRef     `yaml:"parentRefs"`
 	UseDefaultGateways DefaultGateways `yaml:"useDefaultGateways"`
-	Hostnames          Hostnames       `yaml:"hostnames"`
+	Hostnames          []string        `yaml:"hostnames"`
 	Rules              []GRPCRule      `yaml:"rules"`
 }
 
@@ -282,8 +282,6 @@ func (d *Duration) UnmarshalNode(n *strictyaml.Node) error {
 // The fields that are refused.
 type (
 	DefaultGateways    struct{}
-	Hostnames          struct{}
-	SectionName        struct{}
 	SessionPersistence struct{}
 	ExternalAuth       struct{}
 	ExtensionRef       struct{}
@@ -295,17 +293,7 @@ func refuse(instead string) error {
 
 // UnmarshalNode refuses the field.
 func (*DefaultGateways) UnmarshalNode(*strictyaml.Node) error {
-	return refuse("there are no gateways yet, name services in parentRefs")
-}
-
-// UnmarshalNode refuses the field.
-func (*Hostnames) UnmarshalNode(*strictyaml.Node) error {
-	return refuse("it has no meaning where the parent is a service, match the header Host instead")
-}
-
-// UnmarshalNode refuses the field.
-func (*SectionName) UnmarshalNode(*strictyaml.Node) error {
-	return refuse("ports of services have no names here, write port")
+	return refuse("name the Gateway in parentRefs")
 }
 
 // UnmarshalNode refuses the field.

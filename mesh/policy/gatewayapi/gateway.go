@@ -1,0 +1,116 @@
+package gatewayapi
+
+import "github.com/meshagent/meshagent/internal/strictyaml"
+
+// GatewayClassSpec names who serves the gateways of a class.
+type GatewayClassSpec struct {
+	ControllerName string        `yaml:"controllerName"`
+	ParametersRef  ParametersRef `yaml:"parametersRef"`
+	Description    string        `yaml:"description"`
+}
+
+// GatewaySpec says what a gateway takes in from outside.
+type GatewaySpec struct {
+	GatewayClassName string           `yaml:"gatewayClassName"`
+	Listeners        []Listener       `yaml:"listeners"`
+	Addresses        []GatewayAddress `yaml:"addresses"`
+	Infrastructure   Infrastructure   `yaml:"infrastructure"`
+	AllowedListeners AllowedListeners `yaml:"allowedListeners"`
+	TLS              GatewayTLS       `yaml:"tls"`
+	DefaultScope     DefaultScope     `yaml:"defaultScope"`
+}
+
+// Listener is a port, or one of several that share it and differ by their host.
+type Listener struct {
+	Name          string         `yaml:"name"`
+	Hostname      *string        `yaml:"hostname"`
+	Port          uint16         `yaml:"port"`
+	Protocol      string         `yaml:"protocol"`
+	TLS           *ListenerTLS   `yaml:"tls"`
+	AllowedRoutes *AllowedRoutes `yaml:"allowedRoutes"`
+}
+
+// ListenerTLS is how a Listener speaks TLS.
+type ListenerTLS struct {
+	Mode            string           `yaml:"mode"`
+	CertificateRefs []CertificateRef `yaml:"certificateRefs"`
+	Options         TLSOptions       `yaml:"options"`
+}
+
+// CertificateRef names a Secret.
+type CertificateRef struct {
+	Group     string `yaml:"group"`
+	Kind      string `yaml:"kind"`
+	Namespace string `yaml:"namespace"`
+	Name      string `yaml:"name"`
+}
+
+// AllowedRoutes says which routes may have a Listener as their parent.
+type AllowedRoutes struct {
+	Namespaces *RouteNamespaces `yaml:"namespaces"`
+	Kinds      []RouteKind      `yaml:"kinds"`
+}
+
+// RouteNamespaces are the namespaces of routes: Same, the default, All or None.
+type RouteNamespaces struct {
+	From     string        `yaml:"from"`
+	Selector RouteSelector `yaml:"selector"`
+}
+
+// RouteKind is a kind of route.
+type RouteKind struct {
+	Group *string `yaml:"group"`
+	Kind  string  `yaml:"kind"`
+}
+
+// GatewayAddress is a Hostname, the name of a service of protocol gateway, or an IPAddress at which it listens.
+type GatewayAddress struct {
+	Type  string `yaml:"type"`
+	Value string `yaml:"value"`
+}
+
+// The fields that are refused.
+type (
+	ParametersRef    struct{}
+	Infrastructure   struct{}
+	AllowedListeners struct{}
+	GatewayTLS       struct{}
+	DefaultScope     struct{}
+	TLSOptions       struct{}
+	RouteSelector    struct{}
+)
+
+// UnmarshalNode refuses the field.
+func (*ParametersRef) UnmarshalNode(*strictyaml.Node) error {
+	return refuse("what gateways are set by is in agent.yaml of their hosts, remove it")
+}
+
+// UnmarshalNode refuses the field.
+func (*Infrastructure) UnmarshalNode(*strictyaml.Node) error {
+	return refuse("hosts run gateways that their operators declare, remove it")
+}
+
+// UnmarshalNode refuses the field.
+func (*AllowedListeners) UnmarshalNode(*strictyaml.Node) error {
+	return refuse("there are no ListenerSets, remove it")
+}
+
+// UnmarshalNode refuses the field.
+func (*GatewayTLS) UnmarshalNode(*strictyaml.Node) error {
+	return refuse("write a Gateway of networking.istio.io with mode MUTUAL for certificates of clients")
+}
+
+// UnmarshalNode refuses the field.
+func (*DefaultScope) UnmarshalNode(*strictyaml.Node) error {
+	return refuse("name the Gateway in parentRefs of routes")
+}
+
+// UnmarshalNode refuses the field.
+func (*TLSOptions) UnmarshalNode(*strictyaml.Node) error {
+	return refuse("none is known here, remove it")
+}
+
+// UnmarshalNode refuses the field.
+func (*RouteSelector) UnmarshalNode(*strictyaml.Node) error {
+	return refuse("namespaces have no labels here, write from: Same or from: All")
+}

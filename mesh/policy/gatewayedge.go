@@ -1,0 +1,274 @@
+package policy
+
+import (
+	"cmp"
+	"crypto/tls"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/meshagent/meshagent/mesh"
+	"github.com/meshagent/meshagent/mesh/policy/gatewayapi"
+)
+
+// builtinClass is the GatewayClass that needs no resource.
+const builtinClass = "meshagent"
+
+// apiGateway is a compiled Gateway of the Gateway API.
+type apiGateway struct {
+	*Gateway
+	class     string
+	listeners []listener // as Servers
+}
+
+// listener is what a GatewayServer does not say: who may have it as a parent.
+type listener struct {
+	name  string
+	all   bool     // routes of all namespaces; else those of the Gateway's
+	none  bool     // nobody
+	kinds []string // of routes
+}
+
+func compileGatewayClass(key mesh.PolicyKey, s *gatewayapi.GatewayClassSpec) []fieldError {
+	c := &compiler{key: key}
+	if s.ControllerName != ControllerName {
+		c.fail("controllerName", "write "+ControllerName, "%q serves no gateway of this mesh", s.ControllerName)
+	}
+	return c.errs
+}
+
+func compileAPIGateway(key mesh.PolicyKey, s *gatewayapi.GatewaySpec) (*apiGateway, []fieldError) {
+	c := &compiler{key: key}
+	g := &apiGateway{Gateway: &Gateway{Key: key}, class: s.GatewayClassName}
+	if s.GatewayClassName == "" {
+		c.fail("gatewayClassName", "write "+builtinClass+", which is always there, or the name of a GatewayClass", "is missing or empty")
+	}
+	if len(s.Listeners) == 0 {
+		c.fail("listeners", "write a listener", "is missing or empty")
+	}
+	full(c, "addresses", "fill it, or remove it", s.Addresses)
+	var bind netip.Addr
+	for i, a := range s.Addresses {
+		path := fmt.Sprintf("addresses[%d]", i)
+		switch a.Type {
+		case "Hostname":
+			svc, ok := mesh.ParseHost(a.Value, key.Namespace)
+			if !ok {
+				c.fail(path+".value", "write the name of a service of protocol gateway", "%q is not the name of a service", a.Value)
+			}
+			g.Services = append(g.Services, svc)
+		case "", "IPAddress":
+			ip, err := netip.ParseAddr(a.Value)
+			if err != nil || ip.Zone() != "" || ip.IsUnspecified() {
+				c.fail(path+".value", "write an address of the gateway's host", "%q is no address", a.Value)
+			}
+			if bind.IsValid() {
+				c.fail(path, "leave addresses out to listen at all of the host's", "a second address: one is possible")
+			}
+			bind = ip.Unmap()
+		default:
+			c.fail(path+".type", "write Hostname or IPAddress", "%q is not supported", a.Type)
+		}
+	}
+	names := map[string]bool{}
+	for i := range s.Listeners {
+		path, l := fmt.Sprintf("listeners[%d]", i), &s.Listeners[i]
+		if l.Name == "" {
+			c.fail(path+".name", "give it a name", "is missing or empty")
+		}
+		c.ruleName(path, l.Name, names)
+		server, who := c.listener(path, i, l)
+		server.Bind = bind
+		g.Servers, g.listeners = append(g.Servers, server), append(g.listeners, who)
+	}
+	return g, c.errs
+}
+
+// kindsOf are the kinds of routes that a listener may have, by its protocol.
+var kindsOf = map[EdgeProtocol][]string{EdgeHTTP: {"HTTPRoute", "GRPCRoute"}, EdgeHTTPS: {"HTTPRoute", "GRPCRoute"}, EdgeTCP: {"TCPRoute"}, EdgeTLS: {"TCPRoute"}}
+
+func (c *compiler) listener(path string, index int, l *gatewayapi.Listener) (*GatewayServer, listener) {
+	s := &GatewayServer{Gateway: c.key, Index: index, Name: l.Name, Port: l.Port, Hosts: []GatewayHost{{Name: "*"}}}
+	if l.Port == 0 {
+		c.fail(path+".port", "", "is missing or 0")
+	}
+	if h := l.Hostname; h != nil && *h != "" {
+		if s.Hosts[0].Name = strings.ToLower(*h); !edgeHost(s.Hosts[0].Name) || *h == "*" {
+			c.fail(path+".hostname", "write a host name or *.example.com, or leave it out for all", "%q is no host", *h)
+		}
+	}
+	p, ok := map[string]EdgeProtocol{"HTTP": EdgeHTTP, "HTTPS": EdgeHTTPS, "TCP": EdgeTCP, "TLS": EdgeTLS}[l.Protocol]
+	if s.Protocol = p; !ok {
+		c.fail(path+".protocol", "write HTTP, HTTPS, TCP or TLS", "%q is not supported", l.Protocol)
+	}
+	switch secure := p == EdgeHTTPS || p == EdgeTLS; {
+	case secure && l.TLS == nil:
+		c.fail(path+".tls", "write certificateRefs with the name of a Secret", "is missing, and the protocol is %s", l.Protocol)
+	case !secure && l.TLS != nil && ok:
+		c.fail(path+".tls", "write protocol: HTTPS, or remove it", "a listener of protocol %s speaks no TLS", l.Protocol)
+	case l.TLS != nil:
+		s.TLS = c.listenerTLS(path+".tls", l.TLS)
+	}
+	who := listener{name: l.Name, kinds: kindsOf[p]}
+	if a := l.AllowedRoutes; a != nil {
+		if a.Namespaces != nil {
+			switch a.Namespaces.From {
+			case "", "Same":
+			case "All":
+				who.all = true
+			case "None":
+				who.none = true
+			default:
+				c.fail(path+".allowedRoutes.namespaces.from", "write Same, All or None", "%q is not supported", a.Namespaces.From)
+			}
+		}
+		if len(a.Kinds) > 0 {
+			who.kinds = nil
+		}
+		for i, k := range a.Kinds {
+			if k.Group != nil && *k.Group != gatewayGroup || !slices.Contains(kindsOf[p], k.Kind) {
+				c.fail(fmt.Sprintf("%s.allowedRoutes.kinds[%d]", path, i), "write "+strings.Join(kindsOf[p], " or "), "%q cannot be a route of a listener of protocol %s", k.Kind, l.Protocol)
+			}
+			who.kinds = append(who.kinds, k.Kind)
+		}
+	}
+	return s, who
+}
+
+func (c *compiler) listenerTLS(path string, t *gatewayapi.ListenerTLS) *ServerTLS {
+	out := &ServerTLS{Min: tls.VersionTLS12, Max: tls.VersionTLS13}
+	if t.Mode != "" && t.Mode != "Terminate" {
+		c.fail(path+".mode", "write Terminate, or leave it out", "%q is not supported", t.Mode)
+	}
+	if len(t.CertificateRefs) == 0 {
+		c.fail(path+".certificateRefs", "write the name of a Secret", "is missing or empty")
+	}
+	for i, r := range t.CertificateRefs {
+		at := fmt.Sprintf("%s.certificateRefs[%d]", path, i)
+		if !core(r.Group) || r.Kind != "" && r.Kind != SecretKind {
+			c.fail(at+".kind", "write kind: Secret, or leave group and kind out", "%q of group %q is not supported", r.Kind, r.Group)
+		}
+		ref := SecretRef{c.key.Namespace, r.Name}
+		if r.Namespace != "" {
+			if ref.Namespace = r.Namespace; mesh.CheckLabel("namespace", r.Namespace) != nil {
+				c.fail(at+".namespace", "", "%q is no namespace", r.Namespace)
+			}
+		}
+		c.secretName(at+".name", r.Name)
+		out.Secrets = append(out.Secrets, ref)
+	}
+	return out
+}
+
+// hostnames reads those of a route, which only have a meaning where a parent is a Gateway.
+func (c *compiler) hostnames(parents []parent, names []string) (out []string) {
+	full(c, "hostnames", "fill it, or remove it", names)
+	if len(names) > 0 && !slices.ContainsFunc(parents, func(p parent) bool { return p.gateway != "" }) {
+		c.fail("hostnames", "match the header Host instead", "has no meaning where all parents are services")
+	}
+	for i, n := range names {
+		n = strings.ToLower(n)
+		if !edgeHost(n) || n == "*" {
+			c.fail(fmt.Sprintf("hostnames[%d]", i), "write a host name or *.example.com", "%q is no host", n)
+		}
+		out = append(out, n)
+	}
+	return out
+}
+
+// bindGateways gives the listeners of gateways their routes.
+func (g *gateway) bindGateways(m *Model) {
+	by := map[string]*apiGateway{}
+	for _, gw := range g.gateways {
+		if gw.class != builtinClass && !g.classes[gw.class] {
+			m.problem(gw.Key, codeNotFound, fmt.Sprintf("spec.gatewayClassName names the GatewayClass %s, which is not there: nobody serves it", gw.class))
+			continue
+		}
+		by[gw.Key.Namespace+"/"+gw.Key.Name] = gw
+		m.gateways = append(m.gateways, gw.Gateway)
+		g.checkSecrets(m, gw)
+	}
+	at := map[*GatewayServer]map[string][]*gatewayRoute{}
+	for _, r := range g.routes {
+		for i, p := range r.parents {
+			if p.gateway == "" {
+				continue
+			}
+			gw, some := by[p.gateway], false
+			for j := 0; gw != nil && j < len(gw.Servers); j++ {
+				s, l := gw.Servers[j], &gw.listeners[j]
+				if l.takes(gw, r) && (p.section == "" || p.section == l.name) && (p.port == 0 || p.port == s.Port) {
+					some = attachRoute(at, s, r) || some
+				}
+			}
+			if !some {
+				m.problem(r.key, codeNoParent, fmt.Sprintf("spec.parentRefs[%d] names the Gateway %s, which is not there, or has no listener that takes it in", i, p.gateway))
+			}
+		}
+	}
+	for _, gw := range g.gateways {
+		for _, s := range gw.Servers {
+			m.settleListener(s, at[s])
+		}
+	}
+}
+
+// takes reports whether a route may have the listener as a parent.
+func (l *listener) takes(gw *apiGateway, r *gatewayRoute) bool {
+	return !l.none && (l.all || r.key.Namespace == gw.Key.Namespace) && slices.Contains(l.kinds, r.key.Kind)
+}
+
+// attachRoute notes the hosts that a route has at a listener. It reports whether there are any.
+func attachRoute(at map[*GatewayServer]map[string][]*gatewayRoute, s *GatewayServer, r *gatewayRoute) (some bool) {
+	names := r.hostnames
+	if len(names) == 0 {
+		names = []string{s.Hosts[0].Name}
+	}
+	for _, n := range names {
+		h := meet(s.Hosts[0].Name, n)
+		if h == "" {
+			continue
+		}
+		if at[s] == nil {
+			at[s] = map[string][]*gatewayRoute{}
+		}
+		if some = true; !slices.Contains(at[s][h], r) {
+			at[s][h] = append(at[s][h], r)
+		}
+	}
+	return some
+}
+
+// settleListener puts the routes of each host of a listener into their order.
+func (m *Model) settleListener(s *GatewayServer, hosts map[string][]*gatewayRoute) {
+	for h, routes := range hosts {
+		b := Binding{}
+		m.merge(fmt.Sprintf("listener %s of Gateway %s/%s, host %s", s.Name, s.Gateway.Namespace, s.Gateway.Name, h), &b, routes)
+		if b.HTTP != nil {
+			s.HTTP = append(s.HTTP, &VirtualHost{Host: h, Routes: b.HTTP})
+		}
+		s.TCP = append(s.TCP, b.TCP...)
+	}
+	slices.SortFunc(s.HTTP, func(a, b *VirtualHost) int { return cmp.Compare(a.Host, b.Host) })
+}
+
+// checkSecrets takes Secrets out that a Gateway may not refer to: its clients are turned away.
+func (g *gateway) checkSecrets(m *Model, gw *apiGateway) {
+	for _, s := range gw.Servers {
+		if s.TLS == nil {
+			continue
+		}
+		s.TLS.Secrets = slices.DeleteFunc(s.TLS.Secrets, func(r SecretRef) bool {
+			ns := gw.Key.Namespace
+			if r.Namespace == ns || g.grants[grant{"Gateway", ns, r.Namespace, secretGrant}] || g.grants[grant{"Gateway", ns, r.Namespace, secretGrant + r.Name}] {
+				return false
+			}
+			m.problem(gw.Key, codeRefNotPermitted, fmt.Sprintf("may not refer to the Secret %s/%s: no ReferenceGrant of that namespace allows it", r.Namespace, r.Name))
+			return true
+		})
+	}
+}
+
+// secretGrant begins what a grant for Secrets names, which no service's name begins with.
+const secretGrant = "Secret/"

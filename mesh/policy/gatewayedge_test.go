@@ -1,0 +1,126 @@
+package policy
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/meshagent/meshagent/mesh"
+)
+
+const apiGatewayYAML = `
+apiVersion: gateway.networking.k8s.io/v1
+kind: GatewayClass
+metadata: {name: edge}
+spec: {controllerName: github.com/meshagent/meshagent}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: edge, namespace: infra}
+spec:
+  gatewayClassName: edge
+  addresses: [{type: Hostname, value: ingress}]
+  listeners:
+  - {name: web, port: 80, protocol: HTTP, allowedRoutes: {namespaces: {from: All}}}
+  - {name: shop, port: 443, protocol: HTTPS, hostname: "*.shop.com", tls: {certificateRefs: [{name: shop}, {name: other, namespace: certs}]}, allowedRoutes: {namespaces: {from: All}, kinds: [{kind: HTTPRoute}]}}
+  - {name: own, port: 443, protocol: HTTPS, hostname: own.com, tls: {certificateRefs: [{name: shop}]}}
+  - {name: db, port: 5432, protocol: TCP}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: ReferenceGrant
+metadata: {name: x, namespace: certs}
+spec:
+  from: [{group: gateway.networking.k8s.io, kind: Gateway, namespace: infra}]
+  to: [{group: "", kind: Secret, name: other}]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: shop}
+spec:
+  parentRefs: [{name: edge, namespace: infra}]
+  hostnames: [a.shop.com, "*.shop.com", b.org]
+  rules:
+  - {matches: [{path: {value: /}}], backendRefs: [{name: web, port: 80}]}
+  - {matches: [{path: {type: Exact, value: /x}}], backendRefs: [{name: x, port: 80}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: GRPCRoute
+metadata: {name: all}
+spec:
+  parentRefs: [{name: edge, namespace: infra, sectionName: web}]
+  rules: [{backendRefs: [{name: grpc, port: 80}]}]
+---
+apiVersion: gateway.networking.k8s.io/v1alpha2
+kind: TCPRoute
+metadata: {name: db, namespace: infra}
+spec:
+  parentRefs: [{name: edge, sectionName: db}]
+  rules: [{backendRefs: [{name: db, port: 5432}]}]
+`
+
+func TestGatewaysOfTheGatewayAPI(t *testing.T) {
+	m := compile(t, apiGatewayYAML)
+	if len(m.Gateways()) != 1 {
+		t.Fatalf("%+v", m.Gateways())
+	}
+	g := m.Gateways()[0]
+	var got []string
+	for _, s := range g.Servers {
+		for _, v := range s.HTTP {
+			var to []string
+			for _, r := range v.Routes {
+				to = append(to, r.Action.Destinations[0].Service.String())
+			}
+			got = append(got, s.Name+" "+v.Host+" "+strings.Join(to, " "))
+		}
+		for _, r := range s.TCP {
+			got = append(got, s.Name+" "+r.Destinations[0].Service.String())
+		}
+	}
+	want := []string{"web * default/grpc", "web *.shop.com default/x default/web", "web a.shop.com default/x default/web", "web b.org default/x default/web",
+		"shop *.shop.com default/x default/web", "shop a.shop.com default/x default/web", "db infra/db"}
+	if strings.Join(got, "\n") != strings.Join(want, "\n") {
+		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+	for in, want := range map[string]bool{"infra/ingress": true, "infra/other": false, "ingress": false} {
+		i := &mesh.Instance{Service: mesh.MustServiceName(in), Protocol: mesh.Gateway}
+		if g.Selects(i) != want {
+			t.Errorf("%s: %v", in, !want)
+		}
+		if n := len(m.Secrets(i)); (n == 2) != want || !want && n != 0 {
+			t.Errorf("%s needs %v", in, m.Secrets(i))
+		}
+	}
+	if g.Selects(&mesh.Instance{Service: mesh.MustServiceName("infra/ingress"), Protocol: mesh.HTTP}) {
+		t.Error("a service that is no gateway is selected")
+	}
+}
+
+// TestGatewaysThatNobodyServes: what refers to what it may not, or to what is not there, is told and has no effect.
+func TestGatewaysThatNobodyServes(t *testing.T) {
+	for _, x := range []struct{ old, new, code, says string }{
+		{"gatewayClassName: edge", "gatewayClassName: other", codeNotFound, "names the GatewayClass other, which is not there"},
+		{"name: other}]", "name: third}]", codeRefNotPermitted, "may not refer to the Secret certs/other"},
+		{"from: All}}}", "from: Same}}}", codeNoParent, ""},
+		{"sectionName: web", "sectionName: nothing", codeNoParent, "has no listener that takes it in"},
+		{"sectionName: web", "sectionName: shop", codeNoParent, "has no listener that takes it in"}, // it wants HTTPRoutes
+		{"hostnames: [a.shop.com, \"*.shop.com\", b.org]", "hostnames: [shop.com]", "", ""},
+		{"parentRefs: [{name: edge, namespace: infra}]", "parentRefs: [{name: edge}]", codeNoParent, "names the Gateway default/edge, which is not there"},
+	} {
+		text := strings.Replace(apiGatewayYAML, x.old, x.new, 1)
+		if text == apiGatewayYAML {
+			t.Fatal(x.old)
+		}
+		ps, err := Parse("x", []byte(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := x.code == ""
+		m := Compile(td, 1, ps)
+		for _, p := range m.Problems() {
+			found = found || p.Code == x.code && strings.Contains(p.Reason, x.says)
+		}
+		if !found {
+			t.Errorf("%s: %+v", x.new, m.Problems())
+		}
+	}
+}
