@@ -20,6 +20,7 @@ func (f *fault) Error() string { return f.flag + " " + f.reason }
 // The proxy's own answers. docs/proxy.md lists them; a test holds the two together.
 var (
 	errDenied      = &fault{403, 7, "RBAC", "access denied"}
+	errToken       = &fault{401, 16, "RBAC", "invalid token"}
 	errNoCaller    = &fault{403, 7, "RBAC", "caller unknown"}
 	errNotReady    = &fault{503, 14, "NC", "no policy has been read yet"}
 	errInvalid     = &fault{503, 14, "NC", "policy cannot be understood"}
@@ -48,7 +49,7 @@ var (
 	errClient      = &fault{499, 1, "DC", "caller went away"}
 )
 
-var ownAnswers = []*fault{errDenied, errNoCaller, errNotReady, errInvalid, errNoSubset, errNoRoute, errHidden, errForeign, errMisdirected, errNowhere, errNone, errNoCert, errConnect,
+var ownAnswers = []*fault{errToken, errDenied, errNoCaller, errNotReady, errInvalid, errNoSubset, errNoRoute, errHidden, errForeign, errMisdirected, errNowhere, errNone, errNoCert, errConnect,
 	errReset, errRefused, errOverflow, errProtocol, errTimeout, errAmbiguous, errTooLarge, errMethod, errUpgrade, errSlow, errLoop, errAborted,
 	errEnding, errClient}
 

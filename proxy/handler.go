@@ -365,6 +365,9 @@ func (c *call) answer(f *fault) {
 	d.Upstream = nil
 	a.Status, a.Flag = f.code, engine.Flag(f.flag)
 	a.Fields = c.allow(append(a.Fields[:0], http1.Pair{Name: "Mesh-Error", Value: []byte(f.Error())}, c.p.date()))
+	if f == errToken {
+		a.Fields = append(a.Fields, wwwAuthenticate)
+	}
 	kind := c.x.Request.Get("content-type")
 	if isGRPC(kind) || f.code == 0 {
 		if !isGRPC(kind) {
@@ -379,6 +382,9 @@ func (c *call) answer(f *fault) {
 	a.Fields = append(a.Fields, plainText)
 	a.Body = []byte("mesh: " + f.reason + "\n")
 }
+
+// wwwAuthenticate says what is wrong (RFC 6750, section 3).
+var wwwAuthenticate = http1.Pair{Name: "Www-Authenticate", Value: []byte(`Bearer error="invalid_token"`)}
 
 var plainText = http1.Pair{Name: "Content-Type", Value: []byte("text/plain; charset=utf-8")}
 
@@ -411,7 +417,28 @@ func (c *call) permit() *fault {
 	if m == nil {
 		return errNotReady
 	}
-	d := authorize(m, &c.target.policy, &c.sent)
+	if f := c.verifyUser(m, &c.target.policy, &c.sent); f != nil {
+		return f
+	}
+	return c.denied(authorize(m, &c.target.policy, &c.sent))
+}
+
+// verifyUser verifies the token of the user who sent the request, where policy takes one.
+func (c *call) verifyUser(m *policy.Model, to *policy.Target, q *policy.Request) *fault {
+	if !m.LooksAtTokens() {
+		return nil
+	}
+	auth, why := m.Authenticate(to, q, c.x.Result.Start)
+	if why != "" {
+		c.deniedBy = why
+		return errToken
+	}
+	q.Auth = auth
+	return nil
+}
+
+// denied is what a decision means for the call; nil where it is allowed.
+func (c *call) denied(d policy.Decision) *fault {
 	if d.Allow {
 		return nil
 	}

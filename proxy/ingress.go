@@ -71,24 +71,17 @@ func (e *edgeConn) covers(server *edgeServer, host string) bool {
 
 // letIn asks policy whether the client may use the gateway. It has no identity of the mesh, whatever certificate it shows.
 func (c *call) letIn() *fault {
-	d := c.admission(c.edgeView.t.model)
-	if d.Allow {
-		return nil
-	}
-	if c.deniedBy = d.Reason; d.Policy.Kind != "" {
-		c.deniedBy = d.Policy.String()
-	}
-	return errDenied
+	return c.admission(c.edgeView.t.model)
 }
 
-func (c *call) admission(m *policy.Model) policy.Decision {
+func (c *call) admission(m *policy.Model) *fault {
 	q := c.q
 	q.Source = policy.Source{IP: c.edge.source.IP}
-	return m.Authorize(&c.edgeView.target, &q)
+	if f := c.verifyUser(m, &c.edgeView.target, &q); f != nil {
+		return f
+	}
+	return c.denied(m.Authorize(&c.edgeView.target, &q))
 }
-
-// stillIn asks again while the call lasts.
-func (c *call) stillIn(t *table) bool { return c.admission(t.model).Allow }
 
 // ingressTCP decides about a connection from outside. A refusal is a close.
 func (c *call) ingressTCP() *fault {

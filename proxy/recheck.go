@@ -48,10 +48,12 @@ func (p *Proxy) recheck(t *table) {
 		}
 		switch {
 		case t.model == nil:
-		case c.edge != nil && !c.stillIn(t):
-			c.cut(errDenied)
-			return
-		case c.caller != nil && c.edge == nil:
+		case c.edge != nil:
+			if f := c.admission(t.model); f != nil {
+				c.cut(f)
+				return
+			}
+		case c.caller != nil:
 			if f := c.mayCall(t); f != nil {
 				c.cut(f)
 				return
@@ -64,8 +66,16 @@ func (p *Proxy) recheck(t *table) {
 		if in := p.here(t, c.target.Service)[c.target.ID]; in != nil {
 			to = &in.policy
 		}
-		if t.model == nil || !authorize(t.model, to, &c.sent).Allow {
+		if t.model == nil {
 			c.cut(errDenied)
+			return
+		}
+		f := c.verifyUser(t.model, to, &c.sent)
+		if f == nil {
+			f = c.denied(authorize(t.model, to, &c.sent))
+		}
+		if f != nil {
+			c.cut(f)
 		}
 	})
 }

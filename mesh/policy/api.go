@@ -29,6 +29,8 @@ var kinds = []kind{
 	{"networking.istio.io", "VirtualService", []string{"v1", "v1beta1", "v1alpha3"}, read[istio.VirtualService]},
 	{"networking.istio.io", "Gateway", []string{"v1", "v1beta1", "v1alpha3"}, read[istio.Gateway]},
 	{"networking.istio.io", "DestinationRule", []string{"v1", "v1beta1", "v1alpha3"}, read[istio.DestinationRule]},
+	{"security.istio.io", "PeerAuthentication", []string{"v1", "v1beta1"}, read[istio.PeerAuthentication]},
+	{"security.istio.io", "RequestAuthentication", []string{"v1", "v1beta1"}, read[istio.RequestAuthentication]},
 	{"security.istio.io", "AuthorizationPolicy", []string{"v1", "v1beta1"}, read[istio.AuthorizationPolicy]},
 	{"networking.istio.io", "ServiceEntry", []string{"v1", "v1beta1", "v1alpha3"}, read[istio.ServiceEntry]},
 	{"networking.istio.io", "WorkloadEntry", []string{"v1", "v1beta1", "v1alpha3"}, read[istio.WorkloadEntry]},
@@ -54,7 +56,7 @@ func Kinds() []string {
 // FindKind returns group and kind of a name as people type it: virtualservice, VirtualService, virtualservices, vs.
 func FindKind(s string) (group, name string, ok bool) {
 	l := strings.ToLower(s)
-	for short, full := range map[string]string{"vs": "virtualservice", "dr": "destinationrule", "ap": "authorizationpolicy", "se": "serviceentry", "we": "workloadentry", "refgrant": "referencegrant", "gw": "gateway"} {
+	for short, full := range map[string]string{"vs": "virtualservice", "dr": "destinationrule", "ap": "authorizationpolicy", "ra": "requestauthentication", "pa": "peerauthentication", "se": "serviceentry", "we": "workloadentry", "refgrant": "referencegrant", "gw": "gateway"} {
 		if l == short {
 			l = full
 		}
@@ -259,6 +261,10 @@ func read[T any](d *doc) {
 		_, probs = compileIstioGateway(d.key, s)
 	case *istio.DestinationRule:
 		_, _, probs = compileDestinationRule(d.key, s)
+	case *istio.PeerAuthentication:
+		probs = checkPeer(d.key, s)
+	case *istio.RequestAuthentication:
+		_, probs = compileTokens(d.key, s)
 	case *istio.AuthorizationPolicy:
 		_, probs = compileAuthz(d.key, s)
 	case *istio.ServiceEntry:
@@ -397,6 +403,10 @@ func (m *Model) add(p mesh.Policy, g *gateway) {
 			return
 		}
 		sp.Destination = d
+	case *istio.PeerAuthentication: // is always so
+	case *istio.RequestAuthentication:
+		t, _ := compileTokens(p.PolicyKey, s)
+		m.tokens.add(t, p.Namespace == RootNamespace)
 	case *istio.AuthorizationPolicy:
 		a, _ := compileAuthz(p.PolicyKey, s)
 		m.authz.add(a, p.Namespace == RootNamespace)
@@ -474,7 +484,7 @@ func (m *Model) invalid(p mesh.Policy, err error) {
 	}
 	if !all {
 		a := &authz{key: p.PolicyKey, deny: true, rules: []authzRule{{}}}
-		m.authz.add(a, p.Namespace == RootNamespace && p.Kind == "AuthorizationPolicy")
+		m.authz.add(a, p.Namespace == RootNamespace && (p.Kind == "AuthorizationPolicy" || p.Kind == "RequestAuthentication"))
 	}
 }
 

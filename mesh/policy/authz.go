@@ -55,14 +55,14 @@ type authzRule struct {
 }
 
 type authzSource struct {
-	principals, notPrincipals, namespaces, notNamespaces, domains, notDomains []pattern
-	ips, notIPs, remotes, notRemotes                                          []netip.Prefix
-	accounts, notAccounts                                                     []account
+	principals, notPrincipals, namespaces, notNamespaces, domains, notDomains, users, notUsers []pattern
+	ips, notIPs, remotes, notRemotes                                                           []netip.Prefix
+	accounts, notAccounts                                                                      []account
 }
 
 // others tells if it looks at more than principals and namespaces.
 func (f *authzSource) others() bool {
-	return len(f.domains)+len(f.notDomains)+len(f.ips)+len(f.notIPs)+len(f.remotes)+len(f.notRemotes)+len(f.accounts)+len(f.notAccounts) > 0
+	return len(f.users)+len(f.notUsers)+len(f.domains)+len(f.notDomains)+len(f.ips)+len(f.notIPs)+len(f.remotes)+len(f.notRemotes)+len(f.accounts)+len(f.notAccounts) > 0
 }
 
 type authzOp struct {
@@ -190,7 +190,7 @@ func compileAuthz(key mesh.PolicyKey, s *istio.AuthorizationPolicy) (*authz, []f
 			c.fail("selector.matchLabels", "", "%v", err)
 		}
 	}
-	a.targets = c.targets(s)
+	a.targets = c.targets(s.Selector, s.TargetRef, s.TargetRefs)
 	for i, r := range s.Rules {
 		path := fmt.Sprintf("rules[%d]", i)
 		var out authzRule
@@ -201,6 +201,7 @@ func compileAuthz(key mesh.PolicyKey, s *istio.AuthorizationPolicy) (*authz, []f
 			x := authzSource{principals: c.patterns(p+".principals", src.Principals, principalFault), notPrincipals: c.patterns(p+".notPrincipals", src.NotPrincipals, principalFault),
 				namespaces: c.patterns(p+".namespaces", src.Namespaces, namespaceFault), notNamespaces: c.patterns(p+".notNamespaces", src.NotNamespaces, namespaceFault),
 				domains: c.patterns(p+".trustDomains", src.TrustDomains, anyFault), notDomains: c.patterns(p+".notTrustDomains", src.NotTrustDomains, anyFault),
+				users: c.patterns(p+".requestPrincipals", src.RequestPrincipals, anyFault), notUsers: c.patterns(p+".notRequestPrincipals", src.NotRequestPrincipals, anyFault),
 				ips: c.blocks(p+".ipBlocks", src.IPBlocks), notIPs: c.blocks(p+".notIpBlocks", src.NotIPBlocks),
 				remotes: c.blocks(p+".remoteIpBlocks", src.RemoteIPBlocks), notRemotes: c.blocks(p+".notRemoteIpBlocks", src.NotRemoteIPBlocks),
 				accounts: c.accounts(p+".serviceAccounts", src.ServiceAccounts), notAccounts: c.accounts(p+".notServiceAccounts", src.NotServiceAccounts)}
@@ -326,19 +327,19 @@ func selected(selector mesh.Labels, svc mesh.ServiceName, labels mesh.Labels) bo
 func (a *authz) matches(t *Target, r *Request, who caller) bool {
 	for i := range a.rules {
 		ru := &a.rules[i]
-		if (len(ru.from) == 0 || anySource(ru.from, r, who)) && (len(ru.to) == 0 || a.anyOp(ru.to, t, r)) && a.allWhen(ru.when, t, r, who) {
+		if (len(ru.from) == 0 || anySource(ru.from, r, who, a.deny)) && (len(ru.to) == 0 || a.anyOp(ru.to, t, r)) && a.allWhen(ru.when, t, r, who) {
 			return true
 		}
 	}
 	return false
 }
 
-func anySource(from []authzSource, r *Request, who caller) bool {
+func anySource(from []authzSource, r *Request, who caller, deny bool) bool {
 	ns := r.Source.Identity.Namespace()
 	for i := range from {
 		f := &from[i]
 		if (len(f.principals) == 0 || anyPattern(f.principals, who)) && !anyPattern(f.notPrincipals, who) &&
-			(len(f.namespaces) == 0 || anyString(f.namespaces, ns)) && !anyString(f.notNamespaces, ns) && (!f.others() || f.matches(r, who)) {
+			(len(f.namespaces) == 0 || anyString(f.namespaces, ns)) && !anyString(f.notNamespaces, ns) && (!f.others() || f.matches(r, who, deny)) {
 			return true
 		}
 	}
@@ -346,10 +347,16 @@ func anySource(from []authzSource, r *Request, who caller) bool {
 }
 
 // matches checks what is seldom written.
-func (f *authzSource) matches(r *Request, who caller) bool {
+func (f *authzSource) matches(r *Request, who caller, deny bool) bool {
 	src := &r.Source
 	td := src.Identity.TrustDomain().String()
 	domain := func(ps []pattern) bool { return anyString(ps, td) || who.local != nil && anyString(ps, localDomain) }
+	if len(f.users)+len(f.notUsers) > 0 { // of a connection, which has no token, as with operations
+		user := r.Auth.principal()
+		if r.Method == "" && !deny || r.Method != "" && !((len(f.users) == 0 || anyString(f.users, user)) && !anyString(f.notUsers, user)) {
+			return false
+		}
+	}
 	return (len(f.domains) == 0 || domain(f.domains)) && !domain(f.notDomains) &&
 		inBlocks(f.ips, f.notIPs, src.IP) && inBlocks(f.remotes, f.notRemotes, src.remote()) &&
 		(len(f.accounts) == 0 || anyAccount(f.accounts, src.Identity)) && !anyAccount(f.notAccounts, src.Identity)

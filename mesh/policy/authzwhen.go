@@ -22,38 +22,39 @@ const (
 	ofNamespace
 	ofPrincipal
 	ofPort
+	ofUser      // request.auth.principal
+	ofAudience  // request.auth.audiences
+	ofPresenter // request.auth.presenter
+	ofClaim     // request.auth.claims[...]
 )
 
 // clause is one of when: the attribute is one of the values and none of the others.
 type clause struct {
 	of          attribute
 	header      string // in lower case
+	claim       []string
 	values, not []pattern
 	in, notIn   []netip.Prefix
 	ports, noPt []uint16
 }
 
 // whenKeys is what the keys of when mean; those that are not here are refused, with a reason where Istio has them.
-var whenKeys = map[string]attribute{"source.ip": ofSourceIP, "remote.ip": ofRemoteIP, "source.namespace": ofNamespace, "source.principal": ofPrincipal, "destination.port": ofPort}
+var whenKeys = map[string]attribute{"source.ip": ofSourceIP, "remote.ip": ofRemoteIP, "source.namespace": ofNamespace, "source.principal": ofPrincipal, "destination.port": ofPort,
+	"request.auth.principal": ofUser, "request.auth.audiences": ofAudience, "request.auth.presenter": ofPresenter}
 
 var otherKeys = map[string]string{
-	"destination.ip":           "select the service instead; an instance has no address of its own here",
-	"connection.sni":           "select the service instead: the server name in a tunnel is that of the service",
-	"request.auth.principal":   "tokens of users are not read yet",
-	"request.auth.audiences":   "tokens of users are not read yet",
-	"request.auth.presenter":   "tokens of users are not read yet",
-	"request.auth.claims":      "tokens of users are not read yet",
-	"experimental.envoy":       "there is no Envoy here",
-	"source.serviceAccount":    "write serviceAccounts in from",
-	"request.regex.headers":    "write request.headers[NAME] with a prefix or suffix",
-	"destination.user":         "select the service instead",
-	"destination.labels":       "write a selector instead",
-	"destination.name":         "write a selector instead",
-	"source.user":              "write source.principal",
-	"source.labels":            "write source.principal",
-	"source.name":              "write source.principal",
-	"request.headers":          "write request.headers[NAME]",
-	"request.auth.claims[sub]": "tokens of users are not read yet",
+	"destination.ip":        "select the service instead; an instance has no address of its own here",
+	"connection.sni":        "select the service instead: the server name in a tunnel is that of the service",
+	"experimental.envoy":    "there is no Envoy here",
+	"source.serviceAccount": "write serviceAccounts in from",
+	"request.regex.headers": "write request.headers[NAME] with a prefix or suffix",
+	"destination.user":      "select the service instead",
+	"destination.labels":    "write a selector instead",
+	"destination.name":      "write a selector instead",
+	"source.user":           "write source.principal",
+	"source.labels":         "write source.principal",
+	"source.name":           "write source.principal",
+	"request.headers":       "write request.headers[NAME]",
 }
 
 func (c *compiler) when(path string, w *istio.Condition) (out clause) {
@@ -67,10 +68,15 @@ func (c *compiler) when(path string, w *istio.Condition) (out clause) {
 		} else if out.header == "host" {
 			c.fail(path+".key", "write hosts in an operation", "%q: the host is compared in its one form", w.Key)
 		}
+	case indexed && key == "request.auth.claims" && strings.HasSuffix(arg, "]"):
+		out.of, out.claim = ofClaim, strings.Split(strings.TrimSuffix(arg, "]"), "][")
+		if slices.Contains(out.claim, "") || strings.ContainsAny(strings.Join(out.claim, ""), "[]") {
+			c.fail(path+".key", "write request.auth.claims[NAME] or request.auth.claims[NAME][NAME]", "%q does not name a claim", w.Key)
+		}
 	case known:
 		out.of = of
 	default:
-		hint := "write source.ip, remote.ip, source.namespace, source.principal, destination.port or request.headers[NAME]"
+		hint := "write source.ip, remote.ip, source.namespace, source.principal, destination.port, request.headers[NAME], request.auth.principal, .audiences, .presenter or .claims[NAME]"
 		for k, h := range otherKeys {
 			if key == k || strings.HasPrefix(key, k+".") {
 				hint = h
@@ -89,7 +95,10 @@ func (c *compiler) when(path string, w *istio.Condition) (out clause) {
 	case ofPort:
 		out.ports, out.noPt = c.ports(v, w.Values), c.ports(n, w.NotValues)
 	default:
-		fault := map[attribute]func(string, MatchKind) string{ofHeader: anyFault, ofNamespace: namespaceFault, ofPrincipal: principalFault}[out.of]
+		fault := map[attribute]func(string, MatchKind) string{ofNamespace: namespaceFault, ofPrincipal: principalFault}[out.of]
+		if fault == nil {
+			fault = anyFault
+		}
 		out.values, out.not = c.patterns(v, w.Values, fault), c.patterns(n, w.NotValues, fault)
 	}
 	return out
@@ -157,7 +166,7 @@ func anyBlock(ps []netip.Prefix, a netip.Addr) bool {
 }
 
 // targets compiles targetRef and targetRefs: services of the policy's namespace.
-func (c *compiler) targets(s *istio.AuthorizationPolicy) (out []string) {
+func (c *compiler) targets(selector *istio.Selector, ref *istio.TargetRef, refs []istio.TargetRef) (out []string) {
 	one := func(path string, t *istio.TargetRef) {
 		switch {
 		case t.Group != "" && t.Group != "core" || t.Kind != "Service":
@@ -169,18 +178,18 @@ func (c *compiler) targets(s *istio.AuthorizationPolicy) (out []string) {
 		}
 		out = append(out, t.Name)
 	}
-	full(c, "targetRefs", "name a service, or remove it", s.TargetRefs)
-	if s.TargetRef != nil {
-		one("targetRef", s.TargetRef)
+	full(c, "targetRefs", "name a service, or remove it", refs)
+	if ref != nil {
+		one("targetRef", ref)
 	}
-	for i := range s.TargetRefs {
-		one(fmt.Sprintf("targetRefs[%d]", i), &s.TargetRefs[i])
+	for i := range refs {
+		one(fmt.Sprintf("targetRefs[%d]", i), &refs[i])
 	}
 	switch {
 	case len(out) == 0:
-	case s.Selector != nil:
+	case selector != nil:
 		c.fail("selector", "keep one of them", "goes alone, without targetRef and targetRefs")
-	case s.TargetRef != nil && len(s.TargetRefs) > 0:
+	case ref != nil && len(refs) > 0:
 		c.fail("targetRef", "write it into targetRefs", "goes alone, without targetRefs")
 	case c.key.Namespace == RootNamespace:
 		c.fail("targetRefs", "write the policy into the namespace of the service", "a policy of %s governs all namespaces", RootNamespace)
@@ -218,6 +227,16 @@ func (a *authz) holds(c *clause, t *Target, r *Request, who caller) bool {
 		return a.deny
 	}
 	vs := r.values(c.header)
+	switch c.of { // of a token: one of what it says must be one of the values, and nothing one of the others
+	case ofUser:
+		return said(c, r.Auth.principal())
+	case ofAudience:
+		return r.Auth != nil && saidAny(c, r.Auth.Audiences) || r.Auth == nil && len(c.values) == 0
+	case ofPresenter:
+		return r.Auth != nil && said(c, r.Auth.Presenter) || r.Auth == nil && len(c.values) == 0
+	case ofClaim:
+		return saidAny(c, r.Auth.claim(c.claim))
+	}
 	if len(vs) == 0 {
 		return len(c.values) == 0
 	}
@@ -227,6 +246,23 @@ func (a *authz) holds(c *clause, t *Target, r *Request, who caller) bool {
 		}
 	}
 	return !a.deny
+}
+
+func said(c *clause, v string) bool {
+	return (len(c.values) == 0 || anyString(c.values, v)) && !anyString(c.not, v)
+}
+
+func saidAny(c *clause, vs []string) bool {
+	return (len(c.values) == 0 || slices.ContainsFunc(vs, func(v string) bool { return anyString(c.values, v) })) &&
+		!slices.ContainsFunc(vs, func(v string) bool { return anyString(c.not, v) })
+}
+
+// principal is issuer/subject of the token, "" when there is none.
+func (a *Auth) principal() string {
+	if a == nil {
+		return ""
+	}
+	return a.Principal
 }
 
 func inBlocks(in, notIn []netip.Prefix, a netip.Addr) bool {

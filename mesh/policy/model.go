@@ -17,6 +17,7 @@ type Model struct {
 	gateways []*Gateway
 	secrets  map[SecretRef]uint64 // index of the store at which each was last written
 	authz    *authzIndex
+	tokens   tokenIndex
 	problems []Problem
 	joining  struct { // until Compile ends
 		entries   []*serviceEntry
@@ -252,6 +253,7 @@ type Request struct {
 	Authority string // lower case, without port and trailing dot
 	Path      string // canonical, without query
 	Query     string // raw, without '?'
+	Auth      *Auth  // what Authenticate found; nil without a token
 	// Header returns the values of a header by its lower-case name, in order; nil when it is absent.
 	Header func(name string) []string
 }

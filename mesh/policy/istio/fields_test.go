@@ -24,6 +24,8 @@ func TestEveryFieldOfIstioIsKnown(t *testing.T) {
 		{(&networking.ServiceEntry{}).ProtoReflect().Descriptor(), reflect.TypeFor[ServiceEntry]()},
 		{(&networking.WorkloadEntry{}).ProtoReflect().Descriptor(), reflect.TypeFor[WorkloadEntry]()},
 		{(&networking.Sidecar{}).ProtoReflect().Descriptor(), reflect.TypeFor[Sidecar]()},
+		{(&security.PeerAuthentication{}).ProtoReflect().Descriptor(), reflect.TypeFor[PeerAuthentication]()},
+		{(&security.RequestAuthentication{}).ProtoReflect().Descriptor(), reflect.TypeFor[RequestAuthentication]()},
 		{(&security.AuthorizationPolicy{}).ProtoReflect().Descriptor(), reflect.TypeFor[AuthorizationPolicy]()},
 	} {
 		seen += compare(t, string(c.proto.Name()), c.proto, c.ours)

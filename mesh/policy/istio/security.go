@@ -54,20 +54,20 @@ type To struct {
 
 // Source is who calls.
 type Source struct {
-	Principals           []string    `yaml:"principals"`
-	NotPrincipals        []string    `yaml:"notPrincipals"`
-	RequestPrincipals    Unsupported `yaml:"requestPrincipals"`
-	NotRequestPrincipals Unsupported `yaml:"notRequestPrincipals"`
-	Namespaces           []string    `yaml:"namespaces"`
-	NotNamespaces        []string    `yaml:"notNamespaces"`
-	TrustDomains         []string    `yaml:"trustDomains"`
-	NotTrustDomains      []string    `yaml:"notTrustDomains"`
-	IPBlocks             []string    `yaml:"ipBlocks"`
-	NotIPBlocks          []string    `yaml:"notIpBlocks"`
-	RemoteIPBlocks       []string    `yaml:"remoteIpBlocks"`
-	NotRemoteIPBlocks    []string    `yaml:"notRemoteIpBlocks"`
-	ServiceAccounts      []string    `yaml:"serviceAccounts"`
-	NotServiceAccounts   []string    `yaml:"notServiceAccounts"`
+	Principals           []string `yaml:"principals"`
+	NotPrincipals        []string `yaml:"notPrincipals"`
+	RequestPrincipals    []string `yaml:"requestPrincipals"`
+	NotRequestPrincipals []string `yaml:"notRequestPrincipals"`
+	Namespaces           []string `yaml:"namespaces"`
+	NotNamespaces        []string `yaml:"notNamespaces"`
+	TrustDomains         []string `yaml:"trustDomains"`
+	NotTrustDomains      []string `yaml:"notTrustDomains"`
+	IPBlocks             []string `yaml:"ipBlocks"`
+	NotIPBlocks          []string `yaml:"notIpBlocks"`
+	RemoteIPBlocks       []string `yaml:"remoteIpBlocks"`
+	NotRemoteIPBlocks    []string `yaml:"notRemoteIpBlocks"`
+	ServiceAccounts      []string `yaml:"serviceAccounts"`
+	NotServiceAccounts   []string `yaml:"notServiceAccounts"`
 }
 
 // Operation is what is asked for.
@@ -89,4 +89,46 @@ func ParsePort(s string) (uint16, error) {
 		return 0, fmt.Errorf("%q is not a port from 1 to 65535", s)
 	}
 	return uint16(p), nil
+}
+
+// RequestAuthentication says whose tokens are taken.
+type RequestAuthentication struct {
+	Selector   *Selector   `yaml:"selector"`
+	TargetRef  *TargetRef  `yaml:"targetRef"`
+	TargetRefs []TargetRef `yaml:"targetRefs"`
+	JWTRules   []JWTRule   `yaml:"jwtRules"`
+}
+
+// JWTRule is an issuer, and where its tokens are in a request.
+type JWTRule struct {
+	Issuer                string      `yaml:"issuer"`
+	Audiences             []string    `yaml:"audiences"`
+	JWKSURI               Unsupported `yaml:"jwksUri"`
+	JWKS                  string      `yaml:"jwks"`
+	FromHeaders           []JWTHeader `yaml:"fromHeaders"`
+	FromParams            []string    `yaml:"fromParams"`
+	FromCookies           []string    `yaml:"fromCookies"`
+	OutputPayloadToHeader Unsupported `yaml:"outputPayloadToHeader"`
+	OutputClaimToHeaders  Unsupported `yaml:"outputClaimToHeaders"`
+	ForwardOriginalToken  bool        `yaml:"forwardOriginalToken"` // only true
+	Timeout               Unsupported `yaml:"timeout"`
+	SpaceDelimitedClaims  Unsupported `yaml:"spaceDelimitedClaims"`
+}
+
+// JWTHeader is a header that has a token behind a prefix.
+type JWTHeader struct {
+	Name   string `yaml:"name"`
+	Prefix string `yaml:"prefix"`
+}
+
+// PeerAuthentication says that callers must prove who they are, which they always must here.
+type PeerAuthentication struct {
+	Selector      *Selector       `yaml:"selector"`
+	MTLS          *MTLS           `yaml:"mtls"`
+	PortLevelMTLS map[string]MTLS `yaml:"portLevelMtls"`
+}
+
+// MTLS is a mode.
+type MTLS struct {
+	Mode string `yaml:"mode"` // UNSET or STRICT
 }
