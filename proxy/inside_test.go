@@ -133,8 +133,8 @@ func TestModelIsActedOn(t *testing.T) {
 		{reflect.TypeFor[policy.Outlier](), "Outlier Codes"},                                                                 // balance.go, circuit.go
 		{reflect.TypeFor[policy.Pool](), "Connect Keepalive TCPIdle Idle Streams Conns Pending Calls Life Requests Retries"}, // table.go, links.go, decide.go, circuit.go
 		{reflect.TypeFor[policy.RetryBudget](), "Percent Min Interval"},                                                      // circuit.go
-		{reflect.TypeFor[policy.Request](), "Source Port Method Scheme Authority Path Query Header"},                         // decide.go
-		{reflect.TypeFor[policy.Source](), "Identity Labels IP"},                                                             // handler.go
+		{reflect.TypeFor[policy.Request](), "Source Port Method Scheme Authority Path Query Auth Header"},                    // decide.go
+		{reflect.TypeFor[policy.Source](), "Identity Labels IP Remote"},                                                      // handler.go
 		{reflect.TypeFor[policy.Target](), "Service Labels Port"},                                                            // table.go
 	} {
 		var got []string
