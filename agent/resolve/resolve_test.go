@@ -122,7 +122,7 @@ func TestResolves(t *testing.T) {
 		if n := r.count("b.example.com"); n != 2 {
 			t.Errorf("b was asked %d times in %v", n, MaxTTL)
 		}
-		delete(r.answers, "a.example.com")
+		r.set("a.example.com", answer{err: ErrNotFound})
 		time.Sleep(time.Minute)
 		r.want(t, "map[b.example.com:[192.0.2.3]]")
 		r.Set(nil)
