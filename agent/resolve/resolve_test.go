@@ -175,6 +175,7 @@ func TestWant(t *testing.T) {
 		}
 		const known = "map[a.wild.example.com:[192.0.2.1] db.example.com:[192.0.2.5] x.fixed.example.com:[] y.db.example.com:[]]"
 		r.want(t, known)
+		r.set("a.wild.example.com", answer{err: errors.New("nobody answers")})
 		time.Sleep(forget - time.Hour)
 		if err := r.Want(t.Context(), "a.wild.example.com"); err != nil {
 			t.Error(err)

@@ -266,7 +266,7 @@ spec: {workloadSelector: {labels: {app: vault}}, egress: [{hosts: ["~/*"]}]}
 apiVersion: networking.istio.io/v1
 kind: Sidecar
 metadata: {name: root, namespace: istio-system}
-spec: {egress: [{hosts: ["*/web", "./*"]}], outboundTrafficPolicy: {mode: REGISTRY_ONLY}}
+spec: {egress: [{hosts: ["*/web.default.svc.cluster.local", "./*", "istio-system/*"]}], outboundTrafficPolicy: {mode: REGISTRY_ONLY}}
 ---
 apiVersion: networking.istio.io/v1
 kind: Sidecar
@@ -284,7 +284,7 @@ spec: {}
 		{"bank/a", nil, "own.example.com", true}, {"bank/a", nil, "all.example.com", false}, {"bank/a", nil, "bank/web", true}, {"bank/a", nil, "shop/web", true},
 		{"bank/a", nil, "other/web", false}, {"bank/a", nil, "x.wild.example.com", true}, {"bank/a", nil, "wild.example.com", false}, {"bank/a", nil, "pay.net", true},
 		{"bank/a", mesh.Labels{"app": "vault"}, "bank/web", false}, {"bank/a", mesh.Labels{"app": "other"}, "bank/web", true},
-		{"other/a", nil, "default/web", true}, {"other/a", nil, "other/web", false}, {"other/a", nil, "own.example.com", false}, {"other/a", nil, "istio-system/x", true},
+		{"other/a", nil, "default/web", true}, {"other/a", nil, "other/web", true}, {"other/a", nil, "shop/web", false}, {"other/a", nil, "own.example.com", false}, {"other/a", nil, "istio-system/x", true},
 	} {
 		from := mesh.MustServiceName(c.from)
 		to, err := mesh.ParseName(c.to)

@@ -19,7 +19,7 @@ type sidecar struct {
 
 // scopeHost is one of egress.hosts.
 type scopeHost struct {
-	namespace string // "*" is any
+	namespace string // "*" is any, "." the caller's
 	service   mesh.ServiceName
 	suffix    string // of the FQDN, with its dot; or "*"; "" is service
 }
@@ -79,9 +79,7 @@ func (c *compiler) scopeHost(path, text string) (x scopeHost, ok bool) {
 			c.fail(path, `write "~/*"`, "%q: \"~\" is no namespace", text)
 		}
 		return x, false
-	case ns == ".":
-		x.namespace = c.key.Namespace
-	case ns != "*":
+	case ns != "*" && ns != ".":
 		if err := mesh.CheckLabel("namespace", ns); err != nil {
 			c.fail(path, `write ".", "*" or a namespace before the slash`, "%v", err)
 		}
@@ -94,12 +92,8 @@ func (c *compiler) scopeHost(path, text string) (x scopeHost, ok bool) {
 		}
 		return x, true
 	}
-	from := x.namespace
-	if from == "*" {
-		from = ""
-	}
-	if x.service, ok = parseHost(host, from); !ok {
-		c.fail(path, "write web.shop.svc.cluster.local or api.example.com behind the slash", "%q is no host", host)
+	if x.service, ok = parseHost(host, ""); !ok || !strings.Contains(host, ".") { // in the root namespace a bare name could be any
+		c.fail(path, "write web.shop.svc.cluster.local or api.example.com behind the slash", "%q is no whole name of a host", host)
 	}
 	return x, ok
 }
@@ -108,10 +102,10 @@ func meshSuffix(s string) bool {
 	return strings.HasSuffix(s, "."+mesh.DNSSuffix) || strings.HasSuffix(s, ".svc.cluster.local")
 }
 
-// allows reports whether the host is the service; owner is the namespace that it is of.
-func (x *scopeHost) allows(m *Model, s mesh.ServiceName, owner string) bool {
+// allows reports whether the host is the service; owner is the namespace that it is of, caller that of who calls.
+func (x *scopeHost) allows(m *Model, s mesh.ServiceName, owner, caller string) bool {
 	switch {
-	case x.namespace != "*" && x.namespace != owner:
+	case x.namespace == "." && owner != caller, x.namespace != "." && x.namespace != "*" && x.namespace != owner:
 		return false
 	case x.suffix == "*":
 		return true
@@ -162,7 +156,7 @@ func (m *Model) MayCall(r *Source, s mesh.ServiceName) Decision {
 	if s.IsExternal() && e != nil {
 		owner = e.Policy.Namespace
 	}
-	if slices.ContainsFunc(sc.hosts, func(x scopeHost) bool { return x.allows(m, s, owner) }) {
+	if slices.ContainsFunc(sc.hosts, func(x scopeHost) bool { return x.allows(m, s, owner, r.Identity.Namespace()) }) {
 		return Decision{Allow: true, Policy: sc.key}
 	}
 	return Decision{Policy: sc.key, Reason: "egress.hosts of the caller's Sidecar does not name it"}
