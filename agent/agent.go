@@ -97,6 +97,7 @@ type Agent struct {
 
 	publishing sync.Mutex // orders publishInstances and withdraw; guards withdrawn
 	withdrawn  bool
+	compiler   policy.Cache // what was compiled last
 }
 
 // New returns an agent for a checked configuration. It touches nothing. logs takes what the agent has to say.
@@ -374,7 +375,7 @@ func listen(what, addr string) (net.Listener, error) {
 
 // compile builds the model of policies.
 func (a *Agent) compile(index uint64, ps []mesh.Policy) mesh.Model {
-	m := policy.Compile(a.node.TrustDomain(), index, slices.Concat(ps, denyRevoked(a.revocations())))
+	m := a.compiler.Compile(a.node.TrustDomain(), index, slices.Concat(ps, denyRevoked(a.revocations())))
 	for _, p := range m.Problems() {
 		a.log.Warn("policy problem", "policy", p.Key.String(), "reason", p.Reason)
 	}

@@ -89,7 +89,7 @@ func codeFor(k mesh.PolicyKey, istio, gateway string) string {
 
 // service looks at what governs the calls of one service.
 func (a *analysis) service(svc mesh.ServiceName, sp *ServicePolicy) {
-	for _, b := range append(slices.Clone(sp.Bound), Binding{HTTP: sp.HTTP, TCP: sp.TCP}) {
+	for _, b := range sp.bindings() {
 		a.uses(b.HTTP)
 		for _, r := range b.HTTP {
 			a.named(svc, r.Policy, true)

@@ -6,6 +6,7 @@
 package policy
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -256,7 +257,7 @@ func read[T any](d *doc) {
 	var probs []fieldError
 	switch s := any(spec).(type) {
 	case *istio.VirtualService:
-		_, probs = compileVirtualService(d.key, s)
+		_, probs = compileVirtualService(d.key, s, nil)
 	case *istio.Gateway:
 		_, probs = compileIstioGateway(d.key, s)
 	case *istio.DestinationRule:
@@ -349,18 +350,27 @@ type fieldError struct {
 // Compile builds the Model of all policies of a mesh. It never fails: a policy that cannot be understood, which only a newer
 // server can have stored, denies what it governs and is a Problem.
 func Compile(td mesh.TrustDomain, index uint64, ps []mesh.Policy) *Model {
+	return new(Cache).Compile(td, index, ps)
+}
+
+// byAge sorts policies: the older first, since the first VirtualService of a host has it.
+func byAge(ps []mesh.Policy) []mesh.Policy {
+	return slices.SortedFunc(slices.Values(ps), func(a, b mesh.Policy) int {
+		return cmp.Or(cmp.Compare(a.Created, b.Created), a.PolicyKey.Compare(b.PolicyKey))
+	})
+}
+
+func assemble(td mesh.TrustDomain, index uint64, ps []mesh.Policy, docs []*decoded) *Model {
 	m := &Model{secrets: map[SecretRef]uint64{}, index: index, td: td, services: map[mesh.ServiceName]*ServicePolicy{}, authz: &authzIndex{},
 		declared: map[mesh.ServiceName]*mesh.Entry{}, foreign: map[mesh.ServiceName]mesh.ServiceName{}, sidecars: map[string][]*sidecar{}}
-	ps = slices.Clone(ps)
-	slices.SortFunc(ps, func(a, b mesh.Policy) int { // older ones first: the first VirtualService of a host has it
-		if a.Created != b.Created {
-			return int(min(max(int64(a.Created)-int64(b.Created), -1), 1))
+	g := &gateway{grants: map[grant]bool{}, classes: map[string]bool{}, edges: edges{gateways: map[string]*Gateway{}}, delegates: delegates{}}
+	for i, d := range docs {
+		if s, ok := d.virtualService(); ok && d.key == ps[i].PolicyKey {
+			g.delegates.add(d.key, s)
 		}
-		return a.PolicyKey.Compare(b.PolicyKey)
-	})
-	g := &gateway{grants: map[grant]bool{}, classes: map[string]bool{}, edges: edges{gateways: map[string]*Gateway{}}}
-	for _, p := range ps {
-		m.add(p, g)
+	}
+	for i, p := range ps {
+		m.add(p, docs[i], g)
 	}
 	m.join()
 	g.bind(m)
@@ -369,17 +379,10 @@ func Compile(td mesh.TrustDomain, index uint64, ps []mesh.Policy) *Model {
 	return m
 }
 
-func (m *Model) add(p mesh.Policy, g *gateway) {
-	docs, err := strictyaml.Split("", p.Source)
-	if err == nil && len(docs) != 1 {
-		err = fmt.Errorf("%d documents", len(docs))
-	}
-	var d *doc
-	if err == nil {
-		d = parseDoc(docs[0])
-		if err = d.errs.Err(); err == nil && d.key != p.PolicyKey {
-			err = fmt.Errorf("the source is of %s", d.key)
-		}
+func (m *Model) add(p mesh.Policy, d *decoded, g *gateway) {
+	err := d.err
+	if err == nil && d.key != p.PolicyKey {
+		err = fmt.Errorf("the source is of %s", d.key)
 	}
 	if err != nil {
 		m.invalid(p, err)
@@ -388,7 +391,10 @@ func (m *Model) add(p mesh.Policy, g *gateway) {
 	}
 	switch s := d.value.(type) {
 	case *istio.VirtualService:
-		vs, _ := compileVirtualService(p.PolicyKey, s)
+		vs, _ := compileVirtualService(p.PolicyKey, s, g.delegates)
+		for _, l := range vs.lacks {
+			m.problem(p.PolicyKey, codeNotFound, l)
+		}
 		m.addRoutes(p, vs)
 		g.edges.services = append(g.edges.services, boundService{p.PolicyKey, "", vs})
 	case *istio.Gateway:
@@ -435,19 +441,6 @@ func (m *Model) add(p mesh.Policy, g *gateway) {
 		r, _ := compileRoute(p.PolicyKey, s)
 		r.created = p.Created
 		g.routes = append(g.routes, r)
-	}
-}
-
-func (m *Model) addRoutes(p mesh.Policy, vs *virtualService) {
-	for _, h := range vs.hosts {
-		sp := m.service(h)
-		if sp.HTTP != nil || sp.TCP != nil {
-			m.problem(p.PolicyKey, codeTwoVirtualServices, fmt.Sprintf("%s has an older VirtualService already: it stays, this one is without effect there", h))
-			continue
-		}
-		if sp.HTTP, sp.TCP = vs.http, vs.tcp; len(vs.gateways) > 1 {
-			sp.HTTP, sp.TCP = vs.httpFor(inMesh), vs.tcpFor(inMesh)
-		}
 	}
 }
 

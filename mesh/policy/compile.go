@@ -21,6 +21,8 @@ type virtualService struct {
 	names    []string           // hosts as gateways know them; nil where gateways has only "mesh"
 	http     []*HTTPRoute
 	tcp      []*TCPRoute
+	exports  []string // the namespaces that see it; nil is all
+	lacks    []string // what is wrong with delegates
 }
 
 // compiler gathers what is wrong with one resource.
@@ -28,6 +30,9 @@ type compiler struct {
 	key      mesh.PolicyKey
 	gateways []string     // of a VirtualService: those that its matches may name
 	errs     []fieldError // the last one may stand for several
+
+	delegates delegates // nil: a VirtualService is looked at alone
+	lacks     []string
 }
 
 func (c *compiler) fail(path, hint, format string, args ...any) {
@@ -59,19 +64,13 @@ func (c *compiler) host(path, h string) mesh.ServiceName {
 	return s
 }
 
-func (c *compiler) everywhere(path string, exportTo []string) {
-	for i, e := range exportTo {
-		if e != "*" {
-			c.fail(fmt.Sprintf("%s[%d]", path, i), `leave it out, or write "*"`, "%q: only \"*\" is supported", e)
-		}
-	}
-}
-
-func compileVirtualService(key mesh.PolicyKey, s *istio.VirtualService) (*virtualService, []fieldError) {
-	c := &compiler{key: key}
-	vs := &virtualService{}
+// compileVirtualService compiles a VirtualService with the delegates that there are; nil looks at it alone. What a compiled one lacks of
+// them is in its lacks.
+func compileVirtualService(key mesh.PolicyKey, s *istio.VirtualService, d delegates) (*virtualService, []fieldError) {
+	c := &compiler{key: key, delegates: d}
+	vs := &virtualService{exports: c.exports("exportTo", s.ExportTo)}
 	if len(s.Hosts) == 0 {
-		c.fail("hosts", "", "is missing")
+		c.delegateOnly(s)
 	}
 	if vs.gateways = c.gatewayNames("gateways", s.Gateways); len(vs.gateways) == 0 {
 		vs.gateways = []string{inMesh}
@@ -90,24 +89,31 @@ func compileVirtualService(key mesh.PolicyKey, s *istio.VirtualService) (*virtua
 	if !all || len(vs.gateways) > 1 {
 		vs.names = c.edgeNames(s.Hosts, all)
 	}
-	c.everywhere("exportTo", s.ExportTo)
-	if len(s.HTTP)+len(s.TCP) == 0 {
+	if len(s.Hosts) > 0 && len(s.HTTP)+len(s.TCP) == 0 {
 		c.fail("http", "", "neither http nor tcp has a rule")
 	}
 	for i := range s.HTTP {
 		path := fmt.Sprintf("http[%d]", i)
-		r := &HTTPRoute{Policy: key, Name: s.HTTP[i].Name, Index: i}
-		full(c, path+".match", orRemove, s.HTTP[i].Match)
-		for j := range s.HTTP[i].Match {
-			r.Matches = append(r.Matches, c.match(fmt.Sprintf("%s.match[%d]", path, j), &s.HTTP[i].Match[j]))
+		for _, r := range c.rulesOf(path, &s.HTTP[i]) {
+			vs.http = append(vs.http, c.rule(path, i, r)...)
 		}
-		r.Action = c.action(path, &s.HTTP[i])
-		vs.http = append(vs.http, c.perMatch(path, r, s.HTTP[i].Match)...)
 	}
 	for i := range s.TCP {
 		vs.tcp = append(vs.tcp, c.tcp(fmt.Sprintf("tcp[%d]", i), i, &s.TCP[i]))
 	}
+	vs.lacks = c.lacks
 	return vs, c.errs
+}
+
+// rule compiles a rule of requests.
+func (c *compiler) rule(path string, index int, from *istio.HTTPRoute) []*HTTPRoute {
+	r := &HTTPRoute{Policy: c.key, Name: from.Name, Index: index}
+	full(c, path+".match", orRemove, from.Match)
+	for j := range from.Match {
+		r.Matches = append(r.Matches, c.match(fmt.Sprintf("%s.match[%d]", path, j), &from.Match[j]))
+	}
+	r.Action = c.action(path, from)
+	return c.perMatch(path, r, from.Match)
 }
 
 func (c *compiler) match(path string, m *istio.HTTPMatch) Match {

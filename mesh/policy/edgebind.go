@@ -151,6 +151,10 @@ func (e *edges) bind(m *Model) {
 				continue
 			}
 			g := e.gateways[name]
+			if g != nil && vs.exports != nil && !slices.Contains(vs.exports, g.Key.Namespace) {
+				m.problem(vs.key, codeHostNotOnGateway, fmt.Sprintf("is not exported to the namespace of the Gateway %s", name))
+				continue
+			}
 			if g == nil {
 				if vs.invalid == "" {
 					m.problem(vs.key, codeNotFound, fmt.Sprintf("spec.gateways[%d] names the Gateway %s, which is not there", i, name))

@@ -112,7 +112,9 @@ const noRule = "the service has rules, and none of them matches"
 func (e *Explanation) http(m *Model, v View, sp *ServicePolicy, r *Request) {
 	rules := sp.HTTP
 	if b := sp.boundHTTP(r); b != nil {
-		rules, e.Bound = b.HTTP, b.at(e.Service)
+		if rules = b.HTTP; len(rules) == 0 || rules[0].Policy.Group == gatewayGroup {
+			e.Bound = b.at(e.Service)
+		}
 	}
 	for _, rt := range rules {
 		e.Rules = append(e.Rules, tried(ruleID{rt.Policy, rt.Index}.path(), rt.Policy, rt.Name, rt.Matches, r))
@@ -172,7 +174,9 @@ func (e *Explanation) http(m *Model, v View, sp *ServicePolicy, r *Request) {
 func (e *Explanation) tcp(m *Model, v View, sp *ServicePolicy, r *Request) {
 	rules := sp.TCP
 	if b := sp.boundTCP(r); b != nil {
-		rules, e.Bound = b.TCP, b.at(e.Service)
+		if rules = b.TCP; len(rules) == 0 || rules[0].Policy.Group == gatewayGroup {
+			e.Bound = b.at(e.Service)
+		}
 	}
 	for _, rt := range rules {
 		path := fmt.Sprintf("spec.tcp[%d]", rt.Index)

@@ -91,6 +91,9 @@ func (m *Model) settle() {
 			if up == nil {
 				continue
 			}
+			if sp.Exported == nil {
+				sp.Exported = up.Exported
+			}
 			if sp.HTTP == nil && sp.TCP == nil {
 				sp.HTTP, sp.TCP = up.HTTP, up.TCP
 			}

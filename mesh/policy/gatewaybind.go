@@ -19,6 +19,8 @@ type gateway struct {
 
 	gateways []*apiGateway
 	classes  map[string]bool
+
+	delegates delegates
 }
 
 // grant lets routes of a kind and namespace refer to a service. One with an empty name is for all services of its namespace.

@@ -64,11 +64,13 @@ func firstTCP(routes []*TCPRoute, r *Request) *TCPRoute {
 	return nil
 }
 
-// boundHTTP returns the routes of the Gateway API for a request; nil when there are none.
+// boundHTTP returns the routes for a request that are not for all calls; nil when there are none.
 func (sp *ServicePolicy) boundHTTP(r *Request) *Binding {
-	for i := range sp.Bound {
-		if b := &sp.Bound[i]; b.HTTP != nil && b.binds(r) {
-			return b
+	for _, list := range [...][]Binding{sp.Bound, sp.Exported} {
+		for i := range list {
+			if b := &list[i]; b.HTTP != nil && b.binds(r) {
+				return b
+			}
 		}
 	}
 	return nil
@@ -76,9 +78,11 @@ func (sp *ServicePolicy) boundHTTP(r *Request) *Binding {
 
 // boundTCP is boundHTTP for connections.
 func (sp *ServicePolicy) boundTCP(r *Request) *Binding {
-	for i := range sp.Bound {
-		if b := &sp.Bound[i]; b.TCP != nil && b.binds(r) {
-			return b
+	for _, list := range [...][]Binding{sp.Bound, sp.Exported} {
+		for i := range list {
+			if b := &list[i]; b.TCP != nil && b.binds(r) {
+				return b
+			}
 		}
 	}
 	return nil
@@ -91,7 +95,7 @@ func (b *Binding) binds(r *Request) bool {
 // AllHTTP are all rules for requests, whoever calls; a rule may come more than once.
 func (sp *ServicePolicy) AllHTTP() iter.Seq[*HTTPRoute] {
 	return func(yield func(*HTTPRoute) bool) {
-		for _, b := range append(sp.Bound[:len(sp.Bound):len(sp.Bound)], Binding{HTTP: sp.HTTP}) {
+		for _, b := range sp.bindings() {
 			for _, r := range b.HTTP {
 				if !yield(r) {
 					return
@@ -104,7 +108,7 @@ func (sp *ServicePolicy) AllHTTP() iter.Seq[*HTTPRoute] {
 // AllTCP is AllHTTP for connections.
 func (sp *ServicePolicy) AllTCP() iter.Seq[*TCPRoute] {
 	return func(yield func(*TCPRoute) bool) {
-		for _, b := range append(sp.Bound[:len(sp.Bound):len(sp.Bound)], Binding{TCP: sp.TCP}) {
+		for _, b := range sp.bindings() {
 			for _, r := range b.TCP {
 				if !yield(r) {
 					return

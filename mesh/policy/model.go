@@ -52,6 +52,8 @@ type ServicePolicy struct {
 	TCP []*TCPRoute
 	// Bound are routes of the Gateway API: the first that binds a call is asked instead of HTTP or TCP.
 	Bound []Binding
+	// Exported are VirtualServices for callers of one namespace each: they go before HTTP and TCP.
+	Exported []Binding
 	// Destination is the service's DestinationRule, compiled; never nil.
 	Destination *Destination
 }

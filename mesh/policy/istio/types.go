@@ -38,7 +38,7 @@ type VirtualService struct {
 	HTTP     []HTTPRoute `yaml:"http"`
 	TLS      Unsupported `yaml:"tls"`
 	TCP      []TCPRoute  `yaml:"tcp"`
-	ExportTo []string    `yaml:"exportTo"` // only "*"
+	ExportTo []string    `yaml:"exportTo"`
 }
 
 // HTTPRoute is one rule.
@@ -48,7 +48,7 @@ type HTTPRoute struct {
 	Route            []Destination   `yaml:"route"`
 	Redirect         *Redirect       `yaml:"redirect"`
 	DirectResponse   *DirectResponse `yaml:"directResponse"`
-	Delegate         Unsupported     `yaml:"delegate"`
+	Delegate         *Delegate       `yaml:"delegate"`
 	Rewrite          *Rewrite        `yaml:"rewrite"`
 	Timeout          time.Duration   `yaml:"timeout"`
 	Retries          *Retries        `yaml:"retries"`
@@ -59,6 +59,12 @@ type HTTPRoute struct {
 	MirrorPercentage *Percent        `yaml:"mirrorPercentage"`
 	CorsPolicy       *CorsPolicy     `yaml:"corsPolicy"`
 	Headers          *Headers        `yaml:"headers"`
+}
+
+// Delegate names a VirtualService without hosts, whose rules stand in the place of the rule.
+type Delegate struct {
+	Name      string `yaml:"name"`
+	Namespace string `yaml:"namespace"`
 }
 
 // HTTPMatch is a set of conditions, all of which must hold.
