@@ -328,7 +328,11 @@ func printShare(w io.Writer, s policy.Share, names map[mesh.NodeID]string) {
 			picked = "yes, " + p.Near
 		}
 		i := p.Instance
-		row := []any{"  " + names[i.Node], i.ID, i.Health, i.Weight, labels(i.Labels), picked, verdict(p)}
+		node := names[i.Node]
+		if i.Outside {
+			node = "(outside)"
+		}
+		row := []any{"  " + node, i.ID, i.Health, i.Weight, labels(i.Labels), picked, verdict(p)}
 		if located {
 			row = slices.Insert(row, 5, any(orNone(p.Locality)))
 		}
