@@ -156,6 +156,19 @@ func TestGRPC(t *testing.T) {
 		if l := c.h.line("outbound"); !slices.Contains([]string{"DC", "UT", "UC"}, l.Flags) && l.GRPCStatus != "4" {
 			t.Errorf("%+v", l)
 		}
+		// Nor does it matter who notices first that the time of a rule is up.
+		w.apply(`apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: chat}
+spec: {hosts: [chat], http: [{timeout: 200ms, retries: {attempts: 0}, route: [{destination: {host: chat}}]}]}
+`)
+		for range 5 {
+			if err := check("wait"); status.Code(err) != codes.DeadlineExceeded {
+				t.Errorf("the rule's time is up: %v", err)
+			}
+			<-app.gone
+			c.h.line("outbound")
+		}
 		ctx, cancel = context.WithCancel(t.Context())
 		if s, err = conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, "/Chat/Talk"); err != nil {
 			t.Fatal(err)

@@ -12,6 +12,7 @@ import (
 	"github.com/meshagent/meshagent/proxy/engine"
 	"github.com/meshagent/meshagent/proxy/http1"
 	"github.com/meshagent/meshagent/proxy/lb"
+	"github.com/meshagent/meshagent/proxy/route"
 )
 
 // handler decides for the engine. All but Accept is called in its loops and does not block.
@@ -216,14 +217,17 @@ func (h handler) Respond(x *engine.Call) bool {
 	if c.raw {
 		return c.connected(f, res.Status)
 	}
-	c.report(c.outcome(f, res.Status))
+	own := f == errTimeout && c.grpcOwn
+	if !own {
+		c.report(c.outcome(f, res.Status))
+	}
 	if f == nil && res.Status == http.StatusServiceUnavailable {
 		c.rest(res.Get("retry-after"))
 	}
 	if f == errProtocol && x.Request.Upgrade != nil {
 		x.Request.Upgrade = nil // the application did not switch, which no answer in a tunnel can say: another try asks without
 	}
-	if c.peer == nil && x.CanRetry() && c.wants(f, res.Status, grpc) && c.retry() {
+	if c.peer == nil && !own && x.CanRetry() && c.wants(f, res.Status, grpc) && c.retry() {
 		return true
 	}
 	if f != nil {
@@ -266,12 +270,21 @@ func (h handler) Fail(x *engine.Call, status int, why engine.Flag, _ string) {
 	}
 }
 
-// fault is what went wrong. A server of gRPC may end a call by a reset when the caller's time is up, which is no fault of its own.
+// fault is what went wrong. A server of gRPC may end a call by a reset when the time that it was told of is up.
 func (c *call) fault(why engine.Flag, status int) *fault {
-	if c.grpcOwn && why == engine.UpstreamClosed && time.Since(c.x.Result.Start) >= c.deadline {
+	if why == engine.UpstreamClosed && c.late() {
 		return errTimeout
 	}
 	return engineFault(why, status, c.x.Err)
+}
+
+// late reports whether the time that a service of gRPC was told of is up, to the millisecond that may be lost in telling it.
+func (c *call) late() bool {
+	told, ok := route.ParseGRPCTimeout(text(c.x.Request.Get(route.GRPCTimeout)))
+	if c.deadline > 0 {
+		told = c.deadline
+	}
+	return ok && time.Since(c.x.Result.Start) >= told-time.Millisecond
 }
 
 // Done counts and logs a call.

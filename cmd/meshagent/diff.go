@@ -81,11 +81,12 @@ func differences(stored []api.Policy, files []mesh.Policy) ([]difference, error)
 			continue
 		}
 		d := difference{Key: p.PolicyKey, What: "updated"}
-		from := "mesh/" + p.PolicyKey.String()
+		key := strings.TrimPrefix(p.PolicyKey.String(), "/") // a Secret has no group
+		from := "mesh/" + key
 		if !ok {
 			d.What, from = "created", "/dev/null"
 		}
-		d.Diff = string(diff.Diff(from, lines(was), "files/"+p.PolicyKey.String(), lines(string(p.Source))))
+		d.Diff = string(diff.Diff(from, lines(was), "files/"+key, lines(string(p.Source))))
 		out = append(out, d)
 	}
 	return out, nil

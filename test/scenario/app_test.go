@@ -226,6 +226,9 @@ func (a *app) call(_ any, s grpc.ServerStream) error {
 	}
 	how := a.next(asked)
 	how.wait(s.Context())
+	if err := s.Context().Err(); err != nil {
+		return status.FromContextError(err).Err()
+	}
 	for _, h := range how.header {
 		s.SetHeader(metadata.Pairs(h[0], h[1]))
 	}
