@@ -337,3 +337,28 @@ func TestStickyAtTheEdge(t *testing.T) {
 		}
 	}
 }
+
+// TestRulesForSomeCallers: exportTo and workloadSelector say for whose calls a rule is; subsets and limits are theirs alone.
+func TestRulesForSomeCallers(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	a := w.host("a")
+	v1, v2 := a.serve("web", nil, version("v1")), a.serve("web", nil, version("v2"))
+	rule := func(name, scope, label string) string {
+		return "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: " + name + ", namespace: shop}\nspec: {host: web.default, " + scope +
+			"subsets: [{name: it, labels: {version: " + label + "}}]}\n"
+	}
+	w.apply(rule("private", "exportTo: [.], ", "v1") + rule("workloads", "workloadSelector: {matchLabels: {app: cart}}, ", "v2"))
+	w.apply(virtualService("  - {route: [{destination: {host: web, subset: it}}]}\n"))
+	for i, c := range []struct {
+		from *caller
+		want string
+	}{{a.caller("shop/front"), v1.id}, {a.caller("shop/front", "app=cart"), v2.id}, {a.caller("shop/front", "app=other"), v1.id}} {
+		for range 5 {
+			if got := c.from.get("web", "/"); got.seen.Instance != c.want {
+				t.Errorf("caller %d: %d %s, want %s", i, got.StatusCode, got.seen.Instance, c.want)
+			}
+		}
+	}
+	a.caller("frontend").get("web", "/").expect(t, 503, "NC no such subset")
+}

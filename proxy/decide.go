@@ -146,7 +146,7 @@ func (c *call) inject(f *policy.Fault) *fault {
 // forward sends the request to an instance of one of the rule's destinations.
 func (c *call) forward(r *policy.HTTPRoute) *fault {
 	x, act := c.x, c.rule.act
-	c.split = c.rule.draw()
+	c.split = c.draw()
 	if w := act.Rewrite; w != nil { // the called side decides about what it is sent
 		if c.sent.Path = r.RewritePath(c.q.Path); c.sent.Path == "" {
 			return errAmbiguous
@@ -240,9 +240,22 @@ func (c *call) connect() *fault {
 	return c.open()
 }
 
+// draw chooses a destination of the rule, as the DestinationRule for the caller has it.
+func (c *call) draw() *split {
+	s := c.rule.draw()
+	if len(s.scoped) == 0 {
+		return s
+	}
+	from := policy.Source{Identity: c.who.id, Labels: c.caller.source.Labels}
+	if c.edge != nil { // the gateway calls
+		from.Labels = c.edgeView.target.Labels
+	}
+	return s.of(&from)
+}
+
 // open sends a connection to an instance of one of the rule's destinations.
 func (c *call) open() *fault {
-	if c.split = c.rule.draw(); c.split.fault != nil {
+	if c.split = c.draw(); c.split.fault != nil {
 		return c.split.fault
 	}
 	traffic := c.split.dest.traffic

@@ -114,7 +114,7 @@ func TestModelIsActedOn(t *testing.T) {
 		of     reflect.Type
 		fields string
 	}{
-		{reflect.TypeFor[policy.ServicePolicy](), "Invalid HTTP TCP Bound Exported Destination"},                             // table.go, decide.go; Bound by RouteHTTP and RouteTCP
+		{reflect.TypeFor[policy.ServicePolicy](), "Invalid HTTP TCP Bound Exported Destination Scoped"},                      // table.go, decide.go; Bound by RouteHTTP and RouteTCP
 		{reflect.TypeFor[policy.HTTPRoute](), "Policy Name Stat Index Matches Action"},                                       // table.go; Matches by RouteHTTP
 		{reflect.TypeFor[policy.Action](), "Destinations Redirect Direct Rewrite Headers Fault Timeout Retry CORS Mirrors"},  // table.go, decide.go, retry.go
 		{reflect.TypeFor[policy.Split](), "Service Subset Port Weight Headers"},                                              // table.go
@@ -125,7 +125,7 @@ func TestModelIsActedOn(t *testing.T) {
 		{reflect.TypeFor[policy.Retry](), "Attempts PerTry On Codes Backoff SameAgain Elsewhere"},                            // retry.go
 		{reflect.TypeFor[policy.CORS](), "Any Origins Methods Headers Expose MaxAge Credentials Forward"},                    // cors.go
 		{reflect.TypeFor[policy.TCPRoute](), "Policy Index Matches Destinations"},                                            // table.go; Matches by RouteTCP
-		{reflect.TypeFor[policy.Destination](), "Policy Subsets Traffic Ports"},                                              // table.go
+		{reflect.TypeFor[policy.Destination](), "Policy Subsets Traffic Callers Selector Ports"},                             // table.go
 		{reflect.TypeFor[policy.Subset](), "Name Labels Traffic Ports"},                                                      // table.go
 		{reflect.TypeFor[policy.TrafficPolicy](), "Balance Pool Outlier Budget TLS"},                                         // table.go
 		{reflect.TypeFor[policy.Balance](), "LB Hash RingSize TableSize Warmup Locality Off"},                                // balance.go

@@ -117,10 +117,27 @@ type split struct {
 	weight uint64
 	dest   *destination
 	fault  *fault // why there is none
+	scoped []scopedSplit
 
 	request, response route.Change
 	forged            *http1.Names // dropped from a request
 	reserved, removed *http1.Names // dropped from an answer of an application of this host, of another agent
+}
+
+// scopedSplit is a split for some callers, to whom another DestinationRule applies.
+type scopedSplit struct {
+	scope *policy.Destination
+	split
+}
+
+// of is the split for the calls of somebody.
+func (s *split) of(from *policy.Source) *split {
+	for i := range s.scoped {
+		if s.scoped[i].scope.Covers(from) {
+			return &s.scoped[i].split
+		}
+	}
+	return s
 }
 
 // rule resolves what a rule does with calls that came to a port of a service.
@@ -145,7 +162,7 @@ func (p *Proxy) rule(t *table, svc mesh.ServiceName, port uint16, act *policy.Ac
 func (p *Proxy) split(t *table, port uint16, act *policy.Action, in *policy.Split, l7 bool) (split, mesh.ServiceName) {
 	d := destinationOf(t, in, port)
 	s := split{weight: uint64(d.Weight)}
-	s.dest, s.fault = p.destination(t, destKey{d.Service, d.Subset, d.Port, l7})
+	s.dest, s.fault = p.destination(t, destKey{d.Service, d.Subset, d.Port, l7, mesh.PolicyKey{}})
 	s.request.Set = []http1.Pair{{Name: requestID}}
 	if !abroad(t.snap.Services[d.Service]) {
 		s.request.Set = append(s.request.Set, http1.Pair{Name: forwardedFor}, http1.Pair{Name: forwardedProto, Value: []byte("http")})
@@ -156,6 +173,12 @@ func (p *Proxy) split(t *table, port uint16, act *policy.Action, in *policy.Spli
 	}
 	s.forged, s.reserved = route.Forged(s.request.Drop...), route.Reserved(s.response.Drop...)
 	s.removed = http1.NewNames(s.response.Drop...)
+	for _, scope := range t.model.Service(d.Service).Scoped {
+		own := scopedSplit{scope, s}
+		own.scoped = nil
+		own.dest, own.fault = p.destination(t, destKey{d.Service, d.Subset, d.Port, l7, scope.Policy})
+		s.scoped = append(s.scoped, own)
+	}
 	return s, d.Service
 }
 
@@ -166,6 +189,16 @@ func (s *split) cameByTLS() {
 			p.Value = []byte("https")
 		}
 	}
+}
+
+// ruleOf returns the DestinationRule of a key.
+func ruleOf(sp *policy.ServicePolicy, k mesh.PolicyKey) *policy.Destination {
+	for _, d := range sp.Scoped {
+		if d.Policy == k {
+			return d
+		}
+	}
+	return sp.Destination
 }
 
 // draw chooses a destination by weight.
@@ -207,6 +240,7 @@ type destKey struct {
 	subset string
 	port   uint16
 	l7     bool
+	rule   mesh.PolicyKey // the DestinationRule, if it is for some callers only
 }
 
 // destination is the instances that a call may go to. It is immutable.
@@ -256,7 +290,7 @@ func (p *Proxy) destination(t *table, k destKey) (*destination, *fault) {
 	if svc == nil {
 		return nil, errNone
 	}
-	traffic, labels, ok := t.model.Service(k.svc).Destination.For(k.subset, k.port)
+	traffic, labels, ok := ruleOf(t.model.Service(k.svc), k.rule).For(k.subset, k.port)
 	if !ok {
 		return nil, errNoSubset
 	}

@@ -103,8 +103,14 @@ func (a *analysis) service(svc mesh.ServiceName, sp *ServicePolicy) {
 			a.destinations(svc, r.Policy, r.Index, "tcp", r.Destinations)
 		}
 	}
-	d := sp.Destination
-	if a.services == nil || d.Policy.Kind == "" {
+	for _, d := range sp.destinations() {
+		a.rule(svc, d)
+	}
+}
+
+// rule looks at a DestinationRule of a service.
+func (a *analysis) rule(svc mesh.ServiceName, d *Destination) {
+	if a.services == nil {
 		return
 	}
 	have := a.services[svc]
@@ -199,7 +205,7 @@ func (a *analysis) destination(svc mesh.ServiceName, key mesh.PolicyKey, path, f
 	if d.Service.IsZero() {
 		return // told as RefNotPermitted
 	}
-	if _, ok := a.model.Service(d.Service).Destination.Subsets[d.Subset]; d.Subset != "" && !ok {
+	if d.Subset != "" && !a.model.Service(d.Service).hasSubset(d.Subset) {
 		a.add(key, codeNotFound, path, "", "routes to subset %q of %s, which no DestinationRule defines: such calls are answered with 503", d.Subset, d.Service)
 	}
 	if a.services == nil {

@@ -403,12 +403,10 @@ func (m *Model) add(p mesh.Policy, d *decoded, g *gateway) {
 	case *istio.DestinationRule:
 		host, d, _ := compileDestinationRule(p.PolicyKey, s)
 		sp := m.service(host)
-		if sp.Destination.Policy.Kind != "" {
+		if older := sp.addDestination(d); older != nil {
 			m.problem(p.PolicyKey, codeTwoDestinationRules, fmt.Sprintf("%s has the DestinationRule %s already, which is older: it stays",
-				host, sp.Destination.Policy.Name))
-			return
+				host, older.Policy.Name))
 		}
-		sp.Destination = d
 	case *istio.PeerAuthentication: // is always so
 	case *istio.RequestAuthentication:
 		t, _ := compileTokens(p.PolicyKey, s)

@@ -17,8 +17,12 @@ func compileDestinationRule(key mesh.PolicyKey, s *istio.DestinationRule) (mesh.
 	host := c.host("host", s.Host)
 	// Two labels may be a host outside, which only the ServiceEntries of the mesh can say.
 	c.ours, c.maybe = !host.IsExternal(), strings.Count(strings.TrimSuffix(s.Host, "."), ".") == 1
-	c.everywhere("exportTo", s.ExportTo)
 	d := &Destination{Policy: key, Subsets: map[string]*Subset{}}
+	var selector istio.Selector
+	if s.WorkloadSelector != nil {
+		selector = *s.WorkloadSelector
+	}
+	c.scope(s.ExportTo, selector.MatchLabels, s.WorkloadSelector != nil, d)
 	d.Ports = c.traffics("trafficPolicy", s.TrafficPolicy, &d.Traffic, nil)
 	for i, sub := range s.Subsets {
 		path := fmt.Sprintf("subsets[%d]", i)

@@ -149,3 +149,32 @@ func TestExplainDestination(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 }
+
+// TestScopes: rules for some callers go before one for all, those for workloads first, and the older of two for the same callers counts.
+func TestScopes(t *testing.T) {
+	rule := func(name, ns, scope, lb string) string {
+		return "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: " + name + ", namespace: " + ns + "}\nspec: {host: web.default, " + scope + "trafficPolicy: {loadBalancer: {simple: " + lb + "}}}\n---\n"
+	}
+	m := compileAll(t, rule("private", "shop", "exportTo: [.], ", "RANDOM")+rule("again", "shop", "exportTo: [shop], ", "RANDOM")+
+		rule("listed", "default", "exportTo: [a, b], ", "RANDOM")+rule("workloads", "shop", "workloadSelector: {matchLabels: {app: cart}}, ", "RANDOM")+
+		rule("all", "default", "exportTo: ['*'], ", "RANDOM")+rule("nobody", "default", "exportTo: ['~'], ", "RANDOM"))
+	sp := m.Service(mesh.MustServiceName("web"))
+	for _, c := range []struct {
+		ns     string
+		labels mesh.Labels
+		want   string
+	}{
+		{"shop", nil, "private"}, {"shop", mesh.Labels{"app": "cart", "x": "y"}, "workloads"}, {"other", mesh.Labels{"app": "cart"}, "all"},
+		{"a", nil, "listed"}, {"b", nil, "listed"}, {"default", nil, "all"},
+	} {
+		if got := sp.DestinationFor(&Source{Identity: id(c.ns, "x"), Labels: c.labels}).Policy.Name; got != c.want {
+			t.Errorf("callers of %s with %v: %s, want %s", c.ns, c.labels, got, c.want)
+		}
+	}
+	if p := m.Problems(); len(p) != 1 || p[0].Key.Name != "again" || p[0].Code != codeTwoDestinationRules {
+		t.Errorf("problems: %+v", p)
+	}
+	if got := noPolicy.DestinationFor(&Source{}); got == nil || got.Policy.Name != "" {
+		t.Error("a service without rules has one")
+	}
+}

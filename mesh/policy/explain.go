@@ -292,7 +292,7 @@ func (e *Explanation) share(m *Model, v View, s *Share, r *Request, l7 bool) {
 			s.Port = svc.Ports()[0]
 		}
 	}
-	rule := m.Service(s.Service).Destination
+	rule := m.Service(s.Service).DestinationFor(&r.Source)
 	traffic, labels, ok := rule.For(s.Subset, s.Port)
 	if !ok {
 		s.Problem = "no DestinationRule defines the subset"

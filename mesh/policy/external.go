@@ -100,6 +100,9 @@ func (m *Model) settle() {
 			if sp.Destination.Policy.Kind == "" {
 				sp.Destination = up.Destination
 			}
+			if sp.Scoped == nil {
+				sp.Scoped = up.Scoped
+			}
 			if sp.Invalid == "" {
 				sp.Invalid = up.Invalid
 			}

@@ -56,6 +56,8 @@ type ServicePolicy struct {
 	Exported []Binding
 	// Destination is the service's DestinationRule, compiled; never nil.
 	Destination *Destination
+	// Scoped are those for some callers, which go before it; the first that covers a caller counts. See DestinationFor.
+	Scoped []*Destination
 }
 
 // Binding is the routes of the Gateway API for some calls of a service. They are asked as those of a ServicePolicy are.

@@ -26,7 +26,10 @@ type Destination struct {
 	Policy  mesh.PolicyKey
 	Subsets map[string]*Subset
 	Traffic TrafficPolicy
-	Ports   map[uint16]*TrafficPolicy // of which the rule says something of its own
+	// Callers are the namespaces and Selector the labels of those whose calls it is for; nil are all.
+	Callers  []string
+	Selector mesh.Labels
+	Ports    map[uint16]*TrafficPolicy // of which the rule says something of its own
 }
 
 // Subset selects instances by label.

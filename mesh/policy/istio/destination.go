@@ -12,8 +12,8 @@ type DestinationRule struct {
 	Host             string         `yaml:"host"`
 	TrafficPolicy    *TrafficPolicy `yaml:"trafficPolicy"`
 	Subsets          []Subset       `yaml:"subsets"`
-	ExportTo         []string       `yaml:"exportTo"` // only "*"
-	WorkloadSelector Unsupported    `yaml:"workloadSelector"`
+	ExportTo         []string       `yaml:"exportTo"`
+	WorkloadSelector *Selector      `yaml:"workloadSelector"`
 }
 
 // Subset is the instances with some labels.
