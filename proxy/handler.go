@@ -41,6 +41,7 @@ type state struct {
 	view     *view     // of a caller of this host
 	edge     *edgeConn // nil but for a client of a gateway
 	edgeView *edgeView
+	asks     policy.Request // as the gateway is asked about its client
 	rule     *rule
 	split    *split
 

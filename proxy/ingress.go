@@ -75,12 +75,12 @@ func (c *call) letIn() *fault {
 }
 
 func (c *call) admission(m *policy.Model) *fault {
-	q := c.q
-	q.Source = policy.Source{IP: c.edge.source.IP}
-	if f := c.verifyUser(m, &c.edgeView.target, &q); f != nil {
+	c.asks = c.q // not of the stack: policy is asked by pointer
+	c.asks.Source = policy.Source{IP: c.edge.source.IP}
+	if f := c.verifyUser(m, &c.edgeView.target, &c.asks); f != nil {
 		return f
 	}
-	return c.denied(m.Authorize(&c.edgeView.target, &q))
+	return c.denied(m.Authorize(&c.edgeView.target, &c.asks))
 }
 
 // ingressTCP decides about a connection from outside. A refusal is a close.

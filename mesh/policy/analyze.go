@@ -43,6 +43,7 @@ func analyze(m *Model, services map[mesh.ServiceName]*mesh.Service) []Finding {
 	for _, svc := range slices.SortedFunc(maps.Keys(m.services), mesh.ServiceName.Compare) {
 		a.service(svc, m.services[svc])
 	}
+	a.edges()
 	a.unused()
 	for _, ns := range slices.Concat([]*nsAuthz{&m.authz.root}, slices.Collect(maps.Values(m.authz.by))) {
 		for _, p := range slices.Concat(ns.deny, ns.allow) {

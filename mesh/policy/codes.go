@@ -8,6 +8,7 @@ const (
 	codeTwoVirtualServices  = "IST0109"
 	codeWhichPort           = "IST0112"
 	codeHostNotOnGateway    = "IST0132"
+	codeGatewaysClash       = "IST0145"
 	codeSelectsNothing      = "IST0127"
 	codeUnreachable         = "IST0130"
 	codeDuplicateMatch      = "IST0131"
@@ -51,6 +52,7 @@ var codes = map[string]code{
 	codeInvalid:             {"SchemaValidationError", Error},
 	codeTwoVirtualServices:  {"ConflictingMeshGatewayVirtualServiceHosts", Error},
 	codeWhichPort:           {"VirtualServiceDestinationPortSelectorRequired", Error},
+	codeGatewaysClash:       {"ConflictingGateways", Error},
 	codeHostNotOnGateway:    {"VirtualServiceHostNotFoundInGateway", Warning},
 	codeSelectsNothing:      {"NoMatchingWorkloadsFound", Warning},
 	codeUnreachable:         {"VirtualServiceUnreachableRule", Warning},

@@ -124,3 +124,108 @@ func TestGatewaysThatNobodyServes(t *testing.T) {
 		}
 	}
 }
+
+// TestAnalyzeGateways: what is wrong with gateways is told.
+func TestAnalyzeGateways(t *testing.T) {
+	const two = `
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: a}
+spec:
+  selector: {istio: ingress}
+  servers:
+  - {port: {number: 80, protocol: HTTP}, hosts: [a.com, "*.b.com"]}
+  - {port: {number: 443, protocol: HTTPS}, hosts: [a.com], tls: {credentialName: gone}}
+---
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: b}
+spec:
+  selector: {app: gw}
+  servers:
+  - {port: {number: 80, protocol: HTTP}, hosts: [a.com, c.b.com]}
+  - {port: {number: 443, protocol: TCP}, hosts: ["*"]}
+---
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: c}
+spec:
+  selector: {istio: nobody}
+  servers: [{port: {number: 80, protocol: HTTP}, hosts: [a.com]}]
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: v}
+spec:
+  hosts: [a.com, x.org]
+  gateways: [a, gone, mesh2/a]
+  http:
+  - route: [{destination: {host: web}}]
+  - route: [{destination: {host: other}}]
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: w}
+spec:
+  hosts: [x.org]
+  gateways: [a]
+  http: [{route: [{destination: {host: web}}]}]
+`
+	ps, err := Parse("x", []byte(two))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range ps {
+		ps[i].Created = uint64(i + 1)
+	}
+	web := &mesh.Service{Name: mesh.MustServiceName("web")}
+	for _, p := range []uint16{8080, 9090} {
+		web.Instances = append(web.Instances, &mesh.Instance{Service: web.Name, Port: p, Protocol: mesh.HTTP})
+	}
+	gw := &mesh.Service{Name: mesh.MustServiceName("gw")}
+	gw.Instances = []*mesh.Instance{{Service: gw.Name, Protocol: mesh.Gateway, Labels: mesh.Labels{"istio": "ingress"}}}
+	var got []string
+	for _, f := range Analyze(td, ps, map[mesh.ServiceName]*mesh.Service{web.Name: web, gw.Name: gw}) {
+		got = append(got, strings.TrimSpace(f.Code+" "+f.Key.Name+" "+f.Path)+": "+f.Reason)
+	}
+	want := []string{
+		"IST0101 a spec.servers[1].tls: names the Secret gone of namespace default, which is not there: clients are turned away",
+		"IST0145 b spec.servers[0]: has no effect for the host a.com: the Gateway default/a has it at port 80 already",
+		"IST0145 b spec.servers[1]: has no effect: the Gateway default/a speaks something else at port 443",
+		"IST0127 c spec: selects no gateway that a host runs",
+		"IST0101 v: spec.gateways[1] names the Gateway default/gone, which is not there",
+		"IST0101 v: spec.gateways[2] names the Gateway mesh2/a, which is not there",
+		"IST0112 v spec.http[0].route[0]: calls of port 443 of a gateway go to default/web, which has the ports 8080 9090",
+		"IST0112 v spec.http[0].route[0]: calls of port 80 of a gateway go to default/web, which has the ports 8080 9090",
+		"IST0130 v spec.http[1]: is never used: what it matches is taken by spec.http[0]",
+		"IST0101 v spec.http[1].route[0]: routes to default/other, which no host runs",
+		"IST0132 w: none of its hosts is a host of the Gateway default/a that takes in routes of its namespace",
+	}
+	if strings.Join(got, "\n") != strings.Join(want, "\n") {
+		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
+// TestStatusOfGateways: routes know whether a Gateway takes them in, and Gateways whether somebody serves them.
+func TestStatusOfGateways(t *testing.T) {
+	for class, want := range map[string]string{"edge": "True", "other": "False"} {
+		ps, err := Parse("x", []byte(strings.Replace(apiGatewayYAML, "gatewayClassName: edge", "gatewayClassName: "+class, 1)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for key, st := range Statuses(td, ps, nil, func(uint64) (int, int) { return 1, 1 }) {
+			var c []mesh.Condition
+			switch key.Kind {
+			case "Gateway":
+				c = st.Conditions
+			case "HTTPRoute", "GRPCRoute", "TCPRoute":
+				c = st.Parents[0].Conditions
+			default:
+				continue
+			}
+			if c[0].Type != "Accepted" || c[0].Status != want {
+				t.Errorf("class %s: %s: %+v", class, key, c[0])
+			}
+		}
+	}
+}

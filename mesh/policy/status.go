@@ -29,7 +29,7 @@ func Statuses(td mesh.TrustDomain, policies []mesh.Policy, services map[mesh.Ser
 		s := &statusOf{m: m, p: p, found: found[p.PolicyKey], services: services}
 		live := s.live(spread)
 		st := &mesh.PolicyStatus{Parents: s.parents(live)}
-		if st.Parents == nil {
+		if st.Conditions = s.gateway(live); st.Conditions == nil && st.Parents == nil {
 			if live.Type = "Reconciled"; live.Status == "True" {
 				live.Reason = live.Type
 			}
@@ -125,6 +125,9 @@ func (s *statusOf) accepted(ref mesh.ParentRef) mesh.Condition {
 	ns := ref.Namespace
 	if ns == "" {
 		ns = s.p.Namespace
+	}
+	if ref.Kind == "Gateway" {
+		return s.acceptedAt(ns, ref.Name, ref.Port)
 	}
 	svc, err := mesh.NewServiceName(ns, ref.Name)
 	if have := s.services[svc]; err != nil || s.services != nil && have == nil {
