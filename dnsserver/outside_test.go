@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -170,12 +171,13 @@ func TestLookup(t *testing.T) {
 }
 
 func join(addrs []netip.Addr) string {
-	out := "["
+	var out strings.Builder
+	out.WriteString("[")
 	for i, a := range addrs {
 		if i > 0 {
-			out += " "
+			out.WriteString(" ")
 		}
-		out += a.String()
+		out.WriteString(a.String())
 	}
-	return out + "]"
+	return out.String() + "]"
 }

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"strings"
 	"sync"
@@ -170,9 +171,7 @@ func (s *Store) take(want map[policy.SecretRef]uint64, got map[policy.SecretRef]
 	s.secrets.mu.Lock()
 	defer s.secrets.mu.Unlock()
 	changed := len(got) > 0
-	for ref, x := range got {
-		s.secrets.have[ref] = x
-	}
+	maps.Copy(s.secrets.have, got)
 	for ref := range s.secrets.have {
 		if _, ok := want[ref]; !ok && known {
 			delete(s.secrets.have, ref)

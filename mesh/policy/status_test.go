@@ -86,11 +86,12 @@ func inShort(s *mesh.PolicyStatus) string {
 		}
 		parts = append(parts, name+" "+conditions(p.Conditions))
 	}
-	text := strings.Join(parts, ", ")
+	var text strings.Builder
+	text.WriteString(strings.Join(parts, ", "))
 	for _, m := range s.ValidationMessages {
-		text += " | " + m.Level + " " + m.Type.Code
+		text.WriteString(" | " + m.Level + " " + m.Type.Code)
 	}
-	return text
+	return text.String()
 }
 
 // TestSummary: the worst is told.
