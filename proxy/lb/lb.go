@@ -23,7 +23,7 @@ import (
 // Algorithm is how one of the usable candidates is chosen. All honour weights.
 type Algorithm uint8
 
-// The algorithms. The numbers are those of policy.LB.
+// The algorithms.
 const (
 	LeastRequest Algorithm = iota // of two drawn by weight, the one with fewer calls in flight for its weight
 	RoundRobin                    // in turn, the turns of a heavy one spread over the round
