@@ -7,6 +7,7 @@ import (
 	"reflect"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -129,7 +130,7 @@ func (d *decoder) value(n *Node, v reflect.Value, path string) {
 		if want(List) {
 			out := reflect.MakeSlice(v.Type(), len(n.Vals), len(n.Vals))
 			for i, e := range n.Vals {
-				p := fmt.Sprintf("%s[%d]", path, i)
+				p := at(path, i)
 				if e.Kind == Null {
 					d.null(e, p)
 				}
@@ -193,19 +194,12 @@ func rangeOf(t reflect.Type) string {
 }
 
 func (d *decoder) fields(n *Node, v reflect.Value, path string) {
-	index := map[string]int{}
-	var names []string
-	for i := range v.NumField() {
-		if name := fieldName(v.Type().Field(i)); name != "" {
-			index[name] = i
-			names = append(names, name)
-		}
-	}
+	s := shapeOf(v.Type())
 	for i, k := range n.Keys {
-		f, ok := index[k]
+		f, ok := s.index[k]
 		if !ok {
-			hint := "it is one of " + strings.Join(names, ", ")
-			if near := Nearest(k, names); near != "" {
+			hint := "it is one of " + strings.Join(s.names, ", ")
+			if near := Nearest(k, s.names); near != "" {
 				hint = fmt.Sprintf("did you mean %q?", near)
 			}
 			d.fail(n.Vals[i], Join(path, k), hint, "unknown field")
@@ -217,6 +211,29 @@ func (d *decoder) fields(n *Node, v reflect.Value, path string) {
 		}
 		d.value(n.Vals[i], v.Field(f), Join(path, k))
 	}
+}
+
+// shape is the fields of a struct by their names in a document. It is immutable.
+type shape struct {
+	index map[string]int
+	names []string
+}
+
+var shapes sync.Map // reflect.Type -> *shape
+
+func shapeOf(t reflect.Type) *shape {
+	if s, ok := shapes.Load(t); ok {
+		return s.(*shape)
+	}
+	s := &shape{index: map[string]int{}}
+	for i := range t.NumField() {
+		if name := fieldName(t.Field(i)); name != "" {
+			s.index[name] = i
+			s.names = append(s.names, name)
+		}
+	}
+	got, _ := shapes.LoadOrStore(t, s)
+	return got.(*shape)
 }
 
 func fieldName(f reflect.StructField) string {

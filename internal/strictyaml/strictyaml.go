@@ -280,7 +280,7 @@ func (c *converter) node(y *yaml.Node, path string, depth int) *Node {
 	case yaml.SequenceNode:
 		n.Kind = List
 		for i, v := range y.Content {
-			n.Vals = append(n.Vals, c.node(v, fmt.Sprintf("%s[%d]", path, i), depth+1))
+			n.Vals = append(n.Vals, c.node(v, at(path, i), depth+1))
 		}
 	case yaml.MappingNode:
 		n.Kind = Map
@@ -328,6 +328,9 @@ func Join(path, key string) string {
 	}
 	return path + "." + key
 }
+
+// at is the path of an item of a list.
+func at(path string, i int) string { return path + "[" + strconv.Itoa(i) + "]" }
 
 // JSON returns the node as JSON.
 func (n *Node) JSON() []byte {
