@@ -3,9 +3,10 @@ package mesh
 // PolicyStatus is what became of a resource: for routes of the Gateway API in the form of their status, one entry for each parent, for
 // other kinds in that of Istio's. It is worked out when it is asked for and stored nowhere, and so there is no time of transition in it.
 type PolicyStatus struct {
-	Conditions         []Condition     `json:"conditions,omitempty"`
-	Parents            []ParentStatus  `json:"parents,omitempty"`
-	ValidationMessages []PolicyMessage `json:"validationMessages,omitempty"` // what analyze finds
+	Conditions         []Condition      `json:"conditions,omitempty"`
+	Parents            []ParentStatus   `json:"parents,omitempty"`
+	Listeners          []ListenerStatus `json:"listeners,omitempty"`          // of a Gateway of the Gateway API
+	ValidationMessages []PolicyMessage  `json:"validationMessages,omitempty"` // what analyze finds
 }
 
 // Condition is one thing that is so, or not.
@@ -26,11 +27,19 @@ type ParentStatus struct {
 
 // ParentRef names a parent as the route does.
 type ParentRef struct {
-	Group     string `json:"group"`
-	Kind      string `json:"kind"`
-	Namespace string `json:"namespace,omitempty"`
-	Name      string `json:"name"`
-	Port      uint16 `json:"port,omitempty"`
+	Group       string `json:"group"`
+	Kind        string `json:"kind"`
+	Namespace   string `json:"namespace,omitempty"`
+	Name        string `json:"name"`
+	SectionName string `json:"sectionName,omitempty"`
+	Port        uint16 `json:"port,omitempty"`
+}
+
+// ListenerStatus is what became of a listener of a Gateway.
+type ListenerStatus struct {
+	Name           string      `json:"name"`
+	AttachedRoutes int         `json:"attachedRoutes"`
+	Conditions     []Condition `json:"conditions"`
 }
 
 // PolicyMessage is a finding as Istio's status has it, and what it is about.

@@ -29,12 +29,17 @@ func Statuses(td mesh.TrustDomain, policies []mesh.Policy, services map[mesh.Ser
 		s := &statusOf{m: m, p: p, found: found[p.PolicyKey], services: services}
 		live := s.live(spread)
 		st := &mesh.PolicyStatus{Parents: s.parents(live)}
-		if st.Conditions = s.gateway(live); st.Conditions == nil && st.Parents == nil {
+		if gw := m.gateway(p.PolicyKey); p.Kind == "Gateway" && p.Group == gatewayGroup && s.has(codeInvalid) == nil {
+			st.Conditions, st.Listeners = s.edge(gw, live)
+		} else if st.Parents == nil {
 			if live.Type = "Reconciled"; live.Status == "True" {
 				live.Reason = live.Type
 			}
 			if s.has(codeInvalid) != nil {
 				live.Status, live.Reason, live.Message = "False", "Invalid", "is not understood, and denies what it governs"
+			}
+			if p.Kind == "GatewayClass" && live.Reason != "Invalid" {
+				live = s.condition("Accepted", true, "Accepted", "")
 			}
 			st.Conditions = []mesh.Condition{live}
 		}
@@ -93,7 +98,7 @@ func (s *statusOf) parents(live mesh.Condition) (out []mesh.ParentStatus) {
 		refs = spec.ParentRefs
 	}
 	for _, r := range refs {
-		ref := mesh.ParentRef{Group: gatewayGroup, Kind: "Gateway", Namespace: r.Namespace, Name: r.Name}
+		ref := mesh.ParentRef{Group: gatewayGroup, Kind: "Gateway", Namespace: r.Namespace, Name: r.Name, SectionName: r.SectionName}
 		if r.Group != nil {
 			ref.Group = *r.Group
 		}
@@ -127,7 +132,7 @@ func (s *statusOf) accepted(ref mesh.ParentRef) mesh.Condition {
 		ns = s.p.Namespace
 	}
 	if ref.Kind == "Gateway" {
-		return s.acceptedAt(ns, ref.Name, ref.Port)
+		return s.atGateway(ns, ref)
 	}
 	svc, err := mesh.NewServiceName(ns, ref.Name)
 	if have := s.services[svc]; err != nil || s.services != nil && have == nil {

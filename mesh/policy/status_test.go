@@ -10,10 +10,15 @@ import (
 
 // TestStatuses: the conditions of each resource, and those at each parent of a route. All was written at store index 7.
 func TestStatuses(t *testing.T) {
-	services := world("echo 80 http", "shop/api 80 http", "db 5432 tcp")
+	services := world("echo 80 http", "shop/api 80 http", "db 5432 tcp", "ingress 0 gateway")
 	const rules = "  rules: [{backendRefs: [{name: echo, port: 80}]}]\n"
 	to := func(parents string) string { return "  parentRefs: [" + parents + "]\n" }
 	const echo, api = "{group: '', kind: Service, name: echo%s}", "{group: '', kind: Service, namespace: shop, name: api}"
+	const edge = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {namespace: default, name: edge}\nspec:\n  gatewayClassName: meshagent\n" +
+		"  listeners: [{name: web, port: 80, protocol: HTTP}, {name: tls, port: 443, protocol: HTTPS, tls: {certificateRefs: [{name: c, namespace: certs}]}}]\n---\n"
+	toEdge := func(section string) string {
+		return gw("HTTPRoute", "default/r", "  parentRefs: [{name: edge, sectionName: "+section+"}]\n"+rules)
+	}
 	at := func(more string) string { return fmt.Sprintf(echo, more) }
 	for _, c := range []struct{ name, yaml, want string }{
 		{"a VirtualService", virtual("w", "{hosts: [echo], http: [{route: [{destination: {host: echo}}]}]}"), "Reconciled"},
@@ -36,6 +41,14 @@ func TestStatuses(t *testing.T) {
 		{"the younger TCPRoute", gw("TCPRoute", "default/r", to("{group: '', kind: Service, name: db}")+"  rules: [{backendRefs: [{name: db, port: 5432}]}]\n") +
 			gw("TCPRoute", "default/q", to("{group: '', kind: Service, name: db}")+"  rules: [{backendRefs: [{name: db, port: 5432}]}]\n"),
 			"db Accepted ResolvedRefs Programmed"},
+		{"a route of a Gateway", toEdge("web") + edge, "edge/web Accepted ResolvedRefs Programmed"},
+		{"of a listener that it has not", toEdge("other") + edge, "edge/other -Accepted:NoMatchingParent ResolvedRefs Programmed | WARNING NoMatchingParent"},
+		{"of a Gateway that is not there", toEdge("web"), "edge/web -Accepted:NoMatchingParent ResolvedRefs Programmed | WARNING NoMatchingParent"},
+		{"a Gateway", edge + toEdge("web"), "Accepted Programmed [web 1 Accepted ResolvedRefs Programmed] [tls 0 Accepted -ResolvedRefs:RefNotPermitted Programmed] | ERROR RefNotPermitted"},
+		{"of a class that is not there", strings.Replace(edge, "gatewayClassName: meshagent", "gatewayClassName: gone", 1), "-Accepted:Invalid -Programmed:Invalid | ERROR IST0101"},
+		{"that nobody serves", strings.ReplaceAll(edge, "namespace: default", "namespace: empty"),
+			"Accepted -Programmed:NoResources [web 0 Accepted ResolvedRefs -Programmed:NoResources] [tls 0 Accepted -ResolvedRefs:RefNotPermitted -Programmed:NoResources] | ERROR RefNotPermitted | WARNING IST0127"},
+		{"a class", gw("GatewayClass", "default/c", "  controllerName: "+ControllerName+"\n"), "Accepted"},
 		{"a grant", gw("ReferenceGrant", "default/g", "  from: [{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: shop}]\n  to: [{group: '', kind: Service}]\n"), "Reconciled"},
 	} {
 		var ps []mesh.Policy
@@ -53,7 +66,7 @@ func TestStatuses(t *testing.T) {
 			t.Errorf("%s: %s, want %s", c.name, got, c.want)
 		}
 		pending := Statuses(td, ps, services, func(uint64) (int, int) { return 2, 3 })[ps[0].PolicyKey]
-		if text := inShort(pending); !strings.Contains(text, ":Pending") && !strings.Contains(text, ":Invalid") {
+		if text := inShort(pending); !strings.Contains(text, ":Pending") && !strings.Contains(text, ":Invalid") && !strings.Contains(text, ":NoResources") && ps[0].Kind != "GatewayClass" {
 			t.Errorf("%s: not live everywhere: %s", c.name, text)
 		}
 	}
@@ -81,6 +94,9 @@ func inShort(s *mesh.PolicyStatus) string {
 		if p.ParentRef.Port != 0 {
 			name += fmt.Sprintf(":%d", p.ParentRef.Port)
 		}
+		if p.ParentRef.SectionName != "" {
+			name += "/" + p.ParentRef.SectionName
+		}
 		if i == 0 {
 			parts = nil
 		}
@@ -88,6 +104,9 @@ func inShort(s *mesh.PolicyStatus) string {
 	}
 	var text strings.Builder
 	text.WriteString(strings.Join(parts, ", "))
+	for _, l := range s.Listeners {
+		fmt.Fprintf(&text, " [%s %d %s]", l.Name, l.AttachedRoutes, conditions(l.Conditions))
+	}
 	for _, m := range s.ValidationMessages {
 		text.WriteString(" | " + m.Level + " " + m.Type.Code)
 	}

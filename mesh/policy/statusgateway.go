@@ -7,39 +7,82 @@ import (
 	"github.com/meshagent/meshagent/mesh"
 )
 
-// gateway is the status of a Gateway or GatewayClass of the Gateway API; nil for other kinds.
-func (s *statusOf) gateway(live mesh.Condition) []mesh.Condition {
-	if s.p.Group != gatewayGroup || s.p.Kind != "Gateway" && s.p.Kind != "GatewayClass" {
-		return nil
+// gateway returns a gateway that is served; nil if there is none of the key.
+func (m *Model) gateway(k mesh.PolicyKey) *Gateway {
+	if i := slices.IndexFunc(m.gateways, func(g *Gateway) bool { return g.Key == k }); i >= 0 {
+		return m.gateways[i]
 	}
-	accepted := s.condition("Accepted", true, "Accepted", "")
-	if f := s.has(codeInvalid, codeNotFound); f != nil {
-		accepted = s.condition("Accepted", false, "Invalid", f.Reason)
-	}
-	if s.p.Kind == "GatewayClass" {
-		return []mesh.Condition{accepted}
-	}
-	return []mesh.Condition{accepted, live}
+	return nil
 }
 
-// acceptedAt says whether a route has effect at a Gateway.
-func (s *statusOf) acceptedAt(namespace, name string, port uint16) mesh.Condition {
-	for _, g := range s.m.gateways {
-		if g.Key.Group != gatewayGroup || g.Key.Namespace != namespace || g.Key.Name != name {
-			continue
-		}
-		for _, srv := range g.Servers {
-			has := slices.ContainsFunc(srv.TCP, func(r *TCPRoute) bool { return r.Policy == s.p.PolicyKey })
-			for _, v := range srv.HTTP {
-				has = has || slices.ContainsFunc(v.Routes, func(r *HTTPRoute) bool { return r.Policy == s.p.PolicyKey })
-			}
-			if has && (port == 0 || port == srv.Port) {
-				return s.condition("Accepted", true, "Accepted", "")
-			}
+// has reports whether a route has effect at a server.
+func (s *GatewayServer) has(k mesh.PolicyKey) bool {
+	at := Binding{TCP: s.TCP}
+	for _, h := range s.HTTP {
+		at.HTTP = append(at.HTTP, h.Routes...)
+	}
+	return at.has(k)
+}
+
+// routes counts the routes of a server.
+func (s *GatewayServer) routes() int {
+	seen := map[mesh.PolicyKey]bool{}
+	for _, h := range s.HTTP {
+		for _, r := range h.Routes {
+			seen[r.Policy] = true
 		}
 	}
-	if f := s.has(codeNoParent, codeConflicted); f != nil {
-		return s.condition("Accepted", false, f.Name, f.Reason)
+	for _, r := range s.TCP {
+		seen[r.Policy] = true
 	}
-	return s.condition("Accepted", false, codeNoParent, fmt.Sprintf("no listener of the Gateway %s/%s takes it in", namespace, name))
+	return len(seen)
+}
+
+// atGateway says whether a route has effect at a Gateway.
+func (s *statusOf) atGateway(ns string, ref mesh.ParentRef) mesh.Condition {
+	gw := s.m.gateway(mesh.PolicyKey{Group: gatewayGroup, Kind: "Gateway", Namespace: ns, Name: ref.Name})
+	if gw == nil {
+		return s.condition("Accepted", false, codeNoParent, fmt.Sprintf("there is no Gateway %s/%s", ns, ref.Name))
+	}
+	for _, server := range gw.Servers {
+		if (ref.SectionName == "" || ref.SectionName == server.Name) && (ref.Port == 0 || ref.Port == server.Port) && server.has(s.p.PolicyKey) {
+			return s.condition("Accepted", true, "Accepted", "")
+		}
+	}
+	if f := s.has(codeConflicted); f != nil && s.has(codeNoParent) == nil {
+		return s.condition("Accepted", false, codeConflicted, f.Reason)
+	}
+	return s.condition("Accepted", false, codeNoParent, fmt.Sprintf("the Gateway %s/%s has no listener that takes it in", ns, ref.Name))
+}
+
+// edge is the status of a Gateway of the Gateway API; gw is nil if its class is not there.
+func (s *statusOf) edge(gw *Gateway, live mesh.Condition) ([]mesh.Condition, []mesh.ListenerStatus) {
+	accepted := s.condition("Accepted", true, "Accepted", "")
+	if gw == nil {
+		accepted = s.condition("Accepted", false, "Invalid", "its GatewayClass is not there: nobody serves it")
+		return []mesh.Condition{accepted, s.condition("Programmed", false, "Invalid", "nobody serves it")}, nil
+	}
+	if s.services != nil && !s.served(gw) {
+		live = s.condition("Programmed", false, "NoResources", "no host runs a service of protocol gateway that serves it")
+	}
+	resolved := s.condition("ResolvedRefs", true, "ResolvedRefs", "")
+	var out []mesh.ListenerStatus
+	for _, server := range gw.Servers {
+		refs := resolved
+		if f := s.has(codeRefNotPermitted); f != nil && server.TLS != nil && len(server.TLS.Secrets) == 0 {
+			refs = s.condition("ResolvedRefs", false, codeRefNotPermitted, f.Reason)
+		}
+		out = append(out, mesh.ListenerStatus{Name: server.Name, AttachedRoutes: server.routes(), Conditions: []mesh.Condition{accepted, refs, live}})
+	}
+	return []mesh.Condition{accepted, live}, out
+}
+
+// served reports whether an instance serves a gateway.
+func (s *statusOf) served(gw *Gateway) bool {
+	for _, svc := range s.services {
+		if slices.ContainsFunc(svc.Instances, gw.Selects) {
+			return true
+		}
+	}
+	return false
 }

@@ -150,7 +150,7 @@ var wireTypes = map[string]any{
 	"APIToken": api.APIToken{}, "APITokenSpec": api.APITokenSpec{}, "APITokens": api.APITokens{}, "NewAPIToken": api.NewAPIToken{}, "Whoami": api.Whoami{},
 	// of package mesh
 	"Locality": mesh.Locality{}, "Node": mesh.Node{}, "PolicyKey": mesh.PolicyKey{},
-	"Condition": mesh.Condition{}, "MessageType": mesh.MessageType{}, "ParentRef": mesh.ParentRef{}, "ParentStatus": mesh.ParentStatus{}, "PolicyMessage": mesh.PolicyMessage{},
+	"Condition": mesh.Condition{}, "ListenerStatus": mesh.ListenerStatus{}, "MessageType": mesh.MessageType{}, "ParentRef": mesh.ParentRef{}, "ParentStatus": mesh.ParentStatus{}, "PolicyMessage": mesh.PolicyMessage{},
 	"PolicyStatus": mesh.PolicyStatus{},
 }
 
