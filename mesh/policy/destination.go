@@ -289,11 +289,11 @@ func (c *compiler) balance(path string, l *istio.LoadBalancer) (out Balance) {
 	if h := l.ConsistentHash; h != nil {
 		c.consistentHash(path+".consistentHash", h, &out)
 	}
-	switch oneOf(c, path, []string{"warmup", "warmupDurationSecs"}, l.Warmup != nil, l.WarmupDurationSecs != nil) {
+	switch oneOf(c, path, []string{"warmup", "warmupDurationSecs"}, l.Warmup != nil, l.WarmupDuration != nil) {
 	case "warmup":
 		out.Warmup = c.warmup(path+".warmup", l.Warmup)
 	case "warmupDurationSecs":
-		out.Warmup = lb.Warmup{Window: c.duration(path+".warmupDurationSecs", l.WarmupDurationSecs, time.Second, maxTime), MinPercent: 10}
+		out.Warmup = lb.Warmup{Window: c.duration(path+".warmupDurationSecs", l.WarmupDuration, time.Second, maxTime), MinPercent: 10}
 	}
 	if l.ConsistentHash != nil && out.Warmup.Window > 0 {
 		field := ".warmup"

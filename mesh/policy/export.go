@@ -70,12 +70,3 @@ func (m *Model) addRoutes(p mesh.Policy, vs *virtualService) {
 func (sp *ServicePolicy) bindings() []Binding {
 	return slices.Concat(sp.Bound, sp.Exported, []Binding{{HTTP: sp.HTTP, TCP: sp.TCP}})
 }
-
-// everywhere refuses exportTo where what a service is called like does not depend on the caller's namespace.
-func (c *compiler) everywhere(path string, exportTo []string) {
-	for i, e := range exportTo {
-		if e != "*" {
-			c.fail(fmt.Sprintf("%s[%d]", path, i), `leave it out, or write "*"`, "%q: only \"*\" is supported", e)
-		}
-	}
-}

@@ -50,7 +50,7 @@ type LoadBalancer struct {
 	ConsistentHash     *ConsistentHash `yaml:"consistentHash"`
 	LocalityLbSetting  *LocalityLb     `yaml:"localityLbSetting"`
 	ZoneAwareLbSetting ZoneAware       `yaml:"zoneAwareLbSetting"`
-	WarmupDurationSecs *time.Duration  `yaml:"warmupDurationSecs"`
+	WarmupDuration     *time.Duration  `yaml:"warmupDurationSecs"`
 	Warmup             *Warmup         `yaml:"warmup"`
 }
 
