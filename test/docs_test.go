@@ -138,9 +138,15 @@ var (
 	check     = regexp.MustCompile("`test/e2e/hosts.sh: ([^`]+)`")
 )
 
-// TestBehavioursAreTested: each line of docs/behaviours.md has a test, or says what is missing, and the tests that it names exist.
+// TestBehavioursAreTested: each line of docs/behaviours.md and docs/security.md has a test, or says what is missing, and the tests that it
+// names exist.
 func TestBehavioursAreTested(t *testing.T) {
-	doc := documents(t)["docs/behaviours.md"]
+	for file, lines := range map[string]int{"behaviours.md": 33, "security.md": 70} {
+		t.Run(file, func(t *testing.T) { linesAreTested(t, documents(t)["docs/"+file], lines) })
+	}
+}
+
+func linesAreTested(t *testing.T, doc string, want int) {
 	hosts, err := os.ReadFile("e2e/hosts.sh")
 	if err != nil {
 		t.Fatal(err)
@@ -171,7 +177,7 @@ func TestBehavioursAreTested(t *testing.T) {
 			}
 		}
 	}
-	if len(lines) != 33 {
-		t.Errorf("%d of 33 lines", len(lines))
+	if len(lines) != want {
+		t.Errorf("%d of %d lines", len(lines), want)
 	}
 }
