@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/meshagent/meshagent/mesh"
+	"github.com/meshagent/meshagent/mesh/policy/istio"
 )
 
 const delegating = `apiVersion: networking.istio.io/v1
@@ -133,4 +134,37 @@ func TestExportTo(t *testing.T) {
 	if r, ok := m.Service(mesh.MustServiceName("web")).RouteHTTP(&Request{Path: "/", Source: Source{Identity: id("else", "x")}}); r != nil || !ok {
 		t.Errorf("%+v, %v", r, ok)
 	}
+}
+
+// FuzzDelegateAgainstTwin: what a merged match takes, both of its parts take, and the reverse.
+func FuzzDelegateAgainstTwin(f *testing.F) {
+	seeds(f, 3000, 60)
+	paths := []string{"/", "/a", "/A", "/ab", "/a/b", "/b"}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		d := &dice{b}
+		draw := func() *istio.HTTPMatch {
+			m := &istio.HTTPMatch{URI: d.str(paths...), IgnoreURICase: d.n(3) == 1, Headers: d.keyed("h", "n"), WithoutHeaders: d.keyed("n", "m"), QueryParams: d.keyed("a"),
+				Method: d.str("GET", "G"), Port: uint16(d.n(3)), SourceNamespace: d.pick("", "default", "x")}
+			if d.n(2) == 1 {
+				m.SourceLabels = map[string]string{d.pick("app", "tier"): d.pick("a", "b")}
+			}
+			return m
+		}
+		root, leaf := draw(), draw()
+		merged, why := mergeMatch(root, leaf)
+		if why != "" {
+			return
+		}
+		headers := map[string][]string{}
+		for _, k := range []string{"h", "n", "m"} {
+			headers[k] = d.some(2, words...)
+		}
+		r := &Request{Method: d.pick("GET", "PUT"), Path: d.pick(paths...), Query: d.pick("", "a=a", "a=ab"), Port: uint16(d.n(3)),
+			Source: Source{Identity: id(d.pick("default", "x"), "front"), Labels: mesh.Labels{"app": d.pick("a", "b"), "tier": "a"}}, Header: header(headers)}
+		c := &compiler{}
+		both := new(c.match("", root)).matches(r) && new(c.match("", leaf)).matches(r)
+		if got := new(c.match("", &merged)).matches(r); len(c.errs) == 0 && got != both {
+			t.Errorf("root %+v %+v\nleaf %+v %+v\nrequest %+v, headers %v: %v, want %v", root, root.URI, leaf, leaf.URI, r, headers, got, both)
+		}
+	})
 }
