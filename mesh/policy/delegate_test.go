@@ -138,7 +138,7 @@ func TestExportTo(t *testing.T) {
 
 // FuzzDelegateAgainstTwin: what a merged match takes, both of its parts take, and the reverse.
 func FuzzDelegateAgainstTwin(f *testing.F) {
-	seeds(f, 3000, 60)
+	seeds(f, 20_000, 120)
 	paths := []string{"/", "/a", "/A", "/ab", "/a/b", "/b"}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		d := &dice{b}
