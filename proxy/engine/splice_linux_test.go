@@ -46,10 +46,10 @@ func TestSplice(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s := c.s
+			if c.full { // before anybody sends
+				s.decide = func(w *world, x *Call) { x.l.poll.pipes, x.Decision.Upstream = maxPipes, w.up }
+			}
 			s.client = func(p *peer) {
-				if c.full {
-					inLoops(p.w.e, func(l *loop) { l.poll.pipes = maxPipes })
-				}
 				c.s.client(p)
 				var moved int64
 				inLoops(p.w.e, func(l *loop) { moved += l.poll.spliced })
