@@ -17,7 +17,9 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -520,5 +522,78 @@ spec:
 	}
 	if echoes(net.Dial("tcp", at(5434))) {
 		t.Error("a port without a rule passes")
+	}
+}
+
+// TestIngressDrains: a host that ends takes no new client, and gives those that are there their answers.
+func TestIngressDrains(t *testing.T) {
+	t.Parallel()
+	w, g, p := tlsWorld(t, "")
+	came, free := make(chan struct{}), make(chan struct{})
+	slow := w.hosts[1].serve("web", http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		close(came)
+		<-free
+	}))
+	w.change(func() { // the other one goes
+		w.hosts[1].rec.Instances = slices.DeleteFunc(w.hosts[1].rec.Instances, func(in mesh.Instance) bool { return in.ID != slow.id })
+	})
+	done := make(chan int, 1)
+	go func() {
+		res, err := g.client(true, &tls.Config{RootCAs: p.pool()}).Get("https://shop.example.com:8443/")
+		if err != nil {
+			done <- 0
+			return
+		}
+		res.Body.Close()
+		done <- res.StatusCode
+	}()
+	<-came
+	g.quit()
+	at := netip.AddrPortFrom(g.addr, 8443).String()
+	for { // until the port is closed, which the end begins with
+		c, err := net.Dial("tcp", at)
+		if err != nil {
+			break
+		}
+		c.Close()
+	}
+	close(free)
+	if got := <-done; got != 200 {
+		t.Errorf("the call that was there gets %d", got)
+	}
+}
+
+// TestIngressBoundsClients: one client has so many handshakes and no more, and who does not finish one is closed in time.
+func TestIngressBoundsClients(t *testing.T) {
+	t.Parallel()
+	_, g, p := tlsWorld(t, "")
+	at := netip.AddrPortFrom(g.addr, 8443).String()
+	var silent []net.Conn
+	for range 64 {
+		c, err := net.Dial("tcp", at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		silent = append(silent, c)
+	}
+	one, err := net.Dial("tcp", at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer one.Close()
+	one.SetDeadline(time.Now().Add(patience))
+	if n, err := one.Read(make([]byte, 1)); n > 0 || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("one more handshake is served: %v", err)
+	}
+	d := &tls.Dialer{NetDialer: &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 99, 255, 1)}}, Config: &tls.Config{RootCAs: p.pool(), ServerName: "shop.example.com"}}
+	other, err := d.DialContext(t.Context(), "tcp", at)
+	if err != nil {
+		t.Fatalf("another client is not served: %v", err)
+	}
+	other.Close()
+	silent[0].SetDeadline(time.Now().Add(2 * patience))
+	if n, err := silent[0].Read(make([]byte, 1)); n > 0 || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("a handshake that does not begin is waited for: %v", err)
 	}
 }
