@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -120,10 +121,12 @@ func TestSecrets(t *testing.T) {
 		}
 		td, _ := mesh.ParseTrustDomain("test.mesh")
 		self := mesh.NodeIDFromBytes([16]byte{1})
-		fails, asked := true, 0
+		var fails atomic.Bool
+		var asked atomic.Int64
+		fails.Store(true)
 		snaps := make(snapshots)
 		cfg := Config{File: filepath.Join(t.TempDir(), "f"), Seal: seal, Snapshots: snaps, Log: slog.New(slog.DiscardHandler), Fetch: func(_ context.Context, ref policy.SecretRef) (map[string][]byte, error) {
-			if asked++; fails || ref != (policy.SecretRef{Namespace: "default", Name: "shop"}) {
+			if asked.Add(1); fails.Load() || ref != (policy.SecretRef{Namespace: "default", Name: "shop"}) {
 				return nil, errors.New("no")
 			}
 			return map[string][]byte{"tls.crt": cert, "tls.key": key}, nil
@@ -164,18 +167,18 @@ spec:
 			return err
 		}
 		tell(1, 5, true)
-		if err := get(s); err == nil || asked != 1 {
-			t.Errorf("%v after %d questions", err, asked)
+		if err := get(s); err == nil || asked.Load() != 1 {
+			t.Errorf("%v after %d questions", err, asked.Load())
 		}
-		fails = false
+		fails.Store(false)
 		time.Sleep(2 * fetchAgain)
-		if err := get(s); err != nil || asked != 2 {
-			t.Errorf("%v after %d questions", err, asked)
+		if err := get(s); err != nil || asked.Load() != 2 {
+			t.Errorf("%v after %d questions", err, asked.Load())
 		}
 		tell(2, 5, true)
 		tell(3, 6, true)
-		if asked != 3 {
-			t.Errorf("asked %d times", asked)
+		if asked.Load() != 3 {
+			t.Errorf("asked %d times", asked.Load())
 		}
 		b, err := os.ReadFile(cfg.File)
 		if err != nil || strings.Contains(string(b), "PRIVATE") {
