@@ -2,20 +2,19 @@ package policy
 
 // refused are kinds that users of Istio and Kubernetes have and meshagent does not act on, by group and kind, with what to use instead.
 var refused = map[string]string{
-	"networking.istio.io/EnvoyFilter":   "there is no Envoy to patch: say what it is for, routes, limits, headers, with VirtualService, DestinationRule or MeshTrafficPolicy",
-	"networking.istio.io/ProxyConfig":   "one agent serves all workloads of a host: set it in the agent's configuration, docs/hosts.md",
-	"networking.istio.io/WorkloadGroup": "a host with an agent registers its services itself, docs/services.md; for one without an agent write a WorkloadEntry",
-	"extensions.istio.io/WasmPlugin":    "no code is loaded into the data path: run a service that does it and route calls there, or have an AuthorizationPolicy with action CUSTOM ask one",
-	"extensions.istio.io/TrafficExtension": "no code is loaded into the data path: run a service that does it and route calls there, or have an AuthorizationPolicy " +
-		"with action CUSTOM ask one",
-	"telemetry.istio.io/Telemetry":       "every call is logged and counted: proxy.accessLog of the agent's configuration says where, docs/metrics.md what",
-	"install.istio.io/IstioOperator":     "there is no control plane to install: meshagent init makes the first server, docs/joining.md",
-	"authentication.istio.io/Policy":     "write a PeerAuthentication or RequestAuthentication of security.istio.io/v1",
-	"authentication.istio.io/MeshPolicy": "calls between hosts are always by mutual TLS: remove it",
-	"rbac.istio.io/ServiceRole":          "write an AuthorizationPolicy of security.istio.io/v1",
-	"rbac.istio.io/ServiceRoleBinding":   "write an AuthorizationPolicy of security.istio.io/v1",
-	"rbac.istio.io/ClusterRbacConfig":    "write an AuthorizationPolicy of security.istio.io/v1 into namespace " + RootNamespace,
-	"config.istio.io/rule":               "Mixer is gone from Istio, too: write an AuthorizationPolicy, or a MeshTrafficPolicy for rate limits",
+	"networking.istio.io/EnvoyFilter":      "there is no Envoy to patch: say what it is for, routes, limits, headers, with VirtualService and DestinationRule",
+	"networking.istio.io/ProxyConfig":      "one agent serves all workloads of a host: set it in the agent's configuration, docs/hosts.md",
+	"networking.istio.io/WorkloadGroup":    "a host with an agent registers its services itself, docs/services.md; for one without an agent write a WorkloadEntry",
+	"extensions.istio.io/WasmPlugin":       "no code is loaded into the data path: run a service that does it and route calls there",
+	"extensions.istio.io/TrafficExtension": "no code is loaded into the data path: run a service that does it and route calls there",
+	"telemetry.istio.io/Telemetry":         "every call is logged and counted: proxy.accessLog of the agent's configuration says where, docs/metrics.md what",
+	"install.istio.io/IstioOperator":       "there is no control plane to install: meshagent init makes the first server, docs/joining.md",
+	"authentication.istio.io/Policy":       "write a PeerAuthentication or RequestAuthentication of security.istio.io/v1",
+	"authentication.istio.io/MeshPolicy":   "calls between hosts are always by mutual TLS: remove it",
+	"rbac.istio.io/ServiceRole":            "write an AuthorizationPolicy of security.istio.io/v1",
+	"rbac.istio.io/ServiceRoleBinding":     "write an AuthorizationPolicy of security.istio.io/v1",
+	"rbac.istio.io/ClusterRbacConfig":      "write an AuthorizationPolicy of security.istio.io/v1 into namespace " + RootNamespace,
+	"config.istio.io/rule":                 "Mixer is gone from Istio, too: write an AuthorizationPolicy",
 
 	gatewayGroup + "/UDPRoute":                          "UDP is not carried: let clients reach the hosts directly by NODE.node.mesh",
 	gatewayGroup + "/ListenerSet":                       "write the listeners into the Gateway",

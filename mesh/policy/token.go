@@ -1,7 +1,9 @@
 package policy
 
 import (
+	"bytes"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"net/url"
@@ -196,8 +198,12 @@ func (rule *tokenRule) find(r *Request) (token string, several bool) {
 		}
 	}
 	for _, name := range rule.params {
-		if v, ok := QueryValue(r.Query, name); ok {
-			add(v)
+		for raw := r.Query; raw != ""; { // all of them: the application may read another than the first
+			var pair string
+			pair, raw, _ = strings.Cut(raw, "&")
+			if k, v, _ := strings.Cut(pair, "="); unescape(k) == name {
+				add(unescape(v))
+			}
 		}
 	}
 	for _, name := range rule.cookies {
@@ -264,13 +270,12 @@ func check(token string, rules []*tokenRule, now time.Time) (*Auth, string) {
 	}
 	rule, head := rules[i], tok.Headers[0]
 	var claims jwt.Claims
-	all := map[string]any{}
 	good := false
 	for _, k := range rule.keys {
 		if head.KeyID != "" && k.KeyID != "" && k.KeyID != head.KeyID || k.Algorithm != "" && k.Algorithm != head.Algorithm || k.Use != "" && k.Use != "sig" {
 			continue
 		}
-		if err := tok.Claims(k, &claims, &all); err == nil {
+		if err := tok.Claims(k, &claims); err == nil {
 			good = true
 			break
 		}
@@ -291,6 +296,10 @@ func check(token string, rules []*tokenRule, now time.Time) (*Auth, string) {
 	if err := claims.ValidateWithLeeway(want, clockSkew); err != nil {
 		return nil, "the token is " + strings.TrimPrefix(err.Error(), "go-jose/go-jose/jwt: ")
 	}
+	all, err := payload(token)
+	if err != nil {
+		return nil, "the token's claims cannot be read"
+	}
 	a := &Auth{Audiences: claims.Audience, Claims: all, ends: claims.Expiry.Time().Add(clockSkew)}
 	if claims.Subject != "" {
 		a.Principal = claims.Issuer + "/" + claims.Subject
@@ -299,7 +308,21 @@ func check(token string, rules []*tokenRule, now time.Time) (*Auth, string) {
 	return a, ""
 }
 
-// claim returns the values of a claim: a text, or a list of texts; numbers and truth values as JSON writes them.
+// payload returns all claims of a token whose signature was checked, with numbers as they are written: as floating point some would be others.
+func payload(token string) (all map[string]any, err error) {
+	_, rest, _ := strings.Cut(token, ".")
+	text, _, _ := strings.Cut(rest, ".")
+	b, err := base64.RawURLEncoding.DecodeString(text)
+	if err == nil {
+		d := json.NewDecoder(bytes.NewReader(b))
+		d.UseNumber()
+		err = d.Decode(&all)
+	}
+	return all, err
+}
+
+// claim returns the values of a claim, or of a list of them: texts, and numbers and truth values as they are written. scope and permission are
+// lists of words, as Istio has them unless somebody says otherwise.
 func (a *Auth) claim(path []string) []string {
 	if a == nil {
 		return nil
@@ -312,19 +335,22 @@ func (a *Auth) claim(path []string) []string {
 		}
 		at = m[p]
 	}
-	switch v := at.(type) {
-	case string:
-		return []string{v}
-	case bool, float64:
-		return []string{fmt.Sprint(v)}
-	case []any:
-		var out []string
-		for _, x := range v {
-			if s, ok := x.(string); ok {
-				out = append(out, s)
-			}
-		}
-		return out
+	list, ok := at.([]any)
+	if !ok {
+		list = []any{at}
 	}
-	return nil
+	var out []string
+	for _, x := range list {
+		switch v := x.(type) {
+		case string:
+			if name := path[len(path)-1]; !ok && (name == "scope" || name == "permission") {
+				out = append(out, strings.Fields(v)...)
+			} else {
+				out = append(out, v)
+			}
+		case bool, json.Number:
+			out = append(out, fmt.Sprint(v))
+		}
+	}
+	return out
 }

@@ -44,7 +44,7 @@ func (i *issuer) jwks(t testing.TB) string {
 
 // token signs claims; nil values take one out of those that a good token has.
 func (i *issuer) token(t testing.TB, change map[string]any) string {
-	claims := map[string]any{"iss": i.name, "sub": "alice", "aud": []string{"shop"}, "exp": now().Add(time.Hour).Unix(), "azp": "app", "groups": []string{"dev", "ops"}, "level": 3,
+	claims := map[string]any{"iss": i.name, "sub": "alice", "aud": []string{"shop"}, "exp": now().Add(time.Hour).Unix(), "azp": "app", "groups": []string{"dev", "ops"}, "level": 3, "tenant": 12345678, "ids": []any{9007199254740993, true}, "scope": "read admin",
 		"realm": map[string]any{"role": "admin"}}
 	for k, v := range change {
 		if claims[k] = v; v == nil {
@@ -181,6 +181,7 @@ func TestWhereTokensAre(t *testing.T) {
 		"the same twice":          {"t=" + tb, map[string][]string{"x-bare": {tb}}, b.name, ""},
 		"two of one issuer":       {"t=" + tb, map[string][]string{"x-bare": {b.token(t, map[string]any{"sub": "bob"})}}, "", "more than one token"},
 		"two of two issuers":      {"t=" + tb, map[string][]string{"authorization": {"Bearer " + ta}}, "", "more than one token"},
+		"two parameters":          {"access_token=" + ta + "&access_token=x", nil, "", "more than one token"},
 		"two headers":             {"", map[string][]string{"authorization": {"Bearer " + ta, "Bearer x"}}, "", "more than one token"},
 	} {
 		got, why := m.Authenticate(web, bearing(c.query, c.headers), now())
@@ -216,6 +217,13 @@ func TestAuthorizeUsers(t *testing.T) {
 		{"when: [{key: 'request.auth.claims[realm][role]', values: [admin]}]", true, false, true},
 		{"when: [{key: 'request.auth.claims[realm][none]', values: ['*']}]", false, false, true},
 		{"when: [{key: 'request.auth.claims[level]', values: ['3']}]", true, false, true},
+		{"when: [{key: 'request.auth.claims[tenant]', values: ['12345678']}]", true, false, true},
+		{"when: [{key: 'request.auth.claims[tenant]', notValues: ['12345678']}]", false, true, true},
+		{"when: [{key: 'request.auth.claims[ids]', values: ['9007199254740993']}]", true, false, true},
+		{"when: [{key: 'request.auth.claims[ids]', values: ['9007199254740992']}]", false, false, true},
+		{"when: [{key: 'request.auth.claims[ids]', values: ['true']}]", true, false, true},
+		{"when: [{key: 'request.auth.claims[scope]', values: [admin]}]", true, false, true},
+		{"when: [{key: 'request.auth.claims[scope]', values: ['read admin']}]", false, false, true},
 	} {
 		for _, action := range []string{"ALLOW", "DENY"} {
 			m := tokenModel(t, taking(i, t, ""), "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: x}\nspec:\n  action: "+action+"\n  rules:\n  - "+c.rule+"\n")
