@@ -142,10 +142,8 @@ func TestTLSSocketReads(t *testing.T) {
 				if err != nil || n == 0 {
 					t.Fatalf("%d and %v at %d", n, err, got)
 				}
-				for i, v := range p[:n] {
-					if v != patternByte(got+i) {
-						t.Fatalf("byte %d is wrong", got+i)
-					}
+				if !isPattern(p[:n], got) {
+					t.Fatalf("bytes %d to %d are wrong", got, got+n)
 				}
 				if got += n; cap(b.s.own) > 80<<10 {
 					t.Fatalf("it holds %d bytes", cap(b.s.own))
@@ -202,10 +200,8 @@ func TestTLSSocketWrites(t *testing.T) {
 			go func() {
 				all, err := io.ReadAll(b.peer)
 				total = len(all)
-				for i, v := range all {
-					if v != patternByte(i) {
-						err = errors.New("wrong bytes")
-					}
+				if !isPattern(all, 0) {
+					err = errors.New("wrong bytes")
 				}
 				read <- err
 			}()
