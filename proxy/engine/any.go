@@ -6,6 +6,15 @@ import (
 	"time"
 )
 
+// guess is what is not known yet of a connection that was let in.
+type guess uint8
+
+const (
+	known    guess = iota // raw tells it
+	anything              // requests or raw
+	hello                 // raw, and what its client says first is to be known before
+)
+
 const (
 	anyWait   = 200 * time.Millisecond // for the first bytes of a client that may wait for its server's
 	maxMethod = 24                     // bytes of a method that looks like one
@@ -18,6 +27,11 @@ func (c *conn) recognise() (more bool) {
 		c.settleOn(!yes)
 		return true
 	}
+	return c.guessMore()
+}
+
+// guessMore reads more of what is not known yet.
+func (c *conn) guessMore() (more bool) {
 	err := c.fill()
 	switch {
 	case err == nil:
@@ -38,7 +52,7 @@ func (c *conn) recognise() (more bool) {
 
 // settleOn ends the guessing.
 func (c *conn) settleOn(raw bool) {
-	c.guess, c.raw, c.since = false, raw, c.l.now
+	c.guess, c.raw, c.since = known, raw, c.l.now
 	c.arm()
 }
 

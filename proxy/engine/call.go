@@ -259,6 +259,9 @@ func (x *Call) idempotent() bool {
 // again tells if the request may be sent once more.
 func (x *Call) again() bool { return x.kept && !x.heard && (!x.wrote || x.idempotent()) }
 
+// Raw tells if the call is a connection, not a request.
+func (x *Call) Raw() bool { return x.raw }
+
 // CanRetry tells Respond if the request can be sent again: what came of it was kept, and it was not tried too often. Whether it is safe
 // to do what it asks for twice, after an answer, is for the Handler to judge.
 func (x *Call) CanRetry() bool { return x.kept && x.Result.Attempts < maxAttempts && !x.l.stopped }

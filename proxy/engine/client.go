@@ -24,8 +24,10 @@ func (c *conn) stepClient() {
 		case c.broken:
 			c.gone()
 		case c.closing:
-		case c.guess:
+		case c.guess == anything:
 			more = c.recognise()
+		case c.guess == hello:
+			more = c.readHello()
 		case c.raw && x == nil:
 			c.beginRaw()
 		case c.raw: // it is read when there is somebody to read it

@@ -41,7 +41,7 @@ type conn struct {
 
 	admitted bool
 	raw      bool // it is one call, not requests
-	guess    bool // which of both is not known yet
+	guess    guess
 	queued   bool // in loop.todo or loop.later
 	dirty    bool // in loop.dirty or loop.batch
 	dead     bool
@@ -345,8 +345,10 @@ func (c *conn) deadline() int64 {
 		return c.muxDeadline()
 	case x != nil && x.tunnel:
 		return 0
-	case c.guess:
+	case c.guess == anything:
 		return c.since + int64(anyWait)
+	case c.guess == hello:
+		return c.since + int64(helloWait)
 	case c.ending:
 		return min(c.since+int64(m.Linger), c.until)
 	case c.blocked:
@@ -387,7 +389,7 @@ func (c *conn) timeout(now int64) {
 		c.close(false)
 	case c.pub == nil: // it does not take the request
 		x.failed(UpstreamTimeout)
-	case c.guess:
+	case c.guess != known:
 		c.settleOn(true)
 		l.queue(c)
 	case c.ending || x == nil && !c.blocked:

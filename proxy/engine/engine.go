@@ -34,7 +34,7 @@ import (
 // Handler decides. All but Accept are called in a loop that also serves other connections: they must not block. A Call is only good
 // until Done returns. A panic ends the call with 500, or the connection.
 type Handler interface {
-	// Accept is told of a connection. Conn.Admit, AdmitRaw, AdmitAny or Close must follow, now or later and from any goroutine; until then
+	// Accept is told of a connection. Conn.Admit, AdmitRaw, AdmitAny, AdmitTLS or Close must follow, now or later and from any goroutine; until then
 	// nothing is read. It must not block either: what it has to wait for belongs into a goroutine.
 	Accept(c *Conn)
 	// Closed is told of the end of a connection that Accept was told of.
@@ -230,14 +230,21 @@ func (e *Engine) serveNet(ctx context.Context, ln net.Listener, tag any) error {
 
 // Add serves a connection that somebody else accepted, of any kind; it belongs to the engine from then on. It tells if there was room for
 // it; else it was closed. Accept is told of it, unless the engine ends meanwhile.
-func (e *Engine) Add(nc net.Conn, tag any) bool {
+func (e *Engine) Add(nc net.Conn, tag any) bool { return e.AddRead(nc, tag, nil) }
+
+// AddRead is Add for a connection of which somebody has read something already: first, which must not change any more.
+func (e *Engine) AddRead(nc net.Conn, tag any, first []byte) bool {
 	l := e.next()
 	c := newClient(l, addrPort(nc.RemoteAddr()), addrPort(nc.LocalAddr()), tag)
 	if !e.admit() {
 		nc.Close()
 		return false
 	}
-	l.do(task{c: c, what: doAdd, nc: nc})
+	t := task{c: c, what: doAdd, nc: nc}
+	if len(first) > 0 {
+		t.arg = first
+	}
+	l.do(t)
 	return true
 }
 
@@ -302,6 +309,7 @@ type Conn struct {
 	Remote, Local netip.AddrPort // zero where the transport has no such addresses
 	Tag           any            // what Serve or Add was given
 	Caller        any            // what Admit was given
+	Hello         *Hello         // what AdmitTLS found; nil if that is no TLS
 	Request       http1.Options  // of the heads that come: those of Limits, if the Handler does not change them in Accept
 	c             *conn
 }
@@ -311,12 +319,23 @@ type Conn struct {
 func (c *Conn) Admit(caller any) { c.c.l.do(task{c: c.c, what: doAdmit, arg: caller}) }
 
 // AdmitRaw lets the connection itself in, whatever it speaks: it is one call, which is decided at once.
-func (c *Conn) AdmitRaw(caller any) { c.c.l.do(task{c: c.c, what: doAdmit, arg: caller, n: 1}) }
+func (c *Conn) AdmitRaw(caller any) { c.c.l.do(task{c: c.c, what: doAdmit, arg: caller, n: admitRaw}) }
+
+// AdmitTLS is AdmitRaw once the client has said its ClientHello: Hello has it. One who speaks something else, or is not done within 5 s, is let
+// in with Hello nil. From any goroutine; only the first call counts.
+func (c *Conn) AdmitTLS(caller any) { c.c.l.do(task{c: c.c, what: doAdmit, arg: caller, n: admitTLS}) }
+
+// How a connection is let in, for doAdmit.
+const (
+	admitRaw = 1 + iota
+	admitAny
+	admitTLS
+)
 
 // AdmitAny lets in whatever it speaks. What begins like HTTP is as Admit would have it; all else is as AdmitRaw would have it, and so is who
 // has not shown that within 200 ms, as it may wait for its server to speak first. So a caller can have HTTP carried as raw: who may not
 // make raw calls must be refused them. From any goroutine; only the first call counts.
-func (c *Conn) AdmitAny(caller any) { c.c.l.do(task{c: c.c, what: doAdmit, arg: caller, n: 2}) }
+func (c *Conn) AdmitAny(caller any) { c.c.l.do(task{c: c.c, what: doAdmit, arg: caller, n: admitAny}) }
 
 // Drain ends the connection after the calls that it has; one without a call is closed. A raw one goes on. From any goroutine.
 func (c *Conn) Drain() { c.c.l.do(task{c: c.c, what: doLeave}) }

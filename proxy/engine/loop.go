@@ -197,8 +197,14 @@ func (l *loop) perform(t *task) {
 		l.accept(t)
 	case doAdmit:
 		if c := t.c; !c.dead && !c.admitted {
-			c.pub.Caller, c.admitted, c.raw, c.guess = t.arg, true, t.n == 1, t.n == 2
-			if c.guess {
+			c.pub.Caller, c.admitted, c.raw, c.guess = t.arg, true, t.n == admitRaw, known
+			switch t.n {
+			case admitAny:
+				c.guess = anything
+			case admitTLS:
+				c.guess = hello
+			}
+			if c.guess != known {
 				c.since = l.now
 				c.arm()
 			}
@@ -273,6 +279,9 @@ func (l *loop) accept(t *task) {
 	if c.s = l.socket(c, t.nc, t.fd, t.what == doAddFD); c.s == nil {
 		l.e.left()
 		return
+	}
+	if first, ok := t.arg.([]byte); ok {
+		c.in = append(l.buffers.get(len(first)), first...)
 	}
 	l.conns[c] = true
 	l.owed++

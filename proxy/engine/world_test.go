@@ -28,6 +28,7 @@ type scenario struct {
 	loops   int                                  // 2 if it is 0
 	raw     bool                                 // the client's connection is one call
 	any     bool                                 // it may be anything
+	tls     bool                                 // it is raw, behind a ClientHello
 	to      UpstreamConfig                       // what the servers speak: scripts play it as it is. Nothing stands between then
 	decide  func(w *world, c *Call)              // sends to the servers if it is nil
 	retry   func(w *world, c *Call, f Flag) bool // never if it is nil
@@ -259,6 +260,8 @@ func (w *world) Accept(c *Conn) {
 	switch {
 	case w.s.raw:
 		c.AdmitRaw("somebody")
+	case w.s.tls:
+		c.AdmitTLS("somebody")
 	case w.s.any:
 		c.AdmitAny("somebody")
 	default:
