@@ -9,7 +9,7 @@ import (
 // Protocol is what a service speaks.
 type Protocol uint8
 
-// The protocols. Auto means: detect within 200 ms, which server-first protocols do not allow.
+// The protocols. Auto means: each connection is HTTP if it begins so within 200 ms, else anything, which a server that speaks first waits for.
 const (
 	Auto  Protocol = iota
 	HTTP           // HTTP/1.1, and HTTP/2 with prior knowledge
@@ -31,6 +31,9 @@ func (p Protocol) MarshalText() ([]byte, error) { return []byte(p.String()), nil
 func (p *Protocol) UnmarshalText(b []byte) error {
 	return enumParse(protocolNames, "protocol", b, (*uint8)(p))
 }
+
+// Carries reports whether an instance of this protocol takes requests that the proxy reads (l7), or connections.
+func (p Protocol) Carries(l7 bool) bool { return p == Auto || p.L7() == l7 }
 
 // L7 reports whether the proxy reads requests of this protocol.
 func (p Protocol) L7() bool { return p == HTTP || p == HTTP2 || p == GRPC }

@@ -200,6 +200,9 @@ func (c *call) limit(rule time.Duration) {
 	}
 }
 
+// upgrades reports whether services of a protocol may be asked to speak another one.
+func upgrades(p mesh.Protocol) bool { return p == mesh.HTTP || p == mesh.Auto }
+
 // mayUpgrade reports whether callers may switch to the protocols of an Upgrade field: to another version of HTTP or to TLS they
 // may not, since its requests would pass by policy.
 func mayUpgrade(v string) bool {
@@ -228,9 +231,20 @@ func (c *call) connect() *fault {
 		return errInvalid
 	}
 	c.q = policy.Request{Source: c.caller.source, Port: v.port}
+	l := c.x.Conn.Tag.(*listener)
+	if l.mode == listenTLS {
+		h := c.x.Conn.Hello
+		if h == nil {
+			return errNoTLS
+		}
+		c.q.TLS, c.q.SNI = true, h.ServerName
+	}
 	c.sent = c.q
 	if f := c.mayCall(v.t); f != nil {
 		return f
+	}
+	if c.q.TLS && l.svc.IsExternal() && c.q.SNI != l.svc.FQDN() {
+		return errForeign
 	}
 	r, ok := v.policy.RouteTCP(&c.q)
 	if !ok {
@@ -290,10 +304,10 @@ func (c *call) try(now time.Time) *fault {
 		return errLoop
 	case t.place == nil:
 		return errConnect
-	case x.Request.Upgrade != nil && (t.Protocol != mesh.HTTP || t.tunnel && x.Request.Framing.Kind != http1.None):
+	case x.Request.Upgrade != nil && (!upgrades(t.Protocol) || t.tunnel && x.Request.Framing.Kind != http1.None):
 		return errUpgrade
 	}
-	l := c.p.link(c.who, t.place, now, dest.connect)
+	l := c.p.link(c.who, c.placeFor(t, c.raw), now, dest.connect)
 	x.Decision.Upstream, x.Decision.Circuit = l.Upstream, dest.gate(t)
 	switch q := &x.Decision.Request; {
 	case !c.raw:

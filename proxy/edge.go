@@ -59,6 +59,7 @@ type clients struct{ conns, hands int }
 type edgeSpec struct {
 	gateway *mesh.Instance
 	servers []*edgeServer                 // the oldest first
+	passes  bool                          // one of them passes TLS on
 	byHost  policy.EdgeHosts[*edgeServer] // who has a host
 }
 
@@ -156,18 +157,25 @@ func newEdgeServer(s *policy.GatewayServer) *edgeServer {
 }
 
 func (x *edgeSpec) add(in *mesh.Instance, s *edgeServer) {
-	if x.gateway != in || len(x.servers) > 0 && x.servers[0].Protocol != s.Protocol {
+	if x.gateway != in || len(x.servers) > 0 && !beside(x.servers[0].Protocol, s.Protocol) {
 		return
 	}
 	x.servers = append(x.servers, s)
+	x.passes = x.passes || s.TLS != nil && s.TLS.Mode == policy.TLSPassthrough
 	for _, h := range s.Hosts {
 		x.byHost.Add(h.Name, s)
 	}
 }
 
+// beside reports whether servers of two protocols can share a port: where clients speak TLS, the host that they ask for tells whose
+// they are.
+func beside(a, b policy.EdgeProtocol) bool { return a == b || secure(a) && secure(b) }
+
+func secure(p policy.EdgeProtocol) bool { return p == policy.EdgeHTTPS || p == policy.EdgeTLS }
+
 // replaces reports whether a port can go on with another spec than it had.
 func (x *edgeSpec) replaces(old *edgeSpec) bool {
-	return x.servers[0].Protocol == old.servers[0].Protocol && x.gateway.Service == old.gateway.Service && x.gateway.Account == old.gateway.Account
+	return beside(x.servers[0].Protocol, old.servers[0].Protocol) && x.gateway.Service == old.gateway.Service && x.gateway.Account == old.gateway.Account
 }
 
 // openEdgeLocked makes the open ports those that are wanted. One that cannot be opened is tried again later.
@@ -206,7 +214,7 @@ func (p *Proxy) listenEdge(at netip.AddrPort, x *edgeSpec) (*edgePort, error) {
 	p.work.Go(func() {
 		defer close(l.done)
 		serve := func() error { return p.engine.Serve(ctx, ln, l) }
-		if l.kind == policy.EdgeHTTPS || l.kind == policy.EdgeTLS {
+		if secure(l.kind) {
 			serve = func() error { return l.serveTLS(ctx, ln) }
 		}
 		if err := serve(); err != nil {
@@ -230,7 +238,7 @@ func (l *edgePort) current() *edgeView {
 // newRule resolves a rule of a route, for the calls of one snapshot.
 func (l *edgePort) newRule(v *edgeView, of any, act *policy.Action, l7 bool, name string) *rule {
 	r := l.p.rule(v.t, v.target.Service, l.at.Port(), act, l7, name)
-	if l.kind == policy.EdgeHTTPS {
+	if secure(l.kind) {
 		for i := range r.splits {
 			r.splits[i].cameByTLS()
 		}
@@ -285,15 +293,17 @@ func (l *edgePort) conn(remote netip.Addr) *edgeConn {
 		source: policy.Source{Identity: id, Labels: in.Labels, IP: ip}, ip: ip.AppendTo(nil)}}
 }
 
-// raw reports whether connections are carried whatever is in them.
-func (l *edgePort) raw() bool { return l.kind == policy.EdgeTCP || l.kind == policy.EdgeTLS }
+// raw reports whether the connection is carried whatever is in it.
+func (c *edgeConn) raw() bool {
+	return c.port.kind == policy.EdgeTCP || c.server != nil && c.server.Protocol == policy.EdgeTLS
+}
 
 // accept takes in a connection that was counted, and whose handshake, if there is one, is done.
 func (l *edgePort) accept(conn *engine.Conn, c *edgeConn) {
 	l.mu.Lock()
 	l.conns[conn] = c
 	l.mu.Unlock()
-	if l.raw() {
+	if c.raw() {
 		conn.AdmitRaw(c)
 	} else {
 		conn.Admit(c)

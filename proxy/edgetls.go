@@ -66,24 +66,44 @@ func (l *edgePort) serveTLS(ctx context.Context, ln net.Listener) error {
 		}
 		l.p.work.Go(func() {
 			c := l.conn(remote.Addr())
-			t, err := l.handshake(c, nc)
+			t, first, err := l.welcome(c, nc)
 			l.count(from, clients{hands: -1})
 			if err != nil {
 				nc.Close()
 				l.p.metrics.handshakes.With(l.asks.Load().gateway.Service.String()).Inc()
 				l.p.c.Log.Debug("a client shook hands in vain", "address", l.at, "client", remote, "sni", c.sni, "err", err)
 			}
-			if err != nil || !l.p.engine.Add(t, c) {
+			if err != nil || !l.p.engine.AddRead(t, c, first) {
 				c.gone()
 			}
 		})
 	}
 }
 
-func (l *edgePort) handshake(c *edgeConn, nc net.Conn) (*tls.Conn, error) {
+// welcome finds out whom a client asks for, and ends its TLS or passes it on. The connection that it returns was read already, if first is
+// not nil.
+func (l *edgePort) welcome(c *edgeConn, nc net.Conn) (conn net.Conn, first []byte, err error) {
+	if x := l.asks.Load(); !x.passes {
+		conn, err = l.handshake(c, nc, nil)
+		return conn, nil, err
+	}
+	hello, first, err := engine.ReadHello(nc)
+	if err != nil {
+		return nil, nil, err
+	}
+	x := l.asks.Load()
+	if s, ok := x.byHost.Find(hello.ServerName); ok && s.TLS.Mode == policy.TLSPassthrough {
+		c.sni, c.server = hello.ServerName, s
+		return nc, first, nil
+	}
+	conn, err = l.handshake(c, nc, first)
+	return conn, nil, err
+}
+
+func (l *edgePort) handshake(c *edgeConn, nc net.Conn, first []byte) (*tls.Conn, error) {
 	ctx, cancel := context.WithTimeout(l.p.life, edgeHandshake)
 	defer cancel()
-	t := tls.Server(engine.NewLink(nc), &tls.Config{MinVersion: tls.VersionTLS12, GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+	t := tls.Server(engine.NewLinkRead(nc, first), &tls.Config{MinVersion: tls.VersionTLS12, GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 		return l.configFor(ctx, c, hello)
 	}})
 	if err := t.HandshakeContext(ctx); err != nil {
@@ -106,7 +126,9 @@ func (l *edgePort) configFor(ctx context.Context, c *edgeConn, hello *tls.Client
 	if !ok {
 		return nil, errUnknownHost
 	}
-	c.server = s
+	if c.server = s; s.TLS.Mode == policy.TLSPassthrough { // it became so just now
+		return nil, errUnknownHost
+	}
 	if l.p.c.Credentials == nil {
 		return nil, errors.New("this host has no credentials for gateways")
 	}

@@ -28,6 +28,7 @@ var (
 	errNoRoute     = &fault{404, 12, "NR", "no route"}
 	errHidden      = &fault{404, 12, "NR", "no such service for this caller"}
 	errForeign     = &fault{421, 12, "NR", "not the host that was called"}
+	errNoTLS       = &fault{400, 3, "DPE", "no TLS"}
 	errMisdirected = &fault{421, 2, "NR", "this connection is for another host"}
 	errNowhere     = &fault{500, 14, "NC", "the rule leads nowhere"}
 	errNone        = &fault{503, 14, "UH", "no healthy instance"}
@@ -49,7 +50,7 @@ var (
 	errClient      = &fault{499, 1, "DC", "caller went away"}
 )
 
-var ownAnswers = []*fault{errToken, errDenied, errNoCaller, errNotReady, errInvalid, errNoSubset, errNoRoute, errHidden, errForeign, errMisdirected, errNowhere, errNone, errNoCert, errConnect,
+var ownAnswers = []*fault{errToken, errDenied, errNoCaller, errNotReady, errInvalid, errNoSubset, errNoRoute, errHidden, errForeign, errMisdirected, errNoTLS, errNowhere, errNone, errNoCert, errConnect,
 	errReset, errRefused, errOverflow, errProtocol, errTimeout, errAmbiguous, errTooLarge, errMethod, errUpgrade, errSlow, errLoop, errAborted,
 	errEnding, errClient}
 

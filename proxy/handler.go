@@ -102,8 +102,12 @@ func (h handler) Accept(conn *engine.Conn) {
 		h.work.Go(func() {
 			switch c := t.identify(conn); {
 			case c == nil: // it has gone
-			case t.l7:
+			case t.mode == listenHTTP:
 				conn.Admit(c)
+			case t.mode == listenTLS:
+				conn.AdmitTLS(c)
+			case t.mode == listenAny:
+				conn.AdmitAny(c)
 			default:
 				conn.AdmitRaw(c)
 			}
@@ -181,13 +185,13 @@ func (h handler) begin(x *engine.Call) *call {
 	case *peer:
 		c.peer, c.who, c.rule = t, t.who, &t.rule
 	case *listener:
-		c.caller, c.raw = x.Conn.Caller.(*caller), !t.l7
+		c.caller, c.raw = x.Conn.Caller.(*caller), x.Raw()
 		c.who, c.view = c.caller.who, t.current()
 		c.rule = c.view.none
 	default:
 		e := x.Conn.Caller.(*edgeConn)
 		c.edge, c.edgeView, c.caller, c.who = e, e.port.current(), &e.caller, e.who
-		c.raw, c.rule = e.port.raw(), c.edgeView.none
+		c.raw, c.rule = e.raw(), c.edgeView.none
 	}
 	c.id = x.Request.Get("x-request-id")
 	h.inflight.add(1)

@@ -78,7 +78,7 @@ func (c *call) inbound() *fault {
 		return errNone
 	}
 	isConnect := string(x.Request.Method) == http.MethodConnect
-	if isConnect == c.target.Protocol.L7() {
+	if !c.target.Protocol.Carries(!isConnect) {
 		return errDenied // a connection would pass by the rules on requests, and a request by those on connections
 	}
 	source := policy.Source{Identity: c.who.id, IP: x.Conn.Remote.Addr().Unmap().WithZone("")}
@@ -99,10 +99,10 @@ func (c *call) inbound() *fault {
 	switch {
 	case c.target.loop:
 		return errLoop
-	case x.Request.Upgrade != nil && (c.target.Protocol != mesh.HTTP || !mayUpgrade(text(x.Request.Upgrade))):
+	case x.Request.Upgrade != nil && (!upgrades(c.target.Protocol) || !mayUpgrade(text(x.Request.Upgrade))):
 		return errUpgrade
 	}
-	l := c.p.link(c.who, c.target.place, x.Result.Start, dialTimeout)
+	l := c.p.link(c.who, c.placeFor(c.target, isConnect), x.Result.Start, dialTimeout)
 	d := &x.Decision
 	d.Upstream, d.Connect = l.Upstream, isConnect
 	d.Request.Drop, d.Request.Protect, d.Request.Target = dropReserved, protected, c.wire

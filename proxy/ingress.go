@@ -28,7 +28,7 @@ func (c *call) ingress() *fault {
 		return f
 	}
 	server, ok := v.spec.byHost.Find(c.q.Authority)
-	if l.kind == policy.EdgeHTTPS {
+	if secure(l.kind) {
 		if c.q.Scheme = "https"; !ok || !c.edge.covers(server, c.q.Authority) {
 			return errMisdirected
 		}
@@ -89,7 +89,7 @@ func (c *call) ingressTCP() *fault {
 	if v.t.model == nil {
 		return errNotReady
 	}
-	c.q = policy.Request{Source: c.edge.source, Port: l.at.Port()}
+	c.q = policy.Request{Source: c.edge.source, Port: l.at.Port(), TLS: secure(l.kind), SNI: c.edge.sni}
 	c.sent = c.q
 	if f := c.letIn(); f != nil {
 		return f

@@ -55,9 +55,9 @@ func keptBy(t *policy.TrafficPolicy, svc *mesh.Service, i *mesh.Instance) kept {
 	return k
 }
 
-// bare is the place, however connections to it are kept.
+// bare is the place, however connections to it are kept, and whatever is spoken there.
 func (k place) bare() place {
-	k.kept = kept{}
+	k.kept, k.protocol = kept{}, 0
 	return k
 }
 
@@ -80,6 +80,30 @@ func placeOf(s *mesh.Snapshot, i *mesh.Instance) (k place, ok bool) {
 		k.protocol = engine.HTTP2
 	}
 	return k, true
+}
+
+// autoPlaces are those of an application that takes anything: requests of gRPC, other requests, and connections.
+type autoPlaces struct{ grpc, http, raw *place }
+
+func (l *links) autoPlaces(k place) *autoPlaces {
+	as := func(p engine.Protocol) *place {
+		k.protocol = p
+		return l.place(k)
+	}
+	return &autoPlaces{as(engine.HTTP2), as(engine.HTTP1), as(engine.Raw)}
+}
+
+// placeFor is where a call reaches an instance.
+func (c *call) placeFor(t *target, raw bool) *place {
+	switch {
+	case t.auto == nil:
+		return t.place
+	case raw:
+		return t.auto.raw
+	case isGRPC(c.x.Request.Get("content-type")):
+		return t.auto.grpc
+	}
+	return t.auto.http
 }
 
 // who is an identity that calls, as long as there is a connection of its.
@@ -250,7 +274,7 @@ func (l *links) prune(s *mesh.Snapshot, now time.Time) {
 	for _, svc := range s.Services {
 		for _, i := range svc.Instances {
 			if k, ok := placeOf(s, i); ok {
-				wanted[k] = true
+				wanted[k.bare()] = true
 			}
 		}
 	}

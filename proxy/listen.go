@@ -30,13 +30,35 @@ type listener struct {
 	p    *Proxy
 	svc  mesh.ServiceName
 	port atomic.Uint32 // the service's own port that callers reach here: another one on HTTPPort
-	l7   bool
+	mode listenMode
 	view atomic.Pointer[view]
 	stop context.CancelFunc // accepting
 	done chan struct{}      // closed when the port is
 
 	mu    sync.Mutex // guards conns
 	conns map[*engine.Conn]*caller
+}
+
+// listenMode is what callers of a port may speak.
+type listenMode uint8
+
+const (
+	listenHTTP listenMode = iota
+	listenRaw
+	listenTLS // raw, from the ClientHello on
+	listenAny // HTTP, if it begins so, else raw
+)
+
+func modeOf(p mesh.Protocol) listenMode {
+	switch p {
+	case mesh.TCP:
+		return listenRaw
+	case mesh.TLS:
+		return listenTLS
+	case mesh.Auto:
+		return listenAny
+	}
+	return listenHTTP
 }
 
 // VIP returns the service's address on this host, the same one for ever, and has its ports bound before it returns. Errors:
@@ -70,18 +92,18 @@ func (p *Proxy) bind(ctx context.Context, svc *mesh.Service, vip netip.Addr) err
 	open, low := 0, uint16(0)
 	ports := svc.Ports()
 	for _, port := range ports {
-		l7 := svc.Protocol(port).L7()
-		if err := p.listenLocked(ctx, svc.Name, netip.AddrPortFrom(vip, port), port, l7); err != nil {
+		mode := modeOf(svc.Protocol(port))
+		if err := p.listenLocked(ctx, svc.Name, netip.AddrPortFrom(vip, port), port, mode); err != nil {
 			failed = err
 			continue
 		}
 		open++
-		if low == 0 && l7 {
+		if low == 0 && (mode == listenHTTP || mode == listenAny) {
 			low = port
 		}
 	}
 	if low != 0 && p.c.HTTPPort != 0 && !svc.Name.IsExternal() && !slices.Contains(ports, p.c.HTTPPort) {
-		err := p.listenLocked(ctx, svc.Name, netip.AddrPortFrom(vip, p.c.HTTPPort), low, true)
+		err := p.listenLocked(ctx, svc.Name, netip.AddrPortFrom(vip, p.c.HTTPPort), low, listenHTTP)
 		if errors.Is(err, os.ErrPermission) {
 			err = fmt.Errorf("%w: services answer on their own ports only; grant CAP_NET_BIND_SERVICE, or set proxy.httpPort", err)
 		}
@@ -100,12 +122,12 @@ func (p *Proxy) bind(ctx context.Context, svc *mesh.Service, vip netip.Addr) err
 	return nil
 }
 
-func (p *Proxy) listenLocked(ctx context.Context, svc mesh.ServiceName, at netip.AddrPort, port uint16, l7 bool) error {
+func (p *Proxy) listenLocked(ctx context.Context, svc mesh.ServiceName, at netip.AddrPort, port uint16, mode listenMode) error {
 	if p.listeners.closed {
 		return errors.New("proxy: it is ending")
 	}
 	if old := p.listeners.all[at]; old != nil {
-		if old.l7 == l7 {
+		if old.mode == mode {
 			old.port.Store(uint32(port))
 			return nil
 		}
@@ -118,7 +140,7 @@ func (p *Proxy) listenLocked(ctx context.Context, svc mesh.ServiceName, at netip
 	if err != nil {
 		return fmt.Errorf("proxy: listen for %v: %w", svc, err)
 	}
-	l := &listener{p: p, svc: svc, l7: l7, done: make(chan struct{}), conns: map[*engine.Conn]*caller{}}
+	l := &listener{p: p, svc: svc, mode: mode, done: make(chan struct{}), conns: map[*engine.Conn]*caller{}}
 	l.port.Store(uint32(port))
 	p.listeners.all[at] = l
 	lctx, stop := context.WithCancel(p.life)

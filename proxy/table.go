@@ -73,14 +73,15 @@ func (l *listener) current() *view {
 		l.view.Store(v)
 		return v
 	}
-	if l.l7 {
+	if l.mode == listenHTTP || l.mode == listenAny {
 		v.http = map[*policy.HTTPRoute]*rule{nil: l.p.rule(t, l.svc, port, &own, true, "")}
 		for r := range v.policy.AllHTTP() {
 			if v.http[r] == nil {
 				v.http[r] = l.p.rule(t, l.svc, port, &r.Action, true, ruleName(r.Policy, cmp.Or(r.Stat, r.Name), r.Index))
 			}
 		}
-	} else {
+	}
+	if l.mode != listenHTTP {
 		v.tcp = map[*policy.TCPRoute]*rule{nil: l.p.rule(t, l.svc, port, &own, false, "")}
 		for r := range v.policy.AllTCP() {
 			if v.tcp[r] == nil {
@@ -268,6 +269,7 @@ type target struct {
 	loop     bool   // its address is one of ours
 	locality mesh.Locality
 	place    *place
+	auto     *autoPlaces // what takes the place of place, where calls say what is spoken
 	endpoint *lb.Endpoint
 	policy   policy.Target
 }
@@ -306,7 +308,7 @@ func (p *Proxy) destination(t *table, k destKey) (*destination, *fault) {
 	usable := false
 	for _, i := range svc.Instances {
 		is := t.snap.Usable(i)
-		if (is || all && i.Weight > 0) && i.CallPort() == k.port && i.Protocol.L7() == k.l7 && i.Labels.Match(labels) {
+		if (is || all && i.Weight > 0) && i.CallPort() == k.port && i.Protocol.Carries(k.l7) && i.Labels.Match(labels) {
 			to := p.target(t, i, keptBy(traffic, svc, i))
 			v.targets = append(v.targets, to)
 			cs = append(cs, candidate(t.snap, i, to.endpoint, len(config.Locality.FailoverPriority) > 0))
@@ -346,6 +348,9 @@ func (p *Proxy) target(t *table, i *mesh.Instance, kept kept) *target {
 	if k, ok := placeOf(t.snap, i); ok {
 		k.kept = kept
 		v.place = p.links.place(k)
+		if i.Protocol == mesh.Auto && !v.tunnel {
+			v.auto = p.links.autoPlaces(k)
+		}
 	}
 	got, _ := t.targets.LoadOrStore(key, v)
 	return got.(*target)

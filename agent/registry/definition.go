@@ -42,16 +42,13 @@ type Callers struct {
 type Protocol struct{ mesh.Protocol }
 
 // protocols are the ones that a definition may name.
-var protocols = []string{mesh.HTTP.String(), mesh.HTTP2.String(), mesh.GRPC.String(), mesh.TCP.String(), mesh.Gateway.String()}
+var protocols = []string{mesh.HTTP.String(), mesh.HTTP2.String(), mesh.GRPC.String(), mesh.TCP.String(), mesh.TLS.String(), mesh.Auto.String(), mesh.Gateway.String()}
 
-// UnmarshalText reads a protocol by name. Those that the proxy does not know yet are refused by name.
+// UnmarshalText reads a protocol by name.
 func (p *Protocol) UnmarshalText(b []byte) error {
 	s := string(b)
-	switch {
-	case slices.Contains(protocols, s):
+	if slices.Contains(protocols, s) {
 		return p.Protocol.UnmarshalText(b)
-	case s == mesh.Auto.String() || s == mesh.TLS.String():
-		return fmt.Errorf("%q is not supported yet; declare tcp", s)
 	}
 	return fmt.Errorf("%q is none; %s", clip(s), hint(s, protocols))
 }

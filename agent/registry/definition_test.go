@@ -122,13 +122,11 @@ func TestBadFields(t *testing.T) {
 		{"port", "port: '80'", `2: port: is a string, not a number`},
 		{"", "servicePort: 0", `4: servicePort: 0 is no port: from 1 to 65535 is possible`},
 		{"", "serviceport: 1", `4: serviceport: unknown field; did you mean "servicePort"?`},
-		{"protocol", "", `1: protocol: is needed; it is one of http, http2, grpc, tcp, gateway`},
+		{"protocol", "", `1: protocol: is needed; it is one of http, http2, grpc, tcp, tls, auto, gateway`},
 		{"protocol", "protocol: htpt", `3: protocol: "htpt" is none; did you mean "http"?`},
 		{"protocol", "protocol: udp", `3: protocol: "udp" is none; did you mean "tcp"?`},
-		{"protocol", "protocol: quic", `3: protocol: "quic" is none; it is one of http, http2, grpc, tcp, gateway`},
+		{"protocol", "protocol: quic", `3: protocol: "quic" is none; it is one of http, http2, grpc, tcp, tls, auto, gateway`},
 		{"protocol", "protocol: HTTP", `3: protocol: "HTTP" is none; did you mean "http"?`},
-		{"protocol", "protocol: auto", `3: protocol: "auto" is not supported yet; declare tcp`},
-		{"protocol", "protocol: tls", `3: protocol: "tls" is not supported yet; declare tcp`},
 		{"", "labels: {-a: b}", `4: labels: invalid label: key "-a": use up to 63 of a-z, A-Z, 0-9, '-', '_', '.', with a letter or digit at both ends`},
 		{"", "labels: {a: 1}", `4: labels.a: is a number, not a string; quote it: "1"`},
 		{"", "labels: [a]", `4: labels: is a list, not a map`},
@@ -214,7 +212,7 @@ func TestAllErrorsAtOnce(t *testing.T) {
 	ds, err := Parse("f", []byte("name: A\nport: 0\n---\nname: b\nport: 1\nprotocol: http\n---\nprot: 1\n"))
 	want := `f:1: name: invalid name: service name "A": character 'A' is not allowed here: use a-z, 0-9 and inner hyphens
 f:2: port: 0 is no port: from 1 to 65535 is possible
-f:1: protocol: is needed; it is one of http, http2, grpc, tcp, gateway
+f:1: protocol: is needed; it is one of http, http2, grpc, tcp, tls, auto, gateway
 f:8: prot: unknown field; did you mean "port"?`
 	if len(ds) > 0 || err == nil || err.Error() != want {
 		t.Errorf("%v\ngot  %v\nwant %s", ds, err, want)

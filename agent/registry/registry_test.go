@@ -479,7 +479,7 @@ func TestStateFile(t *testing.T) {
 		{"{}", "FILE is damaged (it has no version): restore it from a backup, or remove it and register its services again"},
 		{`{"version": 1, "services": ["name: A"]}`, "FILE is damaged (services[0]:1: name: invalid name: service name \"A\": character 'A' is not allowed here: use a-z, 0-9 and inner hyphens\n" +
 			"services[0]:1: port: is needed; give the one at which the application listens\n" +
-			"services[0]:1: protocol: is needed; it is one of http, http2, grpc, tcp, gateway): restore it from a backup, or remove it and register its services again"},
+			"services[0]:1: protocol: is needed; it is one of http, http2, grpc, tcp, tls, auto, gateway): restore it from a backup, or remove it and register its services again"},
 		{`{"version": 1, "services": [""]}`, "FILE is damaged (services[0]: 0 documents): restore it from a backup, or remove it and register its services again"},
 		{`{"version": 2, "services": {}}`, "FILE was written by a newer meshagent (version 2, this one reads up to 1): install that one"},
 	} {

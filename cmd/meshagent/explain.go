@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -43,7 +44,7 @@ For a service that does not speak HTTP leave out METHOD and PATH: it is about a 
 	c.Flags().StringVar(&q.from, "from", "", "the service that calls, or a SPIFFE ID")
 	c.Flags().StringVar(&q.to, "to", "", "the service that is called")
 	c.Flags().Uint16Var(&q.port, "port", 0, "the port that is called; the service's only one without it")
-	c.Flags().StringVar(&q.host, "host", "", "the Host of the request; the service's name without it")
+	c.Flags().StringVar(&q.host, "host", "", "the Host of the request, or what the client of TLS asks for; the service's name without it")
 	c.Flags().StringArrayVarP(&q.headers, "header", "H", nil, "header of the request, as 'name: value'; again for more")
 	c.RunE = func(cmd *cobra.Command, args []string) error {
 		if q.namespace = *ns; len(args) > 0 {
@@ -122,7 +123,14 @@ func explain(ctx context.Context, c *api.Client, q question) (e *policy.Explanat
 			return nil, nil, err
 		}
 	}
-	if called != nil && called.Protocol(r.Port).L7() != (r.Method != "") {
+	switch {
+	case r.Method != "":
+	case called != nil && called.Protocol(r.Port) == mesh.TLS:
+		r.TLS, r.SNI = true, cmp.Or(strings.ToLower(q.host), to.FQDN())
+	case q.host != "":
+		return nil, nil, usagef("only a request and a connection of TLS have a host: write the method and path of one")
+	}
+	if called != nil && !called.Protocol(r.Port).Carries(r.Method != "") {
 		if r.Method == "" {
 			return nil, nil, usagef("%s speaks %s: write a method and a path", to, called.Protocol(r.Port))
 		}
@@ -166,8 +174,8 @@ func (q *question) request(to mesh.ServiceName) (*policy.Request, error) {
 	}
 	r := &policy.Request{Method: q.method, Scheme: "http", Authority: q.host, Header: func(n string) []string { return headers[n] }}
 	if q.method == "" {
-		if len(q.headers) > 0 || q.host != "" {
-			return nil, usagef("only a request has headers and a host: write its method and path")
+		if len(q.headers) > 0 {
+			return nil, usagef("only a request has headers: write its method and path")
 		}
 		return r, nil
 	}

@@ -99,9 +99,9 @@ func (a *analysis) service(svc mesh.ServiceName, sp *ServicePolicy) {
 				a.destination(svc, r.Policy, ruleID{r.Policy, r.Index}.path()+".mirror", "http", m.Split)
 			}
 		}
-		for _, r := range b.TCP {
+		for _, r := range slices.Concat(b.TCP, b.TLS) {
 			a.named(svc, r.Policy, false)
-			a.destinations(svc, r.Policy, r.Index, "tcp", r.Destinations)
+			a.destinations(svc, r.Policy, r.Index, r.kind(), r.Destinations)
 		}
 	}
 	for _, d := range sp.destinations() {
@@ -156,7 +156,7 @@ func speaks(s *mesh.Service, port uint16, l7 bool) (other mesh.Protocol, ok bool
 			if port != 0 && p.Number != port {
 				continue
 			}
-			if other = p.Protocol; other.L7() == l7 {
+			if other = p.Protocol; other.Carries(l7) {
 				return 0, true
 			}
 		}
@@ -165,7 +165,7 @@ func speaks(s *mesh.Service, port uint16, l7 bool) (other mesh.Protocol, ok bool
 		if port != 0 && i.CallPort() != port {
 			continue
 		}
-		if i.Protocol.L7() == l7 || i.Protocol == mesh.Auto {
+		if i.Protocol.Carries(l7) {
 			return 0, true
 		}
 		other = i.Protocol

@@ -18,7 +18,7 @@ func (a *analysis) traffic(svc mesh.ServiceName, d *Destination, have *mesh.Serv
 			}
 		}
 	}
-	requests := slices.ContainsFunc(ports, func(p uint16) bool { return have.Protocol(p).L7() })
+	requests := slices.ContainsFunc(ports, func(p uint16) bool { return have.Protocol(p).Carries(true) })
 	d.Each(func(t *TrafficPolicy) {
 		if t.TLS.On && !svc.IsExternal() {
 			a.add(d.Policy, codeTLSWithin, "spec", "remove tls, or declare the host with a ServiceEntry",

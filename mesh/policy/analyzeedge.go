@@ -30,8 +30,8 @@ func (a *analysis) edges() {
 				}
 			}
 			for _, r := range s.TCP {
-				a.destinations(mesh.ServiceName{}, r.Policy, r.Index, "tcp", r.Destinations)
-				a.edgePort(s, r.Policy, r.Index, "tcp", r.Destinations)
+				a.destinations(mesh.ServiceName{}, r.Policy, r.Index, r.kind(), r.Destinations)
+				a.edgePort(s, r.Policy, r.Index, r.kind(), r.Destinations)
 			}
 			for _, before := range append(a.model.gateways[:i:i], &Gateway{Key: g.Key, Selector: g.Selector, Services: g.Services, Servers: g.Servers[:j]}) {
 				a.clash(path, g, s, before)

@@ -41,6 +41,7 @@ var kinds = []kind{
 	{gatewayGroup, "Gateway", []string{"v1", "v1beta1"}, read[gatewayapi.GatewaySpec]},
 	{gatewayGroup, "HTTPRoute", []string{"v1", "v1beta1"}, read[gatewayapi.HTTPRouteSpec]},
 	{gatewayGroup, "GRPCRoute", []string{"v1"}, read[gatewayapi.GRPCRouteSpec]},
+	{gatewayGroup, "TLSRoute", []string{"v1", "v1alpha3", "v1alpha2"}, read[gatewayapi.TLSRouteSpec]},
 	{gatewayGroup, "TCPRoute", []string{"v1", "v1alpha2"}, read[gatewayapi.TCPRouteSpec]},
 	{gatewayGroup, "ReferenceGrant", []string{"v1", "v1beta1"}, read[gatewayapi.ReferenceGrantSpec]},
 }
@@ -468,7 +469,7 @@ func (m *Model) invalid(p mesh.Policy, err error) {
 	hosts, all := namedHosts(p)
 	for _, h := range hosts {
 		if sp := m.service(h); p.Group == gatewayGroup && h.Namespace() != p.Namespace {
-			sp.Bound = append(sp.Bound, Binding{Callers: p.Namespace, HTTP: []*HTTPRoute{}, TCP: []*TCPRoute{}})
+			sp.Bound = append(sp.Bound, Binding{Callers: p.Namespace, HTTP: []*HTTPRoute{}, TCP: []*TCPRoute{}, TLS: []*TCPRoute{}})
 		} else {
 			sp.Invalid = p.PolicyKey.String() + " cannot be understood"
 		}

@@ -20,7 +20,7 @@ type virtualService struct {
 	hosts    []mesh.ServiceName // of the mesh; nil where gateways has no "mesh"
 	names    []string           // hosts as gateways know them; nil where gateways has only "mesh"
 	http     []*HTTPRoute
-	tcp      []*TCPRoute
+	tcp, tls []*TCPRoute
 	exports  []string // the namespaces that see it; nil is all
 	lacks    []string // what is wrong with delegates
 }
@@ -89,14 +89,17 @@ func compileVirtualService(key mesh.PolicyKey, s *istio.VirtualService, d delega
 	if !all || len(vs.gateways) > 1 {
 		vs.names = c.edgeNames(s.Hosts, all)
 	}
-	if len(s.Hosts) > 0 && len(s.HTTP)+len(s.TCP) == 0 {
-		c.fail("http", "", "neither http nor tcp has a rule")
+	if len(s.Hosts) > 0 && len(s.HTTP)+len(s.TLS)+len(s.TCP) == 0 {
+		c.fail("http", "", "none of http, tls and tcp has a rule")
 	}
 	for i := range s.HTTP {
 		path := fmt.Sprintf("http[%d]", i)
 		for _, r := range c.rulesOf(path, &s.HTTP[i]) {
 			vs.http = append(vs.http, c.rule(path, i, r)...)
 		}
+	}
+	for i := range s.TLS {
+		vs.tls = append(vs.tls, c.tls(fmt.Sprintf("tls[%d]", i), i, s.Hosts, &s.TLS[i]))
 	}
 	for i := range s.TCP {
 		vs.tcp = append(vs.tcp, c.tcp(fmt.Sprintf("tcp[%d]", i), i, &s.TCP[i]))
@@ -317,19 +320,3 @@ func reserved(name string) bool {
 var grpcCodes = []string{"OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS",
 	"PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED", "INTERNAL",
 	"UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED"}
-
-func (c *compiler) tcp(path string, index int, r *istio.TCPRoute) *TCPRoute {
-	out := &TCPRoute{Policy: c.key, Index: index}
-	full(c, path+".match", orRemove, r.Match)
-	for j, m := range r.Match {
-		at := c.matchGateways(fmt.Sprintf("%s.match[%d].gateways", path, j), m.Gateways)
-		out.Matches = append(out.Matches, Match{gateways: at, Port: m.Port, SourceLabels: m.SourceLabels, SourceNamespace: m.SourceNamespace})
-	}
-	if len(r.Route) == 0 {
-		c.fail(path+".route", "", "is missing")
-	}
-	out.Destinations = c.splits(path+".route", len(r.Route), func(i int) (istio.Host, *uint32, *istio.Headers) {
-		return r.Route[i].Destination, r.Route[i].Weight, nil
-	})
-	return out
-}

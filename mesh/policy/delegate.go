@@ -27,6 +27,9 @@ func (c *compiler) delegateOnly(s *istio.VirtualService) {
 	if len(s.Gateways) > 0 {
 		c.fail("gateways", hint, "cannot stand in a VirtualService without hosts")
 	}
+	if len(s.TLS) > 0 {
+		c.fail("tls", hint, "cannot stand in a VirtualService without hosts")
+	}
 	if len(s.TCP) > 0 {
 		c.fail("tcp", hint, "cannot stand in a VirtualService without hosts")
 	}

@@ -53,6 +53,9 @@ type GatewayServer struct {
 	TCP      []*TCPRoute // nil: none; the first that matches counts
 }
 
+// passes reports whether the server passes connections on without ending their TLS.
+func (s *GatewayServer) passes() bool { return s.TLS != nil && s.TLS.Mode == TLSPassthrough }
+
 // GatewayHost is a host that a server takes in, and for whose routes.
 type GatewayHost struct {
 	Namespace string // of the routes; "" is all
@@ -85,6 +88,7 @@ const (
 	TLSSimple         TLSMode = iota
 	TLSMutual                 // a certificate
 	TLSOptionalMutual         // a certificate, if they show one, that is valid
+	TLSPassthrough            // nothing: what they say goes on as it comes
 )
 
 // ServerTLS is how a server speaks TLS. It is immutable.
@@ -174,7 +178,9 @@ func (c *compiler) server(path string, index int, s *istio.Server) *GatewayServe
 	case s.TLS != nil && !secure && ok:
 		c.fail(path+".tls", "write protocol: HTTPS, or remove it", "a server of protocol %s speaks no TLS", s.Port.Protocol)
 	case s.TLS != nil:
-		out.TLS = c.serverTLS(path+".tls", s.TLS)
+		if out.TLS = c.serverTLS(path+".tls", s.TLS); out.TLS.Mode == TLSPassthrough {
+			out.Protocol = EdgeTLS // requests in it are not read
+		}
 	}
 	return out
 }
@@ -227,8 +233,17 @@ func (c *compiler) serverTLS(path string, t *istio.ServerTLS) *ServerTLS {
 		out.Mode = TLSMutual
 	case "OPTIONAL_MUTUAL":
 		out.Mode = TLSOptionalMutual
+	case "PASSTHROUGH":
+		if out.Mode = TLSPassthrough; !reflect.DeepEqual(*t, istio.ServerTLS{Mode: t.Mode}) {
+			c.fail(path, "remove all but mode, or write mode: SIMPLE", "has settings of a server that ends TLS, and mode PASSTHROUGH does not")
+		}
+		return out
+	case "AUTO_PASSTHROUGH":
+		c.fail(path+".mode", "write PASSTHROUGH, and VirtualServices with tls that name the gateway", "AUTO_PASSTHROUGH lets whoever can reach the gateway "+
+			"choose any service of the mesh by its name; hosts of a mesh reach each other without gateways")
+		return out
 	default:
-		c.fail(path+".mode", "write SIMPLE, MUTUAL or OPTIONAL_MUTUAL", "%q is not supported", t.Mode)
+		c.fail(path+".mode", "write SIMPLE, MUTUAL, OPTIONAL_MUTUAL or PASSTHROUGH", "%q is not supported", t.Mode)
 	}
 	c.certificates(path, t, out)
 	c.clientCertificates(path, t, out)

@@ -77,13 +77,13 @@ func (vs *virtualService) httpFor(gateway string) []*HTTPRoute {
 	return out
 }
 
-// tcpFor is httpFor for connections.
-func (vs *virtualService) tcpFor(gateway string) []*TCPRoute {
-	if vs.tcp == nil {
+// connectionsFor are the rules of tcp or tls that count for one gateway, or for "mesh".
+func connectionsFor(routes []*TCPRoute, gateway string) []*TCPRoute {
+	if routes == nil {
 		return nil
 	}
 	out := []*TCPRoute{}
-	for _, r := range vs.tcp {
+	for _, r := range routes {
 		if ms, ok := matchesFor(r.Matches, gateway); ok && len(ms) == len(r.Matches) {
 			out = append(out, r)
 		} else if ok {
@@ -170,7 +170,7 @@ func (e *edges) bind(m *Model) {
 
 // attach gives a VirtualService to the servers of a gateway that have one of its hosts.
 func (e *edges) attach(g *Gateway, name string, vs *boundService) (some bool) {
-	http, tcp := vs.httpFor(name), vs.tcpFor(name)
+	http, tcp, tls := vs.httpFor(name), connectionsFor(vs.tcp, name), connectionsFor(vs.tls, name)
 	for _, s := range g.Servers {
 		for _, own := range s.Hosts {
 			if own.Namespace != "" && own.Namespace != vs.key.Namespace {
@@ -184,6 +184,8 @@ func (e *edges) attach(g *Gateway, name string, vs *boundService) (some bool) {
 				switch {
 				case s.Protocol == EdgeHTTP || s.Protocol == EdgeHTTPS:
 					s.addHTTP(h, http, vs.invalid)
+				case s.passes():
+					s.addTCP(tls)
 				default:
 					s.addTCP(tcp)
 				}

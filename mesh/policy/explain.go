@@ -92,6 +92,8 @@ func (m *Model) Explain(v View, to mesh.ServiceName, r *Request) *Explanation {
 		e.Answer = &Reply{503, "", sp.Invalid}
 	case !may.Allow:
 		e.Answer = &Reply{404, "", may.Reason + ", says " + nameOf(may.Policy)}
+	case to.IsExternal() && r.TLS && r.SNI != to.FQDN():
+		e.Answer = &Reply{0, "", "the server name is not " + to.FQDN() + ", whose address was called"}
 	case to.IsExternal() && r.Method != "" && r.Authority != to.FQDN():
 		e.Answer = &Reply{421, "", "the host is not " + to.FQDN() + ", whose address was called"}
 	case r.Method == "":
@@ -172,14 +174,14 @@ func (e *Explanation) http(m *Model, v View, sp *ServicePolicy, r *Request) {
 }
 
 func (e *Explanation) tcp(m *Model, v View, sp *ServicePolicy, r *Request) {
-	rules := sp.TCP
+	rules := sp.connections(r)
 	if b := sp.boundTCP(r); b != nil {
-		if rules = b.TCP; len(rules) == 0 || rules[0].Policy.Group == gatewayGroup {
+		if len(rules) == 0 || rules[0].Policy.Group == gatewayGroup {
 			e.Bound = b.at(e.Service)
 		}
 	}
 	for _, rt := range rules {
-		path := fmt.Sprintf("spec.tcp[%d]", rt.Index)
+		path := fmt.Sprintf("spec.%s[%d]", rt.kind(), rt.Index)
 		if rt.Policy.Group == gatewayGroup {
 			path = fmt.Sprintf("spec.rules[%d]", rt.Index)
 		}
@@ -315,7 +317,7 @@ func (e *Explanation) share(m *Model, v View, s *Share, r *Request, l7 bool) {
 			p.Why = fmt.Sprintf("its port is %d", i.CallPort())
 		case !i.Labels.Match(labels):
 			p.Why = "it lacks the labels of the subset"
-		case i.Protocol.L7() != l7:
+		case !i.Protocol.Carries(l7):
 			p.Why = "it speaks " + i.Protocol.String()
 		case i.Weight == 0:
 			p.Why = "its weight is 0"

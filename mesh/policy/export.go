@@ -41,19 +41,19 @@ func exported(exportTo []string, from, to string) bool {
 // addRoutes gives services a VirtualService. One that is exported to some namespaces goes before one for all, for callers of those; of
 // several of the same kind the oldest, which comes first, stays.
 func (m *Model) addRoutes(p mesh.Policy, vs *virtualService) {
-	http, tcp := vs.http, vs.tcp
+	http, tcp, tls := vs.http, vs.tcp, vs.tls
 	if len(vs.gateways) > 1 {
-		http, tcp = vs.httpFor(inMesh), vs.tcpFor(inMesh)
+		http, tcp, tls = vs.httpFor(inMesh), connectionsFor(tcp, inMesh), connectionsFor(tls, inMesh)
 	}
 	const stays = "%s has an older VirtualService already%s: it stays, this one is without effect there"
 	for _, h := range vs.hosts {
 		sp := m.service(h)
 		if vs.exports == nil {
-			if sp.HTTP != nil || sp.TCP != nil {
+			if sp.HTTP != nil || sp.TCP != nil || sp.TLS != nil {
 				m.problem(p.PolicyKey, codeTwoVirtualServices, fmt.Sprintf(stays, h, ""))
 				continue
 			}
-			sp.HTTP, sp.TCP = http, tcp
+			sp.HTTP, sp.TCP, sp.TLS = http, tcp, tls
 			continue
 		}
 		for _, ns := range vs.exports {
@@ -61,12 +61,12 @@ func (m *Model) addRoutes(p mesh.Policy, vs *virtualService) {
 				m.problem(p.PolicyKey, codeTwoVirtualServices, fmt.Sprintf(stays, h, ", for callers of namespace "+ns))
 				continue
 			}
-			sp.Exported = append(sp.Exported, Binding{Callers: ns, HTTP: http, TCP: tcp})
+			sp.Exported = append(sp.Exported, Binding{Callers: ns, HTTP: http, TCP: tcp, TLS: tls})
 		}
 	}
 }
 
 // bindings are all sets of rules of a service, with those for calls that nothing else binds at the end.
 func (sp *ServicePolicy) bindings() []Binding {
-	return slices.Concat(sp.Bound, sp.Exported, []Binding{{HTTP: sp.HTTP, TCP: sp.TCP}})
+	return slices.Concat(sp.Bound, sp.Exported, []Binding{{HTTP: sp.HTTP, TCP: sp.TCP, TLS: sp.TLS}})
 }

@@ -94,8 +94,8 @@ func (m *Model) settle() {
 			if sp.Exported == nil {
 				sp.Exported = up.Exported
 			}
-			if sp.HTTP == nil && sp.TCP == nil {
-				sp.HTTP, sp.TCP = up.HTTP, up.TCP
+			if sp.HTTP == nil && sp.TCP == nil && sp.TLS == nil {
+				sp.HTTP, sp.TCP, sp.TLS = up.HTTP, up.TCP, up.TLS
 			}
 			if sp.Destination.Policy.Kind == "" {
 				sp.Destination = up.Destination

@@ -54,6 +54,8 @@ func compileRoute(key mesh.PolicyKey, spec any) (*gatewayRoute, []fieldError) {
 		return compileHTTPRoute(key, s)
 	case *gatewayapi.GRPCRouteSpec:
 		return compileGRPCRoute(key, s)
+	case *gatewayapi.TLSRouteSpec:
+		return compileTLSRoute(key, s)
 	case *gatewayapi.TCPRouteSpec:
 		return compileTCPRoute(key, s)
 	}
@@ -144,20 +146,37 @@ func compileGRPCRoute(key mesh.PolicyKey, s *gatewayapi.GRPCRouteSpec) (*gateway
 func compileTCPRoute(key mesh.PolicyKey, s *gatewayapi.TCPRouteSpec) (*gatewayRoute, []fieldError) {
 	c := &compiler{key: key}
 	out := &gatewayRoute{key: key, parents: c.parents(s.ParentRefs)}
-	if len(s.Rules) != 1 {
-		c.fail("rules", "write one rule: there is nothing to match on", "has %d of them: one is needed", len(s.Rules))
+	out.tcp = c.oneRule(s.Rules)
+	return out, c.errs
+}
+
+func compileTLSRoute(key mesh.PolicyKey, s *gatewayapi.TLSRouteSpec) (*gatewayRoute, []fieldError) {
+	c := &compiler{key: key}
+	out := &gatewayRoute{key: key, parents: c.parents(s.ParentRefs)}
+	if len(s.Hostnames) == 0 {
+		c.fail("hostnames", "write the names that clients ask for", "is missing or empty")
 	}
-	for i, r := range s.Rules {
+	out.hostnames = c.hostPatterns(s.Hostnames)
+	out.tcp = c.oneRule(s.Rules)
+	return out, c.errs
+}
+
+// oneRule returns where the only rule of a route for connections leads.
+func (c *compiler) oneRule(rules []gatewayapi.TCPRule) (out []Split) {
+	if len(rules) != 1 {
+		c.fail("rules", "write one rule: there is nothing to match on", "has %d of them: one is needed", len(rules))
+	}
+	for i, r := range rules {
 		path := fmt.Sprintf("rules[%d]", i)
 		c.ruleName(path, r.Name, map[string]bool{})
 		if len(r.BackendRefs) == 0 {
 			c.fail(path+".backendRefs", "name a backend", "is missing or empty")
 		}
 		for j := range r.BackendRefs {
-			out.tcp = append(out.tcp, c.backend(fmt.Sprintf("%s.backendRefs[%d]", path, j), &r.BackendRefs[j]))
+			out = append(out, c.backend(fmt.Sprintf("%s.backendRefs[%d]", path, j), &r.BackendRefs[j]))
 		}
 	}
-	return out, c.errs
+	return out
 }
 
 // core reports whether a group is that of services. "core" is how other meshes let people write it.

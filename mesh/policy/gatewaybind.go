@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 
@@ -70,7 +71,7 @@ func compileGrant(key mesh.PolicyKey, s *gatewayapi.ReferenceGrantSpec) ([]grant
 }
 
 // routeKinds: of several kinds that are bound to one port of a service the first counts (GEP-1294).
-var routeKinds = []string{"GRPCRoute", "HTTPRoute", "TCPRoute"}
+var routeKinds = []string{"GRPCRoute", "HTTPRoute", "TLSRoute", "TCPRoute"}
 
 // bind gives services their routes.
 func (g *gateway) bind(m *Model) {
@@ -193,6 +194,10 @@ func (m *Model) merge(where string, b *Binding, routes []*gatewayRoute) {
 				where, first.key.Name))
 		case r.key.Kind == "TCPRoute":
 			b.TCP = []*TCPRoute{{Policy: r.key, Destinations: r.tcp}}
+		case r.key.Kind == "TLSRoute":
+			for _, h := range r.hostnames {
+				b.TLS = append(b.TLS, &TCPRoute{Policy: r.key, TLS: true, Matches: []Match{{SNI: []string{h}}}, Destinations: r.tcp})
+			}
 		}
 		if r.key.Kind != first.key.Kind {
 			continue
@@ -204,10 +209,23 @@ func (m *Model) merge(where string, b *Binding, routes []*gatewayRoute) {
 			}
 		}
 	}
+	bySNI(b.TLS)
 	slices.SortStableFunc(entries, func(x, y entry) int { return slices.Compare(y.rank[:], x.rank[:]) })
 	for _, e := range entries {
 		b.HTTP = append(b.HTTP, e.HTTPRoute)
 	}
+}
+
+// bySNI puts rules for one host each into their order: that of whole names before those of patterns, and these from the longest on.
+func bySNI(routes []*TCPRoute) {
+	rank := func(r *TCPRoute) int {
+		host := r.Matches[0].SNI[0]
+		if strings.HasPrefix(host, "*") {
+			return len(host)
+		}
+		return math.MaxInt
+	}
+	slices.SortStableFunc(routes, func(x, y *TCPRoute) int { return cmp.Compare(rank(y), rank(x)) })
 }
 
 // at says in words which calls are bound.
@@ -234,6 +252,9 @@ func (m *Model) beside(svc mesh.ServiceName, sp *ServicePolicy) {
 		}
 		if len(b.TCP) > 0 && len(sp.TCP) > 0 {
 			tell("tcp", b.at(svc), sp.TCP[0].Policy, b.TCP[0].Policy)
+		}
+		if len(b.TLS) > 0 && len(sp.TLS) > 0 {
+			tell("tls", b.at(svc), sp.TLS[0].Policy, b.TLS[0].Policy)
 		}
 	}
 }

@@ -86,7 +86,7 @@ func compileAPIGateway(key mesh.PolicyKey, s *gatewayapi.GatewaySpec) (*apiGatew
 }
 
 // kindsOf are the kinds of routes that a listener may have, by its protocol.
-var kindsOf = map[EdgeProtocol][]string{EdgeHTTP: {"HTTPRoute", "GRPCRoute"}, EdgeHTTPS: {"HTTPRoute", "GRPCRoute"}, EdgeTCP: {"TCPRoute"}, EdgeTLS: {"TCPRoute"}}
+var kindsOf = map[EdgeProtocol][]string{EdgeHTTP: {"HTTPRoute", "GRPCRoute"}, EdgeHTTPS: {"HTTPRoute", "GRPCRoute"}, EdgeTCP: {"TCPRoute"}, EdgeTLS: {"TLSRoute", "TCPRoute"}}
 
 func (c *compiler) listener(path string, index int, l *gatewayapi.Listener) (*GatewayServer, listener) {
 	s := &GatewayServer{Gateway: c.key, Index: index, Name: l.Name, Port: l.Port, Hosts: []GatewayHost{{Name: "*"}}}
@@ -108,9 +108,12 @@ func (c *compiler) listener(path string, index int, l *gatewayapi.Listener) (*Ga
 	case !secure && l.TLS != nil && ok:
 		c.fail(path+".tls", "write protocol: HTTPS, or remove it", "a listener of protocol %s speaks no TLS", l.Protocol)
 	case l.TLS != nil:
-		s.TLS = c.listenerTLS(path+".tls", l.TLS)
+		s.TLS = c.listenerTLS(path+".tls", p, l.TLS)
 	}
 	who := listener{name: l.Name, kinds: kindsOf[p]}
+	if s.passes() {
+		who.kinds = []string{"TLSRoute"}
+	}
 	if a := l.AllowedRoutes; a != nil {
 		if a.Namespaces != nil {
 			switch a.Namespaces.From {
@@ -123,12 +126,13 @@ func (c *compiler) listener(path string, index int, l *gatewayapi.Listener) (*Ga
 				c.fail(path+".allowedRoutes.namespaces.from", "write Same, All or None", "%q is not supported", a.Namespaces.From)
 			}
 		}
+		allowed := who.kinds
 		if len(a.Kinds) > 0 {
 			who.kinds = nil
 		}
 		for i, k := range a.Kinds {
-			if k.Group != nil && *k.Group != gatewayGroup || !slices.Contains(kindsOf[p], k.Kind) {
-				c.fail(fmt.Sprintf("%s.allowedRoutes.kinds[%d]", path, i), "write "+strings.Join(kindsOf[p], " or "), "%q cannot be a route of a listener of protocol %s", k.Kind, l.Protocol)
+			if k.Group != nil && *k.Group != gatewayGroup || !slices.Contains(allowed, k.Kind) {
+				c.fail(fmt.Sprintf("%s.allowedRoutes.kinds[%d]", path, i), "write "+strings.Join(allowed, " or "), "%q cannot be a route of a listener of protocol %s", k.Kind, l.Protocol)
 			}
 			who.kinds = append(who.kinds, k.Kind)
 		}
@@ -136,10 +140,20 @@ func (c *compiler) listener(path string, index int, l *gatewayapi.Listener) (*Ga
 	return s, who
 }
 
-func (c *compiler) listenerTLS(path string, t *gatewayapi.ListenerTLS) *ServerTLS {
+func (c *compiler) listenerTLS(path string, p EdgeProtocol, t *gatewayapi.ListenerTLS) *ServerTLS {
 	out := &ServerTLS{Min: tls.VersionTLS12, Max: tls.VersionTLS13}
-	if t.Mode != "" && t.Mode != "Terminate" {
-		c.fail(path+".mode", "write Terminate, or leave it out", "%q is not supported", t.Mode)
+	switch t.Mode {
+	case "", "Terminate":
+	case "Passthrough":
+		if out.Mode = TLSPassthrough; p != EdgeTLS {
+			c.fail(path+".mode", "write protocol: TLS", "requests in TLS that is passed on are not read")
+		}
+		if len(t.CertificateRefs) > 0 {
+			c.fail(path+".certificateRefs", "remove it", "has no meaning where TLS is passed on")
+		}
+		return out
+	default:
+		c.fail(path+".mode", "write Terminate or Passthrough", "%q is not supported", t.Mode)
 	}
 	if len(t.CertificateRefs) == 0 {
 		c.fail(path+".certificateRefs", "write the name of a Secret", "is missing or empty")
@@ -167,6 +181,10 @@ func (c *compiler) hostnames(parents []parent, names []string) (out []string) {
 	if len(names) > 0 && !slices.ContainsFunc(parents, func(p parent) bool { return p.gateway != "" }) {
 		c.fail("hostnames", "match the header Host instead", "has no meaning where all parents are services")
 	}
+	return c.hostPatterns(names)
+}
+
+func (c *compiler) hostPatterns(names []string) (out []string) {
 	for i, n := range names {
 		n = strings.ToLower(n)
 		if !edgeHost(n) || n == "*" {
@@ -249,6 +267,15 @@ func (m *Model) settleListener(s *GatewayServer, hosts map[string][]*gatewayRout
 			s.HTTP = append(s.HTTP, &VirtualHost{Host: h, Routes: b.HTTP})
 		}
 		s.TCP = append(s.TCP, b.TCP...)
+		for _, r := range b.TLS {
+			if r.Matches[0].SNI[0] = h; !slices.ContainsFunc(s.TCP, func(old *TCPRoute) bool { return old.TLS && old.Matches[0].SNI[0] == h }) {
+				s.TCP = append(s.TCP, r) // of several the oldest
+			}
+		}
+	}
+	if len(s.TCP) > 0 && s.TCP[0].TLS {
+		slices.SortFunc(s.TCP, func(a, b *TCPRoute) int { return cmp.Compare(a.Matches[0].SNI[0], b.Matches[0].SNI[0]) })
+		bySNI(s.TCP)
 	}
 	slices.SortFunc(s.HTTP, func(a, b *VirtualHost) int { return cmp.Compare(a.Host, b.Host) })
 }

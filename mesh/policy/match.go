@@ -42,12 +42,27 @@ func (sp *ServicePolicy) RouteTCP(r *Request) (*TCPRoute, bool) {
 	if sp.Invalid != "" {
 		return nil, false
 	}
-	routes := sp.TCP
-	if b := sp.boundTCP(r); b != nil {
-		routes = b.TCP
-	}
+	routes := sp.connections(r)
 	route := firstTCP(routes, r)
 	return route, route != nil || routes == nil
+}
+
+// connections are the rules that a connection is routed by.
+func (sp *ServicePolicy) connections(r *Request) []*TCPRoute {
+	if b := sp.boundTCP(r); b != nil {
+		return b.connections(r)
+	}
+	if r.TLS {
+		return sp.TLS
+	}
+	return sp.TCP
+}
+
+func (b *Binding) connections(r *Request) []*TCPRoute {
+	if r.TLS {
+		return b.TLS
+	}
+	return b.TCP
 }
 
 func firstTCP(routes []*TCPRoute, r *Request) *TCPRoute {
@@ -80,7 +95,7 @@ func (sp *ServicePolicy) boundHTTP(r *Request) *Binding {
 func (sp *ServicePolicy) boundTCP(r *Request) *Binding {
 	for _, list := range [...][]Binding{sp.Bound, sp.Exported} {
 		for i := range list {
-			if b := &list[i]; b.TCP != nil && b.binds(r) {
+			if b := &list[i]; b.connections(r) != nil && b.binds(r) {
 				return b
 			}
 		}
@@ -109,9 +124,11 @@ func (sp *ServicePolicy) AllHTTP() iter.Seq[*HTTPRoute] {
 func (sp *ServicePolicy) AllTCP() iter.Seq[*TCPRoute] {
 	return func(yield func(*TCPRoute) bool) {
 		for _, b := range sp.bindings() {
-			for _, r := range b.TCP {
-				if !yield(r) {
-					return
+			for _, list := range [...][]*TCPRoute{b.TCP, b.TLS} {
+				for _, r := range list {
+					if !yield(r) {
+						return
+					}
 				}
 			}
 		}
@@ -142,7 +159,16 @@ func (sp *ServicePolicy) Destinations() (out []mesh.ServiceName) {
 // source checks what both requests and connections have.
 func (m *Match) source(r *Request) bool {
 	return (m.Port == 0 || m.Port == r.Port) && (m.SourceNamespace == "" || m.SourceNamespace == r.Source.Identity.Namespace()) &&
-		r.Source.Labels.Match(m.SourceLabels)
+		r.Source.Labels.Match(m.SourceLabels) && (len(m.SNI) == 0 || m.sni(r.SNI))
+}
+
+func (m *Match) sni(name string) bool {
+	for _, p := range m.SNI {
+		if within(name, p) {
+			return true
+		}
+	}
+	return false
 }
 
 func (m *Match) matches(r *Request) bool {

@@ -48,8 +48,8 @@ type ServicePolicy struct {
 	// HTTP is tried in order, the first match wins. nil means that no VirtualService names the service for HTTP: the
 	// DefaultRoute applies. Not nil and no match means 404 with flag NR.
 	HTTP []*HTTPRoute
-	// TCP is as HTTP, for connections.
-	TCP []*TCPRoute
+	// TCP is as HTTP, for connections, and TLS for those to ports that speak TLS.
+	TCP, TLS []*TCPRoute
 	// Bound are routes of the Gateway API: the first that binds a call is asked instead of HTTP or TCP.
 	Bound []Binding
 	// Exported are VirtualServices for callers of one namespace each: they go before HTTP and TCP.
@@ -65,7 +65,8 @@ type Binding struct {
 	Callers string // namespace of the callers; "" is all
 	Port    uint16 // that is called; 0 is all
 	HTTP    []*HTTPRoute
-	TCP     []*TCPRoute
+
+	TCP, TLS []*TCPRoute
 }
 
 // HTTPRoute is one rule for HTTP requests; or one match of a rule that rewrites, so that RewritePath knows what was matched.
@@ -86,6 +87,7 @@ type Match struct {
 	Port                           uint16
 	SourceLabels                   mesh.Labels
 	SourceNamespace                string
+	SNI                            []string // hosts, *.example.com, or *: any of them. Only of connections
 	gateways                       []string // as virtualService has them; empty is all of it. Compiling filters by it, nothing else looks
 }
 
@@ -234,8 +236,9 @@ func DefaultRetry() Retry {
 // TCPRoute is one rule for connections.
 type TCPRoute struct {
 	Policy       mesh.PolicyKey
+	TLS          bool // it is for those whose ClientHello is read
 	Index        int
-	Matches      []Match // only Port, SourceLabels, SourceNamespace
+	Matches      []Match // only Port, SourceLabels, SourceNamespace, SNI
 	Destinations []Split
 }
 
@@ -252,6 +255,8 @@ type Source struct {
 type Request struct {
 	Source    Source
 	Port      uint16 // call port
+	TLS       bool   // it is a connection whose client said so
+	SNI       string // what its client named, in lower case; "" for none
 	Method    string
 	Scheme    string
 	Authority string // lower case, without port and trailing dot

@@ -94,6 +94,8 @@ func (s *statusOf) parents(live mesh.Condition) (out []mesh.ParentStatus) {
 		refs = spec.ParentRefs
 	case *gatewayapi.GRPCRouteSpec:
 		refs = spec.ParentRefs
+	case *gatewayapi.TLSRouteSpec:
+		refs = spec.ParentRefs
 	case *gatewayapi.TCPRouteSpec:
 		refs = spec.ParentRefs
 	}
@@ -160,7 +162,8 @@ func (s *statusOf) accepted(ref mesh.ParentRef) mesh.Condition {
 
 // has reports whether a binding has a rule of a policy.
 func (b *Binding) has(k mesh.PolicyKey) bool {
-	return slices.ContainsFunc(b.HTTP, func(r *HTTPRoute) bool { return r.Policy == k }) || slices.ContainsFunc(b.TCP, func(r *TCPRoute) bool { return r.Policy == k })
+	return slices.ContainsFunc(b.HTTP, func(r *HTTPRoute) bool { return r.Policy == k }) ||
+		slices.ContainsFunc(slices.Concat(b.TCP, b.TLS), func(r *TCPRoute) bool { return r.Policy == k })
 }
 
 // resolved says whether all that a route refers to is there and may be referred to.

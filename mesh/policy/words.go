@@ -48,6 +48,9 @@ func (m *Match) check(r *Request) (out []condition) {
 		}
 		out = append(out, condition{fmt.Sprintf("query %s %s", k.Name, &k.Value), one.query(r.Query), got})
 	}
+	if len(m.SNI) > 0 {
+		out = append(out, condition{"server name " + strings.Join(m.SNI, " or "), m.sni(r.SNI), fmt.Sprintf("%q", r.SNI)})
+	}
 	if m.Port != 0 {
 		out = append(out, condition{fmt.Sprintf("port %d", m.Port), m.Port == r.Port, fmt.Sprint(r.Port)})
 	}

@@ -40,7 +40,10 @@ const (
 )
 
 // NewLink makes a Link over nc.
-func NewLink(nc net.Conn) *Link { return &Link{Conn: nc} }
+func NewLink(nc net.Conn) *Link { return NewLinkRead(nc, nil) }
+
+// NewLinkRead makes a Link over nc, of which somebody has read first already; it is the Link's then.
+func NewLinkRead(nc net.Conn, first []byte) *Link { return &Link{Conn: nc, in: first} }
 
 // linkOf returns the Link under nc, if it is a connection of TLS over one.
 func linkOf(nc net.Conn) (*tls.Conn, *Link) {

@@ -218,6 +218,14 @@ type GRPCBackend struct {
 	Filters   []GRPCFilter `yaml:"filters"`
 }
 
+// TLSRouteSpec routes connections of TLS by the name that their clients ask for.
+type TLSRouteSpec struct {
+	ParentRefs         []ParentRef     `yaml:"parentRefs"`
+	UseDefaultGateways DefaultGateways `yaml:"useDefaultGateways"`
+	Hostnames          []string        `yaml:"hostnames"`
+	Rules              []TCPRule       `yaml:"rules"` // one
+}
+
 // TCPRouteSpec routes connections.
 type TCPRouteSpec struct {
 	ParentRefs         []ParentRef     `yaml:"parentRefs"`

@@ -36,7 +36,7 @@ type VirtualService struct {
 	Hosts    []string    `yaml:"hosts"`
 	Gateways []string    `yaml:"gateways"` // only "mesh"
 	HTTP     []HTTPRoute `yaml:"http"`
-	TLS      Unsupported `yaml:"tls"`
+	TLS      []TLSRoute  `yaml:"tls"`
 	TCP      []TCPRoute  `yaml:"tcp"`
 	ExportTo []string    `yaml:"exportTo"`
 }
@@ -268,6 +268,30 @@ type HeaderOps struct {
 	Remove []string          `yaml:"remove"`
 }
 
+// TLSRoute is one rule for connections of TLS that are not terminated.
+type TLSRoute struct {
+	Match []TLSMatch       `yaml:"match"`
+	Route []TCPDestination `yaml:"route"`
+}
+
+// TLSMatch is a set of conditions.
+type TLSMatch struct {
+	SNIHosts           []string          `yaml:"sniHosts"`
+	DestinationSubnets NoSubnet          `yaml:"destinationSubnets"`
+	Port               uint16            `yaml:"port"`
+	SourceLabels       map[string]string `yaml:"sourceLabels"`
+	Gateways           []string          `yaml:"gateways"`
+	SourceNamespace    string            `yaml:"sourceNamespace"`
+}
+
+// NoSubnet is the type of a field with addresses, which decide nothing here.
+type NoSubnet struct{}
+
+// UnmarshalNode refuses the field.
+func (*NoSubnet) UnmarshalNode(*strictyaml.Node) error {
+	return errors.New("says nothing here, where each host gives services addresses of its own, and callers are known by identity: match port, sourceLabels or sourceNamespace")
+}
+
 // TCPRoute is one rule for connections.
 type TCPRoute struct {
 	Match []TCPMatch       `yaml:"match"`
@@ -276,9 +300,9 @@ type TCPRoute struct {
 
 // TCPMatch is a set of conditions.
 type TCPMatch struct {
-	DestinationSubnets Unsupported       `yaml:"destinationSubnets"`
+	DestinationSubnets NoSubnet          `yaml:"destinationSubnets"`
 	Port               uint16            `yaml:"port"`
-	SourceSubnet       Unsupported       `yaml:"sourceSubnet"`
+	SourceSubnet       NoSubnet          `yaml:"sourceSubnet"`
 	SourceLabels       map[string]string `yaml:"sourceLabels"`
 	Gateways           []string          `yaml:"gateways"`
 	SourceNamespace    string            `yaml:"sourceNamespace"`
