@@ -233,35 +233,42 @@ func TestB11StatusInTrailers(t *testing.T) {
 	})
 }
 
-// TestB11RetryAfter: an instance that answers 503 with Retry-After gets no call for that long, and without it the next. The last one
-// gets them all.
+// TestB11RetryAfter: an instance that answers 503 or 429 with Retry-After gets no call for that long, and without it the next. The last
+// one gets them all.
 func TestB11RetryAfter(t *testing.T) {
 	t.Parallel()
 	both(t, func(t *testing.T, w *world, c *caller, on *host) {
-		for svc, want := range map[string]int32{"rests": 1, "web": 2} {
-			f := &failing{status: 503, n: 2}
-			if svc == "rests" {
-				f.header = http.Header{"Retry-After": {"20"}}
+		soon := time.Now().Add(time.Hour).UTC().Format(http.TimeFormat)
+		for svc, after := range map[string]string{"rests": "20", "limited": "20", "dated": soon, "over": "Mon, 02 Jan 2006 15:04:05 GMT", "web": ""} {
+			f, want := &failing{status: 503, n: 2}, int32(1)
+			if after != "" {
+				f.header = http.Header{"Retry-After": {after}}
+			}
+			switch svc {
+			case "limited":
+				f.status = 429
+			case "web", "over":
+				want = 2
 			}
 			on.serve(svc, f)
 			other := on.serve(svc, nil)
 			w.apply(strings.ReplaceAll(virtualService("  - {route: [{destination: {host: web}}], retries: {attempts: 0}}\n"), "web", svc))
 			failed := int32(0)
 			for n := 0; n < 100 && failed < want; n++ {
-				if c.get(svc, "/").StatusCode == 503 {
+				if c.get(svc, "/").StatusCode == int(f.status) {
 					failed++
 				}
 			}
 			for range 30 {
-				if c.get(svc, "/").StatusCode == 503 {
+				if c.get(svc, "/").StatusCode == int(f.status) {
 					failed++
 				}
 			}
-			if n := f.asked.Load(); failed != want || svc == "rests" && n != want || svc == "web" && n <= want {
+			if n := f.asked.Load(); failed != want || want == 1 && n != want || want == 2 && n <= want {
 				t.Errorf("%s: %d of %d calls to the instance fail", svc, failed, n)
 			}
 			other.remove()
-			if got := c.get(svc, "/"); got.StatusCode == 503 && got.body != "failed" {
+			if got := c.get(svc, "/"); got.StatusCode == int(f.status) && got.body != "failed" {
 				t.Errorf("%s: the last one is not called: %s", svc, got.Header.Get("Mesh-Error"))
 			}
 		}
@@ -400,7 +407,8 @@ func TestD27Rotation(t *testing.T) {
 	}
 }
 
-// TestE30ConnectionsPerService: callers who use up the connections of one service take none from another.
+// TestE30ConnectionsPerService: a caller who uses up its connections of one service takes none from another (line 20: nor all from other
+// callers).
 func TestE30ConnectionsPerService(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -408,7 +416,7 @@ func TestE30ConnectionsPerService(t *testing.T) {
 	a.serve("noisy", nil)
 	a.serve("web", nil)
 	c := a.caller("frontend")
-	const most = 4096 // docs/proxy.md
+	const most = 3072 // docs/proxy.md
 	at := a.vip("noisy")
 	for n := 0; a.metric("meshagent_connections_refused_total", "noisy") == 0; n += 256 {
 		if n > most+256 {
@@ -426,6 +434,9 @@ func TestE30ConnectionsPerService(t *testing.T) {
 	}
 	if got := c.get("web", "/"); got.StatusCode != 200 {
 		t.Errorf("another service: %d", got.StatusCode)
+	}
+	if got := a.caller("other").get("noisy", "/"); got.StatusCode != 200 {
+		t.Errorf("another caller: %d", got.StatusCode)
 	}
 }
 

@@ -177,7 +177,7 @@ func TestDocsLimits(t *testing.T) {
 	}
 	var code []string
 	for _, v := range []any{dialTimeout, handshakeTimeout, certTimeout, headerTimeout, bodyIdle, bodyRate, idleTimeout, appIdleTimeout, deadAfter, stallTimeout,
-		drainTimeout, maxHeader, maxFields, maxReplay, maxStreams, maxTunnels, maxCallerStreams, maxConns} {
+		drainTimeout, lastCalls, maxHeader, maxFields, maxReplay, maxStreams, maxTunnels, maxCallerStreams, maxConns, maxConnsOfOne} {
 		code = append(code, fmt.Sprint(v))
 	}
 	if !slices.Equal(doc, code) {

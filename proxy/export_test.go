@@ -19,7 +19,7 @@ func (p *Proxy) Held() map[string]int {
 		links += size(&w.links)
 	}
 	return map[string]int{"endpoints": size(&p.endpoints), "budgets": size(&p.budgets), "links": links, "places": len(p.links.places),
-		"callers": len(p.links.who), "calls": int(p.inflight.n.Load())}
+		"callers": len(p.links.who), "calls": int(p.inflight.n.Load() + p.fromOthers.n.Load())}
 }
 
 // DrainFor drains for less than Run does, and cuts what is left.

@@ -129,7 +129,7 @@ func (h handler) Closed(conn *engine.Conn) {
 	}
 }
 
-// identify asks who opened a connection; nil when it ended meanwhile.
+// identify asks who opened a connection; nil when it ended meanwhile, or is one too many of its caller's.
 func (l *listener) identify(conn *engine.Conn) *caller {
 	id, in := l.p.c.Callers.Caller(l.p.life, conn.Remote, conn.Local)
 	c := &caller{who: l.p.links.arrive(id), source: policy.Source{Identity: id, IP: conn.Remote.Addr().Unmap().WithZone("")}} // CVE-2024-24790
@@ -143,7 +143,14 @@ func (l *listener) identify(conn *engine.Conn) *caller {
 		l.p.links.leave(c.who)
 		return nil
 	}
+	if l.of[c.who] >= maxConnsOfOne {
+		l.p.links.leave(c.who)
+		l.p.metrics.refused.With(l.svc.String()).Inc()
+		conn.Close()
+		return nil
+	}
 	l.conns[conn] = c
+	l.of[c.who]++
 	return c
 }
 
@@ -194,7 +201,7 @@ func (h handler) begin(x *engine.Call) *call {
 		c.raw, c.rule = e.raw(), c.edgeView.none
 	}
 	c.id = x.Request.Get("x-request-id")
-	h.inflight.add(1)
+	h.underway(c).add(1)
 	return c
 }
 
@@ -226,7 +233,7 @@ func (h handler) Respond(x *engine.Call) bool {
 	if !own {
 		c.report(c.outcome(f, res.Status))
 	}
-	if f == nil && res.Status == http.StatusServiceUnavailable {
+	if f == nil && (res.Status == http.StatusServiceUnavailable || res.Status == http.StatusTooManyRequests) {
 		c.rest(res.Get("retry-after"))
 	}
 	if f == errProtocol && x.Request.Upgrade != nil {
@@ -314,8 +321,17 @@ func (h handler) Done(x *engine.Call) {
 	c.ended()
 	c.stats().count(c.code(), c.flags, x.Result.Duration)
 	h.log.add(c)
+	n := h.underway(c)
 	c.state = state{}
-	h.inflight.add(-1)
+	n.add(-1)
+}
+
+// underway counts calls like this one.
+func (h handler) underway(c *call) *counter {
+	if c.peer != nil || c.edge != nil {
+		return &h.fromOthers
+	}
+	return &h.inflight
 }
 
 // stats are those of the call's caller and rule.

@@ -38,6 +38,36 @@ func (c *caller) idle(svc string) (*net.TCPConn, *bufio.Reader) {
 	return conn, r
 }
 
+// TestE29LastCalls: while a host ends, an application that is still asked by another host may call others for it; then no more.
+func TestE29LastCalls(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	a, b := w.host("a"), w.host("b")
+	inside, release := make(chan struct{}), make(chan struct{})
+	own := b.caller("web")
+	a.serve("stock", nil)
+	b.serve("web", http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		inside <- struct{}{}
+		<-release
+		got := own.get("stock", "/")
+		rw.WriteHeader(got.StatusCode)
+	}))
+	c := a.caller("frontend")
+	answers := make(chan *answer, 1)
+	go func() { answers <- c.get("web", "/") }()
+	<-inside
+	at := b.vip("stock")
+	b.quit()
+	close(release)
+	if got := <-answers; got.StatusCode != 200 {
+		t.Errorf("the call that the application made for its last one: %d", got.StatusCode)
+	}
+	<-b.ended
+	if _, err := own.dialer().Dial("tcp", at); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("a connection after that: %v", err)
+	}
+}
+
 // TestDrain: at the end of an agent what is under way ends well, from here and from other hosts, and nothing new begins.
 func TestDrain(t *testing.T) {
 	t.Parallel()
@@ -55,7 +85,7 @@ func TestDrain(t *testing.T) {
 	b.serveTCP("db", "hello\n")
 	local, remote := b.caller("frontend"), a.caller("frontend")
 	answers := make(chan *answer, 3)
-	for _, c := range []*caller{local, local.h2caller(), remote} {
+	for _, c := range []*caller{local, local.h2caller()} {
 		r := c.request("GET", "web", "/wait", nil)
 		go func() { answers <- c.send(r) }()
 		<-inside
@@ -85,7 +115,7 @@ func TestDrain(t *testing.T) {
 	}
 	tcp.Close()
 	close(release)
-	for range 3 {
+	for range 2 {
 		if got := <-answers; got.StatusCode != 200 || got.body != "done" || got.err != nil {
 			t.Errorf("a call under way: %d %q %v", got.StatusCode, got.body, got.err)
 		}
@@ -97,8 +127,8 @@ func TestDrain(t *testing.T) {
 			lines++
 		}
 	}
-	if lines != 3 {
-		t.Errorf("%d of 3 calls are in the log when the proxy has ended", lines)
+	if lines != 2 {
+		t.Errorf("%d of 2 calls are in the log when the proxy has ended", lines)
 	}
 	if held := b.Held(); held["calls"] != 0 {
 		t.Errorf("%v", held)

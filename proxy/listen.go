@@ -35,8 +35,9 @@ type listener struct {
 	stop context.CancelFunc // accepting
 	done chan struct{}      // closed when the port is
 
-	mu    sync.Mutex // guards conns
+	mu    sync.Mutex // guards what follows
 	conns map[*engine.Conn]*caller
+	of    map[*who]int // conns whose caller is known
 }
 
 // listenMode is what callers of a port may speak.
@@ -140,7 +141,7 @@ func (p *Proxy) listenLocked(ctx context.Context, svc mesh.ServiceName, at netip
 	if err != nil {
 		return fmt.Errorf("proxy: listen for %v: %w", svc, err)
 	}
-	l := &listener{p: p, svc: svc, mode: mode, done: make(chan struct{}), conns: map[*engine.Conn]*caller{}}
+	l := &listener{p: p, svc: svc, mode: mode, done: make(chan struct{}), conns: map[*engine.Conn]*caller{}, of: map[*who]int{}}
 	l.port.Store(uint32(port))
 	p.listeners.all[at] = l
 	lctx, stop := context.WithCancel(p.life)
@@ -179,6 +180,9 @@ func (l *listener) closed(c *engine.Conn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if from := l.conns[c]; from != nil {
+		if l.of[from.who]--; l.of[from.who] == 0 {
+			delete(l.of, from.who)
+		}
 		l.p.links.leave(from.who)
 	}
 	delete(l.conns, c)

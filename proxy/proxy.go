@@ -47,6 +47,7 @@ const (
 	deadAfter        = 2 * time.Second  // a tunnel on which nothing comes for so long, not even to a ping
 	stallTimeout     = 30 * time.Second // of a peer that takes no byte
 	drainTimeout     = 10 * time.Second
+	lastCalls        = 5 * time.Second // of it, in which applications that others called may call
 	lastTimeout      = time.Second // for what is cut to end, and for the last lines of the log
 	maxHeader        = 64 << 10    // bytes of a head
 	maxFields        = 100         // of a head
@@ -56,6 +57,7 @@ const (
 	maxStreams       = 100         // of a tunnel at one time
 	maxCallerStreams = 250         // of a caller's connection of HTTP/2 at one time
 	maxConns         = 4096        // of callers to one port of a service
+	maxConnsOfOne    = 3072        // of them, of one caller
 	maxTunnels       = 32          // connections of one caller to one service on another node
 )
 
@@ -131,7 +133,8 @@ type Proxy struct {
 	followed progress
 	stopped  chan struct{}  // closed when the engine has
 	work     sync.WaitGroup // of ports, and of those who ask who calls
-	inflight counter        // calls
+	inflight   counter      // calls of this host
+	fromOthers counter      // calls of other hosts, and of clients of gateways
 }
 
 // New returns a Proxy. It reads VIPFile and opens nothing but event queues.
@@ -158,7 +161,7 @@ func New(c Config) (*Proxy, error) {
 		return nil, err
 	}
 	p := &Proxy{c: c, metrics: newMetrics(c.Metrics), log: newAccessLog(c.AccessLog, c.Metrics), said: telemetry.OncePer(time.Minute),
-		vips: v, links: links{who: map[mesh.Identity]*who{}, places: map[place]*place{}}, followed: progress{changed: make(chan struct{})}, stopped: make(chan struct{}), inflight: newCounter(),
+		vips: v, links: links{who: map[mesh.Identity]*who{}, places: map[place]*place{}}, followed: progress{changed: make(chan struct{})}, stopped: make(chan struct{}), inflight: newCounter(), fromOthers: newCounter(),
 		edge:      edge{ports: map[netip.AddrPort]*edgePort{}},
 		listeners: listeners{all: map[netip.AddrPort]*listener{}, bound: map[mesh.ServiceName]*mesh.Service{}}}
 	p.engine, err = engine.New(engine.Config{Handler: handler{p}, Loops: c.Loops, Log: c.Log, Panicked: p.panicked, Limits: engine.Limits{
@@ -284,9 +287,14 @@ func (p *progress) set(at uint64) {
 	p.changed = make(chan struct{})
 }
 
-// drain stops accepting calls of this host, waits until nothing is in flight, and then asks other agents to leave their tunnels,
-// which are served until then. Its error is that of ctx.
+// drain lets applications finish what others asked them for, for which they may call other services; then it stops accepting calls of
+// this host, waits until nothing is in flight, and asks other agents to leave their tunnels, which are served until then. Its
+// error is that of ctx.
 func (p *Proxy) drain(ctx context.Context) error {
+	p.drainEdge()
+	lctx, cancel := context.WithTimeout(ctx, lastCalls)
+	p.fromOthers.wait(lctx)
+	cancel()
 	p.listeners.mu.Lock()
 	p.listeners.closed = true
 	all := slices.Collect(maps.Values(p.listeners.all))
@@ -298,8 +306,8 @@ func (p *Proxy) drain(ctx context.Context) error {
 		<-l.done
 		l.each((*engine.Conn).Drain)
 	}
-	p.drainEdge()
 	p.inflight.wait(ctx)
+	p.fromOthers.wait(ctx)
 	p.engine.Drain(ctx)
 	return ctx.Err()
 }
@@ -313,6 +321,7 @@ func (p *Proxy) close() {
 	ctx, cancel := context.WithTimeout(context.Background(), lastTimeout)
 	defer cancel()
 	p.inflight.wait(ctx)
+	p.fromOthers.wait(ctx)
 }
 
 // counter counts what is in flight, and lets one wait until nothing is.

@@ -3,6 +3,7 @@ package proxy
 import (
 	"bytes"
 	"cmp"
+	"math"
 	"math/rand/v2"
 	"net/http"
 	"slices"
@@ -47,13 +48,33 @@ func (c *call) report(o lb.Outcome) {
 	c.split.dest.picker.Report(c.picked, now.UnixNano(), took, o)
 }
 
-// rest lets the instance rest for the seconds that it asked for. Other instances are asked meanwhile, if there are any. A date is not
-// looked at.
+// rest lets the instance rest for as long as it asked for. Other instances are asked meanwhile, if there are any.
 func (c *call) rest(retryAfter []byte) {
-	if s, err := strconv.ParseUint(text(retryAfter), 10, 16); err == nil && c.counted {
-		c.split.dest.picker.Rest(c.picked, time.Now().UnixNano(), time.Duration(s)*time.Second)
+	if len(retryAfter) == 0 || !c.counted {
+		return
+	}
+	now := time.Now()
+	if d := waitOf(retryAfter, now); d > 0 {
+		c.split.dest.picker.Rest(c.picked, now.UnixNano(), d)
 	}
 }
+
+// waitOf reads a Retry-After: seconds, or a date (RFC 9110, section 10.2.3). 0 is none that is understood, or one that is over.
+func waitOf(retryAfter []byte, now time.Time) time.Duration {
+	if s, err := strconv.ParseUint(text(retryAfter), 10, 16); err == nil {
+		return time.Duration(s) * time.Second
+	}
+	if len(retryAfter) > maxDate {
+		return 0
+	}
+	at, err := http.ParseTime(text(retryAfter))
+	if err != nil {
+		return 0
+	}
+	return max(0, min(at.Sub(now), math.MaxUint16*time.Second))
+}
+
+const maxDate = 40 // bytes that a date has at most, in any of its forms
 
 // wants reports whether the policy wants another try after this one: f is why there is no answer of an application, else status and grpc
 // are those of the answer.

@@ -299,8 +299,17 @@ func (w *world) on(args []string) (string, error) {
 	if e, ok := errors.AsType[*exec.ExitError](err); ok {
 		err = fmt.Errorf("exit code %d: %s", e.ExitCode(), &bad)
 	}
+	for _, m := range registered.FindAllStringSubmatch(out.String(), -1) {
+		name, err := mesh.NewServiceName(m[1], m[2])
+		if err != nil {
+			return "", err
+		}
+		w.new = append(w.new, instance{name, m[3], false}) // what follows is to meet it everywhere
+	}
 	return out.String() + bad.String(), err
 }
+
+var registered = regexp.MustCompile(`(?m)^service ([a-z0-9-]+)/([a-z0-9-]+) registered with the id (\S+)$`)
 
 // one is a single call.
 func (w *world) one(tool string) func([]string) (string, error) {
