@@ -12,8 +12,8 @@ import (
 )
 
 // The engine thinks in HTTP/1.1: a head of HTTP/2 is written as one and parsed again, which also holds it to the rules of both. What is
-// sent on in HTTP/2 is made of that. A body of known length for which trailers are announced gets chunks, for without them HTTP/1 has
-// no trailers.
+// sent on in HTTP/2 is made of that. A body of known length for which trailers are announced, or asked for, gets chunks, for without them
+// HTTP/1 has no trailers.
 
 func headSize(h *http2.Head) int {
 	n := 256 + len(h.Method) + len(h.Path) + len(h.Authority) + len(h.Protocol)
@@ -70,7 +70,7 @@ func (x *Call) appendResponseHead(b []byte, h *http2.Head, end bool) []byte {
 			b = appendLine(b, "sec-websocket-accept", acceptOf(key))
 		}
 	case h.Status < 200 || h.Status == 204 || x.asked.Connect && h.Status < 300:
-	case h.Length >= 0 && (end || x.asked.Head || h.Length > 0 && h.Get("trailer") == nil):
+	case h.Length >= 0 && (end || x.asked.Head || h.Length > 0 && h.Get("trailer") == nil && !x.wantsTrailers()):
 		b = appendLength(b, h.Length)
 	case x.asked.Head || h.Status == 304:
 	case end:
@@ -80,6 +80,9 @@ func (x *Call) appendResponseHead(b []byte, h *http2.Head, end bool) []byte {
 	}
 	return append(b, "\r\n"...)
 }
+
+// wantsTrailers tells if the client speaks HTTP/1 and said that it reads trailers, which may come unannounced.
+func (x *Call) wantsTrailers() bool { return x.cs == nil && x.Request.TETrailers }
 
 func trailerSize(t *http1.Trailer) int {
 	n := 2

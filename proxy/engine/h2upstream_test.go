@@ -289,6 +289,25 @@ func TestUpstreamStreams(t *testing.T) {
 				p.expect("HTTP/1.1 103 Early Hints\r\nl: 1\r\n\r\nHTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
 				p.chunks("ok", "b: 2\r\n")
 			}, want: []string{"POST / 200 - 1"}},
+		{name: "C15: trailers that nobody announced, of an answer with a length, for who takes them",
+			servers: []func(*peer){func(p *peer) {
+				h := p.h2server(http2.Options{})
+				for id, request := range []string{"request 1 GET x/ end", "request 3 GET x/ te end"} {
+					h.want(request)
+					id := uint32(2*id + 1)
+					h.respond(id, 200, 2, false)
+					h.data(id, "ok", false)
+					h.trailers(id, "b", "2")
+				}
+				h.idle()
+			}},
+			client: func(p *peer) {
+				p.send(get)
+				p.expect("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+				p.send("GET / HTTP/1.1\r\nHost: x\r\nTE: trailers\r\nConnection: te\r\n\r\n")
+				p.expect("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+				p.chunks("ok", "b: 2\r\n")
+			}, want: []string{"GET / 200 - 1", "GET / 200 - 1"}},
 		{name: "C17: HEAD, 204, 304, whether or not the head ends the stream",
 			servers: []func(*peer){func(p *peer) {
 				h := p.h2server(http2.Options{})
