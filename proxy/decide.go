@@ -68,8 +68,10 @@ func (c *call) act(r *policy.HTTPRoute) *fault {
 	if c.answersCORS() {
 		return nil
 	}
-	if f := c.inject(act.Fault); f != nil {
-		return f
+	if !c.resumed {
+		if f := c.inject(act.Fault); f != nil {
+			return f
+		}
 	}
 	switch {
 	case act.Redirect != nil:
@@ -172,7 +174,9 @@ func (c *call) forward(r *policy.HTTPRoute) *fault {
 	c.limit(act.Timeout)
 	d.TryTimeout = act.Retry.PerTry
 	d.ReplayUnsafe = on&(policy.On5xx|policy.OnGatewayError|policy.OnReset) != 0
-	c.split.dest.budget.call(x.Result.Start)
+	if !c.resumed {
+		c.split.dest.budget.call(x.Result.Start)
+	}
 	c.hash = c.key(c.split.dest)
 	f := c.try(x.Result.Start)
 	if f == nil && len(c.rule.mirrors) > 0 {

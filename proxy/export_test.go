@@ -22,6 +22,9 @@ func (p *Proxy) Held() map[string]int {
 		"callers": len(p.links.who), "calls": int(p.inflight.n.Load() + p.fromOthers.n.Load())}
 }
 
+// Verifying has the proxy take it that so many more tokens are being verified.
+func (p *Proxy) Verifying(n int64) { p.verifying.Add(n) }
+
 // DrainFor drains for less than Run does, and cuts what is left.
 func (p *Proxy) DrainFor(d time.Duration) error {
 	ctx, cancel := context.WithTimeout(context.Background(), d)

@@ -65,6 +65,10 @@ type state struct {
 	again    bool // the try is a retry, which the budget counts
 	flags    flags
 	deniedBy string
+
+	deciding   bool                 // Decide is, or what comes in its place
+	unverified *policy.Verification // with errLater
+	resumed    bool                 // it is decided for the second time
 }
 
 // text takes bytes for a string, without a copy.
@@ -156,8 +160,12 @@ func (l *listener) identify(conn *engine.Conn) *caller {
 
 // Decide says what becomes of a request or a connection.
 func (h handler) Decide(x *engine.Call) {
-	c := h.begin(x)
+	h.begin(x).decide()
+}
+
+func (c *call) decide() {
 	var f *fault
+	c.deciding = true
 	switch {
 	case c.peer != nil:
 		f = c.inbound()
@@ -170,9 +178,47 @@ func (h handler) Decide(x *engine.Call) {
 	default:
 		f = c.outbound()
 	}
+	if c.deciding = false; f == errLater {
+		f = c.verifyLater()
+	}
 	if f != nil {
 		c.answer(f)
 	}
+}
+
+// maxVerifying bounds the requests whose tokens are being verified, or wait for that.
+const maxVerifying = 1024
+
+// errLater stands for a decision that is made once a token was verified.
+var errLater = new(fault)
+
+// verifyLater has a token verified where nobody waits for it, and the call decided then.
+func (c *call) verifyLater() *fault {
+	p, v := c.p, c.unverified
+	if p.verifying.Add(1) > maxVerifying {
+		p.verifying.Add(-1)
+		return errOverflow
+	}
+	c.anew()
+	pause := c.x.Later()
+	p.work.Go(func() {
+		defer p.verifying.Add(-1)
+		select {
+		case p.verifiers <- struct{}{}:
+		case <-p.life.Done():
+			return
+		}
+		v.Run(time.Now())
+		<-p.verifiers
+		pause.Resume(func(x *engine.Call) { x.Data.(*call).decide() })
+	})
+	return nil
+}
+
+// anew forgets what was decided so far, but that it was: what chance decides, and what counts, is not done twice.
+func (c *call) anew() {
+	c.ended()
+	c.tried, c.attempts, c.target, c.unverified, c.resumed = c.tried[:0], 0, nil, nil, true
 }
 
 // begin makes a call ready for what comes first of it.
@@ -462,7 +508,15 @@ func (c *call) verifyUser(m *policy.Model, to *policy.Target, q *policy.Request)
 	if !m.LooksAtTokens() {
 		return nil
 	}
-	auth, why := m.Authenticate(to, q, c.x.Result.Start)
+	now := c.x.Result.Start
+	auth, why, v := m.Known(to, q, now)
+	if v != nil && c.deciding && !c.resumed {
+		c.unverified = v
+		return errLater
+	}
+	if v != nil {
+		auth, why = v.Run(now)
+	}
 	if why != "" {
 		c.deniedBy = why
 		return errToken

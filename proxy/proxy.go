@@ -20,6 +20,7 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -48,17 +49,17 @@ const (
 	stallTimeout     = 30 * time.Second // of a peer that takes no byte
 	drainTimeout     = 10 * time.Second
 	lastCalls        = 5 * time.Second // of it, in which applications that others called may call
-	lastTimeout      = time.Second // for what is cut to end, and for the last lines of the log
-	maxHeader        = 64 << 10    // bytes of a head
-	maxFields        = 100         // of a head
-	hopHeader        = 16 << 10    // more bytes of it between agents, for what they add and how HTTP/2 counts
-	hopFields        = 16          // more fields
-	maxReplay        = 64 << 10    // bytes of a body that is kept for another try
-	maxStreams       = 100         // of a tunnel at one time
-	maxCallerStreams = 250         // of a caller's connection of HTTP/2 at one time
-	maxConns         = 4096        // of callers to one port of a service
-	maxConnsOfOne    = 3072        // of them, of one caller
-	maxTunnels       = 32          // connections of one caller to one service on another node
+	lastTimeout      = time.Second     // for what is cut to end, and for the last lines of the log
+	maxHeader        = 64 << 10        // bytes of a head
+	maxFields        = 100             // of a head
+	hopHeader        = 16 << 10        // more bytes of it between agents, for what they add and how HTTP/2 counts
+	hopFields        = 16              // more fields
+	maxReplay        = 64 << 10        // bytes of a body that is kept for another try
+	maxStreams       = 100             // of a tunnel at one time
+	maxCallerStreams = 250             // of a caller's connection of HTTP/2 at one time
+	maxConns         = 4096            // of callers to one port of a service
+	maxConnsOfOne    = 3072            // of them, of one caller
+	maxTunnels       = 32              // connections of one caller to one service on another node
 )
 
 // Snapshots gives the current picture of the mesh. Watch blocks until there is a version after the given one.
@@ -128,13 +129,15 @@ type Proxy struct {
 	listeners listeners
 	edge      edge
 
-	life     context.Context // of everything that is carried; ends when Run does
-	end      context.CancelCauseFunc
-	followed progress
-	stopped  chan struct{}  // closed when the engine has
-	work     sync.WaitGroup // of ports, and of those who ask who calls
-	inflight   counter      // calls of this host
-	fromOthers counter      // calls of other hosts, and of clients of gateways
+	life       context.Context // of everything that is carried; ends when Run does
+	end        context.CancelCauseFunc
+	followed   progress
+	stopped    chan struct{}  // closed when the engine has
+	work       sync.WaitGroup // of ports, and of those who ask who calls
+	verifying  atomic.Int64   // tokens
+	verifiers  chan struct{}  // has room for those that are verified at one time
+	inflight   counter        // calls of this host
+	fromOthers counter        // calls of other hosts, and of clients of gateways
 }
 
 // New returns a Proxy. It reads VIPFile and opens nothing but event queues.
@@ -161,7 +164,7 @@ func New(c Config) (*Proxy, error) {
 		return nil, err
 	}
 	p := &Proxy{c: c, metrics: newMetrics(c.Metrics), log: newAccessLog(c.AccessLog, c.Metrics), said: telemetry.OncePer(time.Minute),
-		vips: v, links: links{who: map[mesh.Identity]*who{}, places: map[place]*place{}}, followed: progress{changed: make(chan struct{})}, stopped: make(chan struct{}), inflight: newCounter(), fromOthers: newCounter(),
+		vips: v, links: links{who: map[mesh.Identity]*who{}, places: map[place]*place{}}, followed: progress{changed: make(chan struct{})}, stopped: make(chan struct{}), verifiers: make(chan struct{}, runtime.GOMAXPROCS(0)), inflight: newCounter(), fromOthers: newCounter(),
 		edge:      edge{ports: map[netip.AddrPort]*edgePort{}},
 		listeners: listeners{all: map[netip.AddrPort]*listener{}, bound: map[mesh.ServiceName]*mesh.Service{}}}
 	p.engine, err = engine.New(engine.Config{Handler: handler{p}, Loops: c.Loops, Log: c.Log, Panicked: p.panicked, Limits: engine.Limits{
@@ -194,6 +197,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 		defer cancel()
 		broken = p.engine.Run(p.life)
 	}()
+	p.work.Go(p.endTokens)
 	var after uint64
 	var failed error
 	for ctx.Err() == nil {

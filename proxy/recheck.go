@@ -3,6 +3,7 @@ package proxy
 import (
 	"cmp"
 	"slices"
+	"time"
 
 	"github.com/meshagent/meshagent/mesh"
 	"github.com/meshagent/meshagent/mesh/policy"
@@ -37,6 +38,33 @@ func (t *table) governs() governing {
 func (g governing) equal(o governing) bool {
 	return g.model == o.model && slices.EqualFunc(g.here, o.here, func(a, b *mesh.Instance) bool { return a == b || a.Equal(b) })
 }
+
+// tokensEvery is how often calls are looked for whose user's token has ended.
+const tokensEvery = 2 * time.Second
+
+// endTokens cuts them, until the proxy ends: a stream does not outlive what let it in.
+func (p *Proxy) endTokens() {
+	for tick := time.NewTicker(tokensEvery); ; {
+		select {
+		case <-p.life.Done():
+			tick.Stop()
+			return
+		case now := <-tick.C:
+			if !p.current().model.LooksAtTokens() {
+				continue
+			}
+			p.engine.Each(func(x *engine.Call) {
+				c, ok := x.Data.(*call)
+				if ok && c.live && (ended(c.sent.Auth, now) || ended(c.asks.Auth, now)) {
+					c.deniedBy = "the token has ended"
+					c.cut(errToken)
+				}
+			})
+		}
+	}
+}
+
+func ended(a *policy.Auth, now time.Time) bool { return a != nil && now.After(a.Ends()) }
 
 // recheck asks policy again about the calls that go to instances of this host, and cuts those that may not any more. An instance that
 // has left the catalog is still the one it was.

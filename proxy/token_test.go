@@ -6,10 +6,28 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
 )
+
+// issues returns what gives tokens out, and the keys by which they are verified.
+func issues(t *testing.T) (token func(groups string, ends time.Time) string, jwks string) {
+	pub, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	enc := base64.RawURLEncoding.EncodeToString
+	return func(groups string, ends time.Time) string {
+		claims, err := json.Marshal(map[string]any{"iss": "https://a.example", "sub": "alice", "exp": ends.Unix(), "groups": groups})
+		if err != nil {
+			t.Fatal(err)
+		}
+		said := enc([]byte(`{"alg":"EdDSA","kid":"k"}`)) + "." + enc(claims)
+		return said + "." + enc(ed25519.Sign(key, []byte(said)))
+	}, fmt.Sprintf(`{"keys":[{"kty":"OKP","crv":"Ed25519","kid":"k","x":%q}]}`, enc(pub))
+}
 
 // TestTokens: the called host verifies tokens, for callers of its own and of other hosts alike, and the refused hears no more than that his
 // token is not valid.
@@ -19,20 +37,7 @@ func TestTokens(t *testing.T) {
 	a, b := w.host("a"), w.host("b")
 	a.serve("here", nil)
 	b.serve("web", nil)
-	pub, key, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	enc := base64.RawURLEncoding.EncodeToString
-	token := func(groups string, ends time.Time) string {
-		claims, err := json.Marshal(map[string]any{"iss": "https://a.example", "sub": "alice", "exp": ends.Unix(), "groups": groups})
-		if err != nil {
-			t.Fatal(err)
-		}
-		said := enc([]byte(`{"alg":"EdDSA","kid":"k"}`)) + "." + enc(claims)
-		return said + "." + enc(ed25519.Sign(key, []byte(said)))
-	}
-	jwks := fmt.Sprintf(`{"keys":[{"kty":"OKP","crv":"Ed25519","kid":"k","x":%q}]}`, enc(pub))
+	token, jwks := issues(t)
 	for _, svc := range []string{"here", "web"} {
 		w.apply(fmt.Sprintf(`
 apiVersion: security.istio.io/v1
@@ -81,4 +86,42 @@ spec:
 			}
 		}
 	}
+}
+
+// TestTokensAreBounded: tokens that nobody knows are verified beside the data path, so many at one time; who is known needs none of that. A
+// request does not outlive its token.
+func TestTokensAreBounded(t *testing.T) {
+	t.Parallel()
+	both(t, func(t *testing.T, w *world, c *caller, on *host) {
+		inside := make(chan struct{}, 1)
+		on.serve("web", http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/wait" {
+				inside <- struct{}{}
+				<-r.Context().Done()
+			}
+		}))
+		token, jwks := issues(t)
+		w.apply(fmt.Sprintf("apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {name: web}\nspec:\n  jwtRules: [{issuer: \"https://a.example\", jwks: %q, forwardOriginalToken: true}]\n", jwks))
+		soon := time.Now().Add(time.Hour)
+		good := token("staff", soon)
+		if got := c.get("web", "/", "Authorization", "Bearer "+good); got.StatusCode != 200 {
+			t.Errorf("a good one: %d", got.StatusCode)
+		}
+		on.Verifying(1024)
+		if got := c.get("web", "/", "Authorization", "Bearer "+good); got.StatusCode != 200 {
+			t.Errorf("a known one, while many are verified: %d", got.StatusCode)
+		}
+		c.get("web", "/", "Authorization", "Bearer "+token("other", soon)).expect(t, 503, "UO too many calls at one time")
+		if got := c.get("web", "/"); got.StatusCode != 200 {
+			t.Errorf("none, while many are verified: %d", got.StatusCode)
+		}
+		on.Verifying(-1024)
+		short := token("staff", time.Now().Add(-57*time.Second)) // clocks may differ by a minute
+		answers := make(chan *answer, 1)
+		go func() { answers <- c.get("web", "/wait", "Authorization", "Bearer "+short) }()
+		<-inside
+		if got := <-answers; got.StatusCode != 401 {
+			t.Errorf("one that ends meanwhile: %d", got.StatusCode)
+		}
+	})
 }

@@ -82,8 +82,9 @@ type doc struct {
 	key        mesh.PolicyKey
 	apiVersion string
 	spec       *strictyaml.Node
-	lifted     bool // spec is what stands beside the head
-	value      any  // the decoded spec: a pointer to the kind's type of package istio or gatewayapi
+	lifted     bool    // spec is what stands beside the head
+	tokens     *tokens // of a RequestAuthentication: compiled once, for what was verified by it is kept there
+	value      any     // the decoded spec: a pointer to the kind's type of package istio or gatewayapi
 	errs       strictyaml.Errors
 }
 
@@ -266,7 +267,7 @@ func read[T any](d *doc) {
 	case *istio.PeerAuthentication:
 		probs = checkPeer(d.key, s)
 	case *istio.RequestAuthentication:
-		_, probs = compileTokens(d.key, s)
+		d.tokens, probs = compileTokens(d.key, s)
 	case *istio.AuthorizationPolicy:
 		_, probs = compileAuthz(d.key, s)
 	case *istio.ServiceEntry:
@@ -410,8 +411,7 @@ func (m *Model) add(p mesh.Policy, d *decoded, g *gateway) {
 		}
 	case *istio.PeerAuthentication: // is always so
 	case *istio.RequestAuthentication:
-		t, _ := compileTokens(p.PolicyKey, s)
-		m.tokens.add(t, p.Namespace == RootNamespace)
+		m.tokens.add(d.tokens, p.Namespace == RootNamespace)
 	case *istio.AuthorizationPolicy:
 		a, _ := compileAuthz(p.PolicyKey, s)
 		m.authz.add(a, p.Namespace == RootNamespace)

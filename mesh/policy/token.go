@@ -4,13 +4,15 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/base64"
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"net/url"
 	"slices"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"time"
+	"unsafe"
 
 	"github.com/go-jose/go-jose/v4"
 	"github.com/go-jose/go-jose/v4/jwt"
@@ -32,11 +34,14 @@ type Auth struct {
 
 // Limits of tokens.
 const (
-	maxToken    = 8 << 10 // bytes
-	maxKeys     = 20      // of a rule
-	maxRules    = 20      // of a policy
-	clockSkew   = time.Minute
-	maxVerified = 4096 // tokens that are remembered
+	maxToken  = 8 << 10 // bytes
+	maxKeys   = 20      // of a rule
+	maxRules  = 20      // of a policy
+	clockSkew = time.Minute
+
+	maxGood     = 4096 // valid ones that a rule remembers, until they end
+	maxBad      = 512  // others
+	badTokenFor = 10 * time.Second
 )
 
 // algorithms are those that a token may be signed with: none with a secret that whoever verifies has, too. SECURITY 57.
@@ -50,6 +55,7 @@ type tokenRule struct {
 	headers   []tokenHeader
 	params    []string
 	cookies   []string
+	known     knownTokens
 }
 
 type tokenHeader struct{ name, prefix string } // name in lower case
@@ -62,11 +68,10 @@ type tokens struct {
 	rules    []*tokenRule
 }
 
-// tokenIndex holds them by namespace, as authzIndex does, and what was verified by them.
+// tokenIndex holds them by namespace, as authzIndex does.
 type tokenIndex struct {
-	by       map[string][]*tokens
-	root     []*tokens
-	verified verified
+	by   map[string][]*tokens
+	root []*tokens
 }
 
 func (x *tokenIndex) add(t *tokens, everywhere bool) {
@@ -145,13 +150,25 @@ func (c *compiler) jwks(path, s string) []jose.JSONWebKey {
 func (m *Model) LooksAtTokens() bool { return m != nil && (m.tokens.by != nil || m.tokens.root != nil) }
 
 // Authenticate verifies the token of a request, if the policies of the target take any and there is one. why is what is wrong with it, for
-// log and API. nil, "" is a request without a token: what it may do without, authorization says. Source: Istio, "RequestAuthentication".
+// log and API. nil, "" is a request without a token: what it may do without, authorization says. That costs up to a millisecond: where
+// nobody may wait, ask Known first. Source: Istio, "RequestAuthentication".
 func (m *Model) Authenticate(t *Target, r *Request, now time.Time) (a *Auth, why string) {
+	a, why, v := m.Known(t, r, now)
+	if v != nil {
+		return v.Run(now)
+	}
+	return a, why
+}
+
+// Known is Authenticate for tokens that were verified a short time ago, which costs no more than a hash of the token and allocates
+// nothing. v is not nil for others: run it, from any goroutine, and ask again.
+func (m *Model) Known(t *Target, r *Request, now time.Time) (a *Auth, why string, v *Verification) {
 	if r.Method == "" {
-		return nil, ""
+		return nil, "", nil
 	}
 	found := ""
-	var rules []*tokenRule
+	var buf [8]*tokenRule
+	rules := buf[:0]
 	for _, l := range [...][]*tokens{m.tokens.root, m.tokens.by[t.Service.Namespace()]} {
 		for _, p := range l {
 			if !p.selects(t) {
@@ -160,7 +177,7 @@ func (m *Model) Authenticate(t *Target, r *Request, now time.Time) (a *Auth, why
 			for _, rule := range p.rules {
 				token, several := rule.find(r)
 				if several || token != "" && found != "" && token != found {
-					return nil, "more than one token"
+					return nil, "more than one token", nil
 				}
 				if token != "" {
 					found = token
@@ -171,12 +188,62 @@ func (m *Model) Authenticate(t *Target, r *Request, now time.Time) (a *Auth, why
 	}
 	switch {
 	case found == "":
-		return nil, ""
+		return nil, "", nil
 	case len(found) > maxToken:
-		return nil, "the token is too long"
+		return nil, "the token is too long", nil
 	}
-	return m.tokens.verified.verify(found, rules, now)
+	key := sha256.Sum256(unsafe.Slice(unsafe.StringData(found), len(found)))
+	if a, why, ok := known(rules, &key, now); ok {
+		return a, why, nil
+	}
+	return nil, "", &Verification{strings.Clone(found), key, slices.Clone(rules)}
 }
+
+// known asks what was verified before: ok is false if one rule that could take the token was not asked yet.
+func known(rules []*tokenRule, key *[sha256.Size]byte, now time.Time) (a *Auth, why string, ok bool) {
+	why, ok = errIssuer, true
+	for _, r := range rules {
+		k := r.known.get(key, now)
+		switch {
+		case k == nil:
+			ok = false
+		case k.auth != nil:
+			return k.auth, "", true
+		case k.why != errIssuer:
+			why = k.why
+		}
+	}
+	return nil, why, ok
+}
+
+const errIssuer = "nobody takes tokens of this issuer"
+
+// Verification is the token of a request, which some rules may take. Several policies may name its issuer: it counts if it is valid by
+// one of them, as in Istio.
+type Verification struct {
+	token string
+	key   [sha256.Size]byte
+	rules []*tokenRule
+}
+
+// Run verifies the token, and has the rules remember it. From any goroutine.
+func (v *Verification) Run(now time.Time) (a *Auth, why string) {
+	why = errIssuer
+	for _, r := range v.rules {
+		got, bad := check(v.token, r, now)
+		r.known.put(&v.key, got, bad, now)
+		if got != nil {
+			return got, ""
+		}
+		if bad != errIssuer {
+			why = bad
+		}
+	}
+	return nil, why
+}
+
+// Ends tells when the token's time is up, with the skew of clocks that is allowed.
+func (a *Auth) Ends() time.Time { return a.ends }
 
 func (t *tokens) selects(to *Target) bool {
 	return selected(t.selector, to.Service, to.Labels) && (t.targets == nil || slices.Contains(t.targets, to.Service.Name()))
@@ -221,41 +288,55 @@ func (rule *tokenRule) find(r *Request) (token string, several bool) {
 	return token, several
 }
 
-// verified remembers tokens that were good, by their hashes and the policies' own lists: a Model has one.
-type verified struct {
-	mu  sync.Mutex // guards known
-	all map[[sha256.Size]byte]*Auth
+// knownTokens are those that a rule has seen. Slots are found by the token's hash: what comes later to the same one takes its place, so that
+// their number is bounded. Valid ones have slots of their own, which nobody can take without another valid one.
+type knownTokens struct {
+	good atomic.Pointer[[maxGood]atomic.Pointer[knownToken]] // nil until there is one
+	bad  atomic.Pointer[[maxBad]atomic.Pointer[knownToken]]
 }
 
-// verify checks a token against the rules that found it. The issuer decides which: exactly one has it.
-func (v *verified) verify(token string, rules []*tokenRule, now time.Time) (*Auth, string) {
-	h := sha256.New()
-	h.Write([]byte(token))
-	for _, r := range rules { // issuers are told apart by length, too: SECURITY 44
-		fmt.Fprintf(h, "%p", r)
-	}
-	var key [sha256.Size]byte
-	h.Sum(key[:0])
-	v.mu.Lock()
-	a := v.all[key]
-	v.mu.Unlock()
-	if a != nil && now.Before(a.ends) {
-		return a, ""
-	}
-	a, why := check(token, rules, now)
-	if a == nil {
-		return nil, why
-	}
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if len(v.all) >= maxVerified || v.all == nil {
-		v.all = map[[sha256.Size]byte]*Auth{}
-	}
-	v.all[key] = a
-	return a, ""
+// knownToken is immutable.
+type knownToken struct {
+	key   [sha256.Size]byte
+	auth  *Auth // nil: it is not valid, for why
+	why   string
+	until time.Time
 }
 
-func check(token string, rules []*tokenRule, now time.Time) (*Auth, string) {
+func (k *knownTokens) get(key *[sha256.Size]byte, now time.Time) *knownToken {
+	n := binary.LittleEndian.Uint16(key[:])
+	if all := k.good.Load(); all != nil {
+		if t := all[n%maxGood].Load(); t != nil && t.key == *key && now.Before(t.until) {
+			return t
+		}
+	}
+	if all := k.bad.Load(); all != nil {
+		if t := all[n%maxBad].Load(); t != nil && t.key == *key && now.Before(t.until) && t.until.Sub(now) < 2*badTokenFor { // else the clock was set
+			return t
+		}
+	}
+	return nil
+}
+
+func (k *knownTokens) put(key *[sha256.Size]byte, a *Auth, why string, now time.Time) {
+	n := binary.LittleEndian.Uint16(key[:])
+	t := &knownToken{*key, a, why, now.Add(badTokenFor)}
+	if a != nil {
+		t.until = a.ends
+		if k.good.Load() == nil {
+			k.good.CompareAndSwap(nil, new([maxGood]atomic.Pointer[knownToken]))
+		}
+		k.good.Load()[n%maxGood].Store(t)
+		return
+	}
+	if k.bad.Load() == nil {
+		k.bad.CompareAndSwap(nil, new([maxBad]atomic.Pointer[knownToken]))
+	}
+	k.bad.Load()[n%maxBad].Store(t)
+}
+
+// check verifies a token by one rule.
+func check(token string, rule *tokenRule, now time.Time) (*Auth, string) {
 	tok, err := jwt.ParseSigned(token, algorithms)
 	if err != nil || len(tok.Headers) != 1 {
 		return nil, "the token is none, or signed in a way that is not allowed"
@@ -264,11 +345,10 @@ func check(token string, rules []*tokenRule, now time.Time) (*Auth, string) {
 	if err := tok.UnsafeClaimsWithoutVerification(&said); err != nil {
 		return nil, "the token's claims cannot be read"
 	}
-	i := slices.IndexFunc(rules, func(r *tokenRule) bool { return r.issuer == said.Issuer })
-	if i < 0 {
-		return nil, "nobody takes tokens of this issuer"
+	if said.Issuer != rule.issuer {
+		return nil, errIssuer
 	}
-	rule, head := rules[i], tok.Headers[0]
+	head := tok.Headers[0]
 	var claims jwt.Claims
 	good := false
 	for _, k := range rule.keys {
@@ -286,7 +366,7 @@ func check(token string, rules []*tokenRule, now time.Time) (*Auth, string) {
 	case claims.Expiry == nil:
 		return nil, "the token has no end"
 	case claims.Issuer != rule.issuer:
-		return nil, "nobody takes tokens of this issuer"
+		return nil, errIssuer
 	}
 	// Time and audience.
 	want := jwt.Expected{Time: now}

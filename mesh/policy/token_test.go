@@ -247,6 +247,53 @@ func TestAuthorizeUsers(t *testing.T) {
 	}
 }
 
+// TestKnownTokens: a token is verified once, whether it is good or not, and by whose policy takes its issuer; asking again allocates nothing. What
+// was verified outlives a change of other policies.
+func TestKnownTokens(t *testing.T) {
+	i, j := newIssuer(t, "https://a.example", "ka"), newIssuer(t, "https://a.example", "kb")
+	second := strings.Replace(taking(j, t, ""), "name: ", "name: second-", 1)
+	var cache Cache
+	compile := func(more string) *Model {
+		ps, err := Parse("test.yaml", []byte(taking(i, t, "")+"---\n"+second+more))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return cache.Compile(td, 1, ps)
+	}
+	m := compile("")
+	web := &Target{Service: mesh.MustServiceName("web")}
+	forged := i.token(t, nil)
+	forged = forged[:len(forged)-6] + "AAAAAA"
+	for name, c := range map[string]struct{ token, why string }{
+		"of the first policy": {i.token(t, nil), ""}, "of the second": {j.token(t, nil), ""},
+		"forged": {forged, "the token's signature is not the issuer's"}, "none": {"x.y.z", "the token is none, or signed in a way that is not allowed"},
+	} {
+		r := bearing("", map[string][]string{"authorization": {"Bearer " + c.token}})
+		_, _, v := m.Known(web, r, now())
+		if v == nil {
+			t.Fatalf("%s: it is known before it came", name)
+		}
+		if a, why := v.Run(now()); why != c.why || (a == nil) != (why != "") {
+			t.Errorf("%s: %+v, %q", name, a, why)
+		}
+		n := testing.AllocsPerRun(100, func() {
+			if a, why, v := m.Known(web, r, now()); v != nil || why != c.why || (a == nil) != (why != "") {
+				t.Fatalf("%s: asked again: %+v, %q, %v", name, a, why, v)
+			}
+		})
+		if n != 0 {
+			t.Errorf("%s: asking again allocates %v times", name, n)
+		}
+		if _, _, v := m.Known(web, r, now().Add(2*time.Hour)); v == nil {
+			t.Errorf("%s: it is known for ever", name)
+		}
+		m = compile("---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: x}\nspec: {host: x}\n")
+		if _, why, v := m.Known(web, r, now()); v != nil || why != c.why {
+			t.Errorf("%s: another policy makes it unknown: %q %v", name, why, v)
+		}
+	}
+}
+
 func BenchmarkAuthenticate(b *testing.B) {
 	i := newIssuer(b, "https://a.example", "ka")
 	m := tokenModel(b, taking(i, b, ""))
