@@ -142,6 +142,27 @@ func TestAuto(t *testing.T) {
 	})
 }
 
+// TestConnectionsAreLoggedAlone: nothing of a request that came before is in what the log says of a connection.
+func TestConnectionsAreLoggedAlone(t *testing.T) {
+	t.Parallel()
+	both(t, func(t *testing.T, w *world, c *caller, on *host) {
+		on.serve("web", nil)
+		on.serveTCP("db", "hello\n")
+		for range 20 { // in all event loops
+			c.get("web", "/secret/path")
+			c.h.line("outbound")
+		}
+		for range 20 {
+			conn := c.dial("db")
+			io.ReadFull(conn, make([]byte, 6))
+			conn.Close()
+			if l := c.h.line("outbound"); l.Method != "" || l.Path != "" || l.Authority != "" || l.RequestID != "" || l.Service != "default/db" {
+				t.Fatalf("%+v", l)
+			}
+		}
+	})
+}
+
 // instanceOf returns the index of a host's instance of a service.
 func instanceOf(h *host, svc string) int {
 	for i := range h.rec.Instances {

@@ -22,8 +22,13 @@ type Request struct {
 	path        span
 }
 
-// Reset forgets a head that was begun. It is needed only before a buffer that does not go on where the last call of Parse ended.
-func (r *Request) Reset() { r.reset() }
+// Reset forgets all of a head, so that nothing of it is seen in what comes next. Parse needs it only before a buffer that does not go on
+// where its last call ended.
+func (r *Request) Reset() {
+	r.reset()
+	r.Method, r.Target, r.Path, r.Host, r.Upgrade = nil, nil, nil, nil, nil
+	r.Framing, r.Proto, r.KeepAlive, r.Expect100, r.TETrailers = Framing{}, 0, false, false, false
+}
 
 // Parse reads the head of a request at the beginning of buf. n is its length; 0 means that more bytes are needed: call again with
 // the same bytes and those that came behind them, in this buffer or in another. After a head or an error the next call begins anew.

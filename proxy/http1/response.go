@@ -16,8 +16,12 @@ type Response struct {
 // Interim tells if another response to the same request follows.
 func (r *Response) Interim() bool { return r.Status < 200 && r.Status != 101 }
 
-// Reset forgets a head that was begun. It is needed only before a buffer that does not go on where the last call of Parse ended.
-func (r *Response) Reset() { r.reset() }
+// Reset forgets all of a head, as Request.Reset does.
+func (r *Response) Reset() {
+	r.reset()
+	r.Status, r.Reason, r.Upgrade = 0, nil, nil
+	r.Framing, r.Proto, r.KeepAlive = Framing{}, 0, false
+}
 
 // Parse reads the head of a response to the request of which asked is known, as Request.Parse does. The status of every Error is 502.
 func (r *Response) Parse(buf []byte, asked Asked, o Options) (n int, err error) {
