@@ -63,6 +63,7 @@ func TestNothingIsAllocated(t *testing.T) {
 `))
 	w.apply(destinationRule("loadBalancer: {consistentHash: {httpCookie: {name: session, path: /, ttl: 1h}}}, outlierDetection: {}, connectionPool: {tcp: {maxConnections: 10}, http: {http2MaxRequests: 100}}, retryBudget: {}"))
 	w.apply(authorization("ALLOW", "web", `[{from: [{source: {principals: ["*/sa/frontend"]}}], to: [{operation: {paths: ["/a/*"], methods: [GET]}}]}]`))
+	w.apply(rateLimits("web", `[{requests: 1000000}, {requests: 1000000, by: {caller: true, header: user-agent}, match: [{method: {exact: GET}}]}]`))
 	conn := a.caller("frontend").dial("web")
 	request := []byte("GET /a/b?c=d HTTP/1.1\r\nHost: web.service.mesh\r\nUser-Agent: x\r\nX-Gone: 1\r\nX-Not: 1\r\n\r\n")
 	buf := make([]byte, 4096)

@@ -123,6 +123,7 @@ func TestDocsMetrics(t *testing.T) {
 		v.With("x").Inc()
 	}
 	m.mirrored.With("x", "missed").Inc()
+	m.limited.With("x", "default/x/0").Inc()
 	label := regexp.MustCompile(`([a-z]+)=`)
 	for _, l := range gather(t, reg) {
 		series, _, _ := strings.Cut(l, "} ")

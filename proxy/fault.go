@@ -37,6 +37,7 @@ var (
 	errReset       = &fault{503, 14, "UC", "connection lost"}
 	errRefused     = &fault{503, 14, "UR", "refused by the instance's host"}
 	errProtocol    = &fault{502, 14, "UPE", "not an answer of the protocol"}
+	errLimited     = &fault{429, 8, "RL", "called too often"}
 	errOverflow    = &fault{503, 14, "UO", "too many calls at one time"}
 	errTimeout     = &fault{504, 4, "UT", "timed out"}
 	errAmbiguous   = &fault{400, 13, "DPE", "ambiguous request"}
@@ -51,7 +52,7 @@ var (
 )
 
 var ownAnswers = []*fault{errToken, errDenied, errNoCaller, errNotReady, errInvalid, errNoSubset, errNoRoute, errHidden, errForeign, errMisdirected, errNoTLS, errNowhere, errNone, errNoCert, errConnect,
-	errReset, errRefused, errOverflow, errProtocol, errTimeout, errAmbiguous, errTooLarge, errMethod, errUpgrade, errSlow, errLoop, errAborted,
+	errReset, errRefused, errLimited, errOverflow, errProtocol, errTimeout, errAmbiguous, errTooLarge, errMethod, errUpgrade, errSlow, errLoop, errAborted,
 	errEnding, errClient}
 
 // Flags that an answer of the service may bear, too.
@@ -112,7 +113,7 @@ func faultOf(meshError []byte) *fault {
 type flags uint32
 
 // flagNames are the flags by their bits, in the order in which they are written.
-var flagNames = []string{"DI", "RBAC", "NC", "NR", "UH", "UF", "UC", "UR", "UPE", "UO", "UT", "DPE", "SI", "LOOP", "FI", "DC", "URX", "DT"}
+var flagNames = []string{"DI", "RBAC", "NC", "NR", "UH", "UF", "UC", "UR", "UPE", "UO", "UT", "DPE", "SI", "LOOP", "FI", "DC", "URX", "DT", "RL"}
 
 // add adds a flag; "" is none.
 func (s *flags) add(flag string) {

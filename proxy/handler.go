@@ -65,6 +65,9 @@ type state struct {
 	again    bool // the try is a retry, which the budget counts
 	flags    flags
 	deniedBy string
+	spent    *limiter      // that has nothing left for the call
+	wait     time.Duration // until it has
+	reset    time.Duration // until it is as at first
 
 	deciding   bool                 // Decide is, or what comes in its place
 	unverified *policy.Verification // with errLater
@@ -448,6 +451,9 @@ func (c *call) answer(f *fault) {
 	if f == errToken {
 		a.Fields = append(a.Fields, wwwAuthenticate)
 	}
+	if f == errLimited && c.spent != nil {
+		c.sayLimit()
+	}
 	kind := c.x.Request.Get("content-type")
 	if isGRPC(kind) || f.code == 0 {
 		if !isGRPC(kind) {
@@ -500,7 +506,10 @@ func (c *call) permit() *fault {
 	if f := c.verifyUser(m, &c.target.policy, &c.sent); f != nil {
 		return f
 	}
-	return c.denied(authorize(m, &c.target.policy, &c.sent))
+	if f := c.denied(authorize(m, &c.target.policy, &c.sent)); f != nil {
+		return f
+	}
+	return c.count()
 }
 
 // verifyUser verifies the token of the user who sent the request, where policy takes one.

@@ -114,7 +114,8 @@ func TestModelIsActedOn(t *testing.T) {
 		of     reflect.Type
 		fields string
 	}{
-		{reflect.TypeFor[policy.ServicePolicy](), "Invalid HTTP TCP TLS Bound Exported Destination Scoped"},                  // table.go, decide.go; Bound by RouteHTTP and RouteTCP
+		{reflect.TypeFor[policy.ServicePolicy](), "Invalid HTTP TCP TLS Bound Exported Destination Scoped Limits"},           // table.go, decide.go; Bound by RouteHTTP and RouteTCP
+		{reflect.TypeFor[policy.Limit](), "Policy Name Index Port Connections Matches Every Burst ByCaller ByHeader"},        // ratelimit.go; two by Covers
 		{reflect.TypeFor[policy.HTTPRoute](), "Policy Name Stat Index Matches Action"},                                       // table.go; Matches by RouteHTTP
 		{reflect.TypeFor[policy.Action](), "Destinations Redirect Direct Rewrite Headers Fault Timeout Retry CORS Mirrors"},  // table.go, decide.go, retry.go
 		{reflect.TypeFor[policy.Split](), "Service Subset Port Weight Headers"},                                              // table.go

@@ -16,6 +16,7 @@ type metrics struct {
 	seconds    *telemetry.HistogramVec
 	retries    *telemetry.CounterVec
 	ejections  *telemetry.CounterVec
+	limited    *telemetry.CounterVec
 	mirrored   *telemetry.CounterVec
 	refused    *telemetry.CounterVec
 	handshakes *telemetry.CounterVec
@@ -55,6 +56,7 @@ func newMetrics(m *telemetry.Metrics) *metrics {
 		retries:    m.Counter("meshagent_retries_total", "Tries after the first.", "dst"),
 		mirrored:   m.Counter("meshagent_mirrored_total", "Copies of requests, by what became of them.", "dst", "result"),
 		ejections:  m.Counter("meshagent_ejections_total", "Times that an instance was found to fail and sat out.", "dst"),
+		limited:    m.Counter("meshagent_rate_limited_total", "Calls of services of this host that a rate limit refused.", "dst", "limit"),
 		panics:     m.Counter("meshagent_proxy_panics_total", "Calls that ended by a panic.").With(),
 		handshakes: m.Counter("meshagent_gateway_handshakes_failed_total", "Handshakes of TLS at gateways that came to nothing.", "dst"),
 		refused:    m.Counter("meshagent_connections_refused_total", "Connections of callers that found no room.", "dst"),

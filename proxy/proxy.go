@@ -124,6 +124,8 @@ type Proxy struct {
 	began     atomic.Bool // the first snapshot was followed: instances that come later are new
 	budgets   sync.Map    // stateKey -> *budget
 	circuits  sync.Map    // stateKey -> *circuit
+	rates     sync.Map    // rateKey -> *rate
+	born      time.Time   // from which rates count time, whatever becomes of the clock
 	links     links
 	vips      *vips
 	listeners listeners
@@ -163,7 +165,7 @@ func New(c Config) (*Proxy, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Proxy{c: c, metrics: newMetrics(c.Metrics), log: newAccessLog(c.AccessLog, c.Metrics), said: telemetry.OncePer(time.Minute),
+	p := &Proxy{c: c, born: time.Now(), metrics: newMetrics(c.Metrics), log: newAccessLog(c.AccessLog, c.Metrics), said: telemetry.OncePer(time.Minute),
 		vips: v, links: links{who: map[mesh.Identity]*who{}, places: map[place]*place{}}, followed: progress{changed: make(chan struct{})}, stopped: make(chan struct{}), verifiers: make(chan struct{}, runtime.GOMAXPROCS(0)), inflight: newCounter(), fromOthers: newCounter(),
 		edge:      edge{ports: map[netip.AddrPort]*edgePort{}},
 		listeners: listeners{all: map[netip.AddrPort]*listener{}, bound: map[mesh.ServiceName]*mesh.Service{}}}

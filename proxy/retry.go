@@ -84,6 +84,8 @@ func (c *call) wants(f *fault, status int, grpc []byte) bool {
 	switch f {
 	case nil:
 		return wantsStatus(retry, status) || wantsGRPC(on, grpc) || on&policy.OnRateLimited != 0 && c.limited()
+	case errLimited:
+		return on&policy.OnRateLimited != 0 || wantsStatus(retry, status)
 	case errConnect, errNone, errNotReady: // nothing was sent to an application
 		return on&(policy.OnConnectFailure|policy.On5xx|policy.OnGatewayError|policy.OnReset|policy.OnResetBeforeRequest) != 0
 	case errRefused: // nothing was looked at
@@ -226,7 +228,7 @@ func (c *call) connected(f *fault, status int) (again bool) {
 	case status >= 200 && status < 300:
 		c.report(lb.OK)
 		return false
-	case f != errDenied: // whatever went wrong: no byte of the caller's was sent
+	case f != errDenied && f != errLimited: // whatever went wrong: no byte of the caller's was sent
 		f = errConnect
 	}
 	c.report(c.outcome(f, 0))

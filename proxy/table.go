@@ -272,6 +272,7 @@ type target struct {
 	auto     *autoPlaces // what takes the place of place, where calls say what is spoken
 	endpoint *lb.Endpoint
 	policy   policy.Target
+	limits   []*limiter // of one of this host
 }
 
 // targetKey is an instance, and how connections to it are kept.
@@ -344,6 +345,9 @@ func (p *Proxy) target(t *table, i *mesh.Instance, kept kept) *target {
 		v.dst = i.Identity(t.snap.TrustDomain).String()
 	}
 	v.tunnel = !v.local && !i.Outside
+	if v.local {
+		v.limits = p.limitersOf(t.model, i.Service, i.CallPort())
+	}
 	v.loop = !v.tunnel && p.c.VIPRange.Contains(i.Addr.Unmap())
 	if k, ok := placeOf(t.snap, i); ok {
 		k.kept = kept
@@ -395,6 +399,7 @@ func (p *Proxy) forget(s *mesh.Snapshot) {
 		}
 		return true
 	})
+	p.forgetLimits(model(s))
 	for _, m := range []*sync.Map{&p.budgets, &p.circuits} {
 		m.Range(func(k, _ any) bool {
 			if s.Services[k.(stateKey).svc] == nil {

@@ -107,6 +107,7 @@ func (a *analysis) service(svc mesh.ServiceName, sp *ServicePolicy) {
 	for _, d := range sp.destinations() {
 		a.rule(svc, d)
 	}
+	a.limits(svc, sp)
 }
 
 // rule looks at a DestinationRule of a service.

@@ -44,6 +44,7 @@ var kinds = []kind{
 	{gatewayGroup, "TLSRoute", []string{"v1", "v1alpha3", "v1alpha2"}, read[gatewayapi.TLSRouteSpec]},
 	{gatewayGroup, "TCPRoute", []string{"v1", "v1alpha2"}, read[gatewayapi.TCPRouteSpec]},
 	{gatewayGroup, "ReferenceGrant", []string{"v1", "v1beta1"}, read[gatewayapi.ReferenceGrantSpec]},
+	{trafficGroup, "MeshTrafficPolicy", []string{"v1"}, read[MeshTrafficPolicy]},
 }
 
 // Kinds returns the kinds that are accepted, as apiVersion and kind.
@@ -58,7 +59,7 @@ func Kinds() []string {
 // FindKind returns group and kind of a name as people type it: virtualservice, VirtualService, virtualservices, vs.
 func FindKind(s string) (group, name string, ok bool) {
 	l := strings.ToLower(s)
-	for short, full := range map[string]string{"vs": "virtualservice", "dr": "destinationrule", "ap": "authorizationpolicy", "ra": "requestauthentication", "pa": "peerauthentication", "se": "serviceentry", "we": "workloadentry", "refgrant": "referencegrant", "gw": "gateway"} {
+	for short, full := range map[string]string{"vs": "virtualservice", "dr": "destinationrule", "ap": "authorizationpolicy", "ra": "requestauthentication", "pa": "peerauthentication", "se": "serviceentry", "we": "workloadentry", "refgrant": "referencegrant", "mtp": "meshtrafficpolicy", "gw": "gateway"} {
 		if l == short {
 			l = full
 		}
@@ -284,6 +285,8 @@ func read[T any](d *doc) {
 		_, probs = compileSecret(d.key, s)
 	case *gatewayapi.ReferenceGrantSpec:
 		_, probs = compileGrant(d.key, s)
+	case *MeshTrafficPolicy:
+		_, _, probs = compileTraffic(d.key, s)
 	default:
 		_, probs = compileRoute(d.key, s)
 	}
@@ -436,6 +439,12 @@ func (m *Model) add(p mesh.Policy, d *decoded, g *gateway) {
 		for _, x := range grants {
 			g.grants[x] = true
 		}
+	case *MeshTrafficPolicy:
+		services, limits, _ := compileTraffic(p.PolicyKey, s)
+		for _, svc := range services {
+			sp := m.service(svc)
+			sp.Limits = append(sp.Limits, limits...)
+		}
 	default:
 		r, _ := compileRoute(p.PolicyKey, s)
 		r.created = p.Created
@@ -490,6 +499,9 @@ func namedHosts(p mesh.Policy) (out []mesh.ServiceName, all bool) {
 		return nil, true
 	}
 	spec := docs[0].Root.Get("spec")
+	if p.Kind == "MeshTrafficPolicy" {
+		return namedParents(spec.Get("targetRefs"), p.Namespace)
+	}
 	if p.Group == gatewayGroup {
 		return namedParents(spec.Get("parentRefs"), p.Namespace)
 	}

@@ -304,6 +304,11 @@ func (e *Explanation) share(m *Model, v View, s *Share, r *Request, l7 bool) {
 		s.ConnectTimeout = traffic.Pool.Connect.Round(time.Millisecond).String()
 	}
 	s.Settings = traffic.Words()
+	for _, l := range m.Service(s.Service).Limits {
+		if l.At(s.Port) && l.Covers(r) {
+			s.Settings = append(s.Settings, l.String())
+		}
+	}
 	s.Problem = "none of its instances can be picked"
 	for _, i := range svc.Instances {
 		p := Place{Instance: i}

@@ -58,6 +58,8 @@ type ServicePolicy struct {
 	Destination *Destination
 	// Scoped are those for some callers, which go before it; the first that covers a caller counts. See DestinationFor.
 	Scoped []*Destination
+	// Limits are the rate limits of its calls, each of which counts: the older policy's first.
+	Limits []*Limit
 }
 
 // Binding is the routes of the Gateway API for some calls of a service. They are asked as those of a ServicePolicy are.
