@@ -26,6 +26,7 @@ type call struct {
 	header func(string) []string // of the request, for policy
 	values []string              // what it returned last
 	tried  []*lb.Endpoint
+	users  []policy.UserHeader // what the service gets of the user
 	id     []byte // of the request
 	grpc   []byte // status
 	state

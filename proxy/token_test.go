@@ -125,3 +125,59 @@ func TestTokensAreBounded(t *testing.T) {
 		}
 	})
 }
+
+// TestWhatServicesHearOfUsers: the service gets claims in headers that nobody else can write, and the token only where a rule says so; at a
+// gateway, too.
+func TestWhatServicesHearOfUsers(t *testing.T) {
+	t.Parallel()
+	both(t, func(t *testing.T, w *world, c *caller, on *host) {
+		on.serve("web", nil)
+		token, jwks := issues(t)
+		good := token("staff", time.Now().Add(time.Hour))
+		rule := func(more string) {
+			w.apply(fmt.Sprintf("apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {name: web}\nspec:\n  jwtRules: [{issuer: \"https://a.example\", jwks: %q%s}]\n", jwks, more))
+		}
+		forged := []string{"X-Groups", "admin", "X-Sub", "root", "X-Payload", "e30", "X-None", "x"}
+		rule(", outputPayloadToHeader: X-Payload, outputClaimToHeaders: [{header: X-Groups, claim: groups}, {header: x-sub, claim: sub}, {header: x-none, claim: a.b}]")
+		says := func(uri string, headers ...string) http.Header {
+			t.Helper()
+			got := c.get("web", uri, headers...)
+			if got.StatusCode != 200 {
+				t.Fatalf("%s: %d %s", uri, got.StatusCode, got.Header.Get("Mesh-Error"))
+			}
+			if got.seen.URI != "/x?a=1&b=2" {
+				t.Errorf("%s: it asks for %s", uri, got.seen.URI)
+			}
+			return got.seen.Header
+		}
+		payload := strings.Split(good, ".")[1]
+		for _, h := range []http.Header{says("/x?a=1&b=2", append(forged, "Authorization", "Bearer "+good)...), says("/x?a=1&access_token="+good+"&b=2", forged...)} {
+			if fmt.Sprint(h.Values("X-Groups"), h.Values("X-Sub"), h.Values("X-Payload"), h.Values("X-None"), h.Values("Authorization")) != "[staff] [alice] ["+payload+"] [] []" {
+				t.Errorf("with a token: %v", h)
+			}
+		}
+		if h := says("/x?a=1&b=2", append(forged, "Authorization", "Basic eDp5")...); h.Get("X-Groups")+h.Get("X-Sub")+h.Get("X-Payload")+h.Get("X-None") != "" || h.Get("Authorization") != "Basic eDp5" {
+			t.Errorf("without a token: %v", h)
+		}
+		rule(", forwardOriginalToken: true")
+		if h := says("/x?a=1&b=2", append(forged, "Authorization", "Bearer "+good)...); h.Get("Authorization") != "Bearer "+good || h.Get("X-Groups") != "admin" {
+			t.Errorf("with its token: %v", h)
+		}
+	})
+}
+
+// TestGatewaysTellOfUsers: a gateway that takes tokens passes claims on, not the token.
+func TestGatewaysTellOfUsers(t *testing.T) {
+	t.Parallel()
+	w, g := edgeWorld(t)
+	token, jwks := issues(t)
+	w.apply(fmt.Sprintf("apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {name: edge}\nspec:\n  selector: {matchLabels: {istio: ingressgateway}}\n  jwtRules: [{issuer: \"https://a.example\", jwks: %q, outputClaimToHeaders: [{header: x-groups, claim: groups}]}]\n", jwks))
+	c := g.client(false, nil)
+	a := g.ask(c, "http://shop.example.com:8081/", "Authorization", "Bearer "+token("staff", time.Now().Add(time.Hour)), "X-Groups", "admin")
+	if a.StatusCode != 200 || a.seen.Header.Get("X-Groups") != "staff" || a.seen.Header.Get("Authorization") != "" {
+		t.Errorf("%d %v", a.StatusCode, a.seen.Header)
+	}
+	if a := g.ask(c, "http://shop.example.com:8081/", "X-Groups", "admin"); a.StatusCode != 200 || a.seen.Header.Get("X-Groups") != "" {
+		t.Errorf("without a token: %d %v", a.StatusCode, a.seen.Header)
+	}
+}

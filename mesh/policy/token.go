@@ -29,7 +29,9 @@ type Auth struct {
 	Audiences []string
 	Claims    map[string]any
 
-	ends time.Time
+	ends  time.Time
+	rule  *tokenRule // that took it
+	tells []UserHeader
 }
 
 // Limits of tokens.
@@ -55,10 +57,18 @@ type tokenRule struct {
 	headers   []tokenHeader
 	params    []string
 	cookies   []string
+	forward   bool   // the service gets the token
+	payload   string // header for all claims, as they stand in the token; "" for none
+	claims    []claimHeader
 	known     knownTokens
 }
 
 type tokenHeader struct{ name, prefix string } // name in lower case
+
+// holds reports whether a value of the header has a token.
+func (h tokenHeader) holds(v string) bool {
+	return len(v) > len(h.prefix) && strings.EqualFold(v[:len(h.prefix)], h.prefix)
+}
 
 // tokens is a compiled RequestAuthentication.
 type tokens struct {
@@ -66,6 +76,7 @@ type tokens struct {
 	selector mesh.Labels
 	targets  []string
 	rules    []*tokenRule
+	writes   bool // some rule writes headers
 }
 
 // tokenIndex holds them by namespace, as authzIndex does.
@@ -106,9 +117,8 @@ func compileTokens(key mesh.PolicyKey, s *istio.RequestAuthentication) (*tokens,
 		} else if slices.ContainsFunc(t.rules, func(o *tokenRule) bool { return o.issuer == in.Issuer }) {
 			c.fail(path+".issuer", "write its audiences and keys into one rule", "%q has a rule already", in.Issuer)
 		}
-		if !in.ForwardOriginalToken {
-			c.fail(path+".forwardOriginalToken", "write true: the service gets the token, too", "must be true: taking tokens out of requests is not supported yet")
-		}
+		c.outputs(path, in, r)
+		t.writes = t.writes || r.payload != "" || len(r.claims) > 0
 		for j, h := range in.FromHeaders {
 			if !httpguts.ValidHeaderFieldName(h.Name) {
 				c.fail(fmt.Sprintf("%s.fromHeaders[%d].name", path, j), "", "%q is not the name of a header", h.Name)
@@ -259,7 +269,7 @@ func (rule *tokenRule) find(r *Request) (token string, several bool) {
 	}
 	for _, h := range rule.headers {
 		for _, v := range r.values(h.name) {
-			if len(v) > len(h.prefix) && strings.EqualFold(v[:len(h.prefix)], h.prefix) {
+			if h.holds(v) {
 				add(strings.TrimSpace(v[len(h.prefix):]))
 			}
 		}
@@ -385,6 +395,7 @@ func check(token string, rule *tokenRule, now time.Time) (*Auth, string) {
 		a.Principal = claims.Issuer + "/" + claims.Subject
 	}
 	a.Presenter, _ = all["azp"].(string)
+	a.rule, a.tells = rule, rule.tells(token, a)
 	return a, ""
 }
 

@@ -180,6 +180,9 @@ func (l *loop) setFields(h head, e *http1.Edit, secret *marks) {
 // addPairs adds fields to be written. Their names are copied, since HTTP/2 wants bytes.
 func (l *loop) addPairs(pairs []http1.Pair) {
 	for i := range pairs {
+		if pairs[i].Value == nil {
+			continue
+		}
 		at := len(l.names)
 		l.names = append(l.names, pairs[i].Name...)
 		l.fields = append(l.fields, http2.Field{Name: l.names[at:len(l.names):len(l.names)], Value: pairs[i].Value})

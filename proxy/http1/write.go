@@ -18,7 +18,7 @@ type Pair struct {
 type Edit struct {
 	Drop    *Names // fields that are left out
 	Protect *Names // fields that are sent on even if the peer lists them in Connection
-	Set     []Pair // written instead of all fields of these names, or for the first time
+	Set     []Pair // written instead of all fields of these names, or for the first time; a nil Value takes them out
 	Add     []Pair // written beside what there is
 	Target  []byte // of a request, instead of its Path
 	Host    []byte // of a request, instead of its Host
@@ -91,6 +91,9 @@ func AppendField[N, V text](dst []byte, name N, value V) ([]byte, error) {
 
 func appendPairs(dst []byte, pairs []Pair) ([]byte, error) {
 	for i := range pairs {
+		if pairs[i].Value == nil {
+			continue
+		}
 		var err error
 		if dst, err = AppendField(dst, pairs[i].Name, pairs[i].Value); err != nil {
 			return dst, err

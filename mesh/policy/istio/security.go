@@ -101,18 +101,24 @@ type RequestAuthentication struct {
 
 // JWTRule is an issuer, and where its tokens are in a request.
 type JWTRule struct {
-	Issuer                string      `yaml:"issuer"`
-	Audiences             []string    `yaml:"audiences"`
-	JWKSURI               Unsupported `yaml:"jwksUri"`
-	JWKS                  string      `yaml:"jwks"`
-	FromHeaders           []JWTHeader `yaml:"fromHeaders"`
-	FromParams            []string    `yaml:"fromParams"`
-	FromCookies           []string    `yaml:"fromCookies"`
-	OutputPayloadToHeader Unsupported `yaml:"outputPayloadToHeader"`
-	OutputClaimToHeaders  Unsupported `yaml:"outputClaimToHeaders"`
-	ForwardOriginalToken  bool        `yaml:"forwardOriginalToken"` // only true
-	Timeout               Unsupported `yaml:"timeout"`
-	SpaceDelimitedClaims  Unsupported `yaml:"spaceDelimitedClaims"`
+	Issuer                string          `yaml:"issuer"`
+	Audiences             []string        `yaml:"audiences"`
+	JWKSURI               Unsupported     `yaml:"jwksUri"`
+	JWKS                  string          `yaml:"jwks"`
+	FromHeaders           []JWTHeader     `yaml:"fromHeaders"`
+	FromParams            []string        `yaml:"fromParams"`
+	FromCookies           []string        `yaml:"fromCookies"`
+	OutputPayloadToHeader string          `yaml:"outputPayloadToHeader"`
+	OutputClaimToHeaders  []ClaimToHeader `yaml:"outputClaimToHeaders"`
+	ForwardOriginalToken  bool            `yaml:"forwardOriginalToken"`
+	Timeout               Unsupported     `yaml:"timeout"`
+	SpaceDelimitedClaims  Unsupported     `yaml:"spaceDelimitedClaims"`
+}
+
+// ClaimToHeader is a claim that the service gets in a header.
+type ClaimToHeader struct {
+	Header string `yaml:"header"`
+	Claim  string `yaml:"claim"`
 }
 
 // JWTHeader is a header that has a token behind a prefix.
