@@ -27,8 +27,8 @@ type call struct {
 	values []string              // what it returned last
 	tried  []*lb.Endpoint
 	users  []policy.UserHeader // what the service gets of the user
-	id     []byte // of the request
-	grpc   []byte // status
+	id     []byte              // of the request
+	grpc   []byte              // status
 	state
 }
 
