@@ -340,3 +340,29 @@ func TestNoInstance(t *testing.T) {
 		t.Errorf("the address is of %v, %v", svc, ok)
 	}
 }
+
+// TestWatchingPolicies: what policies see that decide nothing is in the log and counted, at the called host.
+func TestWatchingPolicies(t *testing.T) {
+	t.Parallel()
+	both(t, func(t *testing.T, w *world, c *caller, on *host) {
+		on.serve("web", nil)
+		w.apply(authorization("AUDIT", "web", "[{to: [{operation: {methods: [POST]}}]}]"))
+		w.apply(strings.Replace(authorization("DENY", "web", "[{to: [{operation: {paths: [/x]}}]}]"), "metadata: {", `metadata: {annotations: {istio.io/dry-run: "true"}, `, 1))
+		direction := "inbound"
+		if on == c.h {
+			direction = "outbound"
+		}
+		for _, e := range []struct{ method, path, audit, dryRun string }{
+			{"GET", "/", "", ""}, {"POST", "/", `"audit":"security.istio.io/AuthorizationPolicy/default/audit-web"`, ""}, {"GET", "/x", "", `"dryRun":"denied"`},
+		} {
+			got := c.send(c.request(e.method, "web", e.path, nil))
+			l := on.line(direction)
+			if got.StatusCode != 200 || !strings.Contains(l.raw, e.audit) || !strings.Contains(l.raw, e.dryRun) || (e.audit == "") == strings.Contains(l.raw, `"audit"`) || (e.dryRun == "") == strings.Contains(l.raw, `"dryRun"`) {
+				t.Errorf("%+v: %d %s", e, got.StatusCode, l.raw)
+			}
+		}
+		if n, m := on.metric("meshagent_policy_watched_total", "audit"), on.metric("meshagent_policy_watched_total", "dry-run-deny"); n != 1 || m != 1 {
+			t.Errorf("%v and %v are counted", n, m)
+		}
+	})
+}

@@ -92,7 +92,7 @@ func fullLine(t *testing.T) string {
 		t.Fatal(err)
 	}
 	x.Result.Status = 200
-	c := &call{p: &Proxy{}, x: x, id: []byte("1"), grpc: []byte("0"), state: state{who: &who{}, rule: &rule{name: "r"}, attempts: 1, deniedBy: "p"}}
+	c := &call{p: &Proxy{}, x: x, id: []byte("1"), grpc: []byte("0"), state: state{who: &who{}, rule: &rule{name: "r"}, attempts: 1, deniedBy: "p", audit: "p", dryRun: "denied"}}
 	c.target = &target{Instance: &mesh.Instance{ID: "i"}, dst: "d"}
 	return string(c.appendLine(nil))
 }
@@ -123,6 +123,7 @@ func TestDocsMetrics(t *testing.T) {
 		v.With("x").Inc()
 	}
 	m.mirrored.With("x", "missed").Inc()
+	m.watched.With("x", "audit").Inc()
 	m.limited.With("x", "default/x/0").Inc()
 	label := regexp.MustCompile(`([a-z]+)=`)
 	for _, l := range gather(t, reg) {

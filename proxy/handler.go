@@ -66,6 +66,8 @@ type state struct {
 	again    bool // the try is a retry, which the budget counts
 	flags    flags
 	deniedBy string
+	audit    string        // the policy that watches it
+	dryRun   string        // what policies that are only tried would change
 	spent    *limiter      // that has nothing left for the call
 	wait     time.Duration // until it has
 	reset    time.Duration // until it is as at first
@@ -507,10 +509,34 @@ func (c *call) permit() *fault {
 	if f := c.verifyUser(m, &c.target.policy, &c.sent); f != nil {
 		return f
 	}
-	if f := c.denied(authorize(m, &c.target.policy, &c.sent)); f != nil {
+	d := authorize(m, &c.target.policy, &c.sent)
+	c.watch(m, &c.target.policy, &c.sent, d)
+	if f := c.denied(d); f != nil {
 		return f
 	}
 	return c.count()
+}
+
+// watch notes what policies see in the call that decide nothing.
+func (c *call) watch(m *policy.Model, to *policy.Target, q *policy.Request, d policy.Decision) {
+	if !m.Watches() {
+		return
+	}
+	w := m.Watch(to, q, d)
+	saw := func(what string) { c.p.metrics.watched.With(to.Service.String(), what).Inc() }
+	if w.Audit != "" {
+		c.audit = w.Audit
+		saw("audit")
+	}
+	switch {
+	case !w.Differs:
+	case w.Dry.Allow:
+		c.dryRun = "allowed"
+		saw("dry-run-allow")
+	default:
+		c.dryRun = "denied"
+		saw("dry-run-deny")
+	}
 }
 
 // verifyUser verifies the token of the user who sent the request, where policy takes one.

@@ -80,7 +80,9 @@ func (c *call) admission(m *policy.Model) *fault {
 	if f := c.verifyUser(m, &c.edgeView.target, &c.asks); f != nil {
 		return f
 	}
-	return c.denied(m.Authorize(&c.edgeView.target, &c.asks))
+	d := m.Authorize(&c.edgeView.target, &c.asks)
+	c.watch(m, &c.edgeView.target, &c.asks, d)
+	return c.denied(d)
 }
 
 // ingressTCP decides about a connection from outside. A refusal is a close.

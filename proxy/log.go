@@ -43,6 +43,8 @@ func (c *call) appendLine(b []byte) []byte {
 	b = append(b, `,"flags":"`...)
 	b = append(c.flags.append(b), '"')
 	b = appendSome(b, "deniedBy", c.deniedBy)
+	b = appendSome(b, "audit", c.audit)
+	b = appendSome(b, "dryRun", c.dryRun)
 	b = appendNumber(b, "attempts", int64(c.attempts))
 	b = append(b, `,"bytesIn":`...)
 	b = strconv.AppendInt(b, res.Received, 10)

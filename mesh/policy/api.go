@@ -83,6 +83,7 @@ type doc struct {
 	key        mesh.PolicyKey
 	apiVersion string
 	spec       *strictyaml.Node
+	dry        bool    // it is to be tried only
 	lifted     bool    // spec is what stands beside the head
 	tokens     *tokens // of a RequestAuthentication: compiled once, for what was verified by it is kept there
 	value      any     // the decoded spec: a pointer to the kind's type of package istio or gatewayapi
@@ -235,8 +236,10 @@ func parseDoc(sd strictyaml.Document) *doc {
 			break
 		}
 	}
-	if v, ok := h.Metadata.Annotations["istio.io/dry-run"]; ok && v != "false" && k.name == "AuthorizationPolicy" { // it would be enforced
-		d.fail(d.Line, "metadata.annotations", "remove the annotation, and ask meshagent explain what the policy would do", "istio.io/dry-run: %q is not supported", v)
+	if v, ok := h.Metadata.Annotations["istio.io/dry-run"]; ok && k.name == "AuthorizationPolicy" {
+		if d.dry = v == "true"; !d.dry && v != "false" { // it would be enforced
+			d.fail(d.Line, "metadata.annotations", "write true or false", "istio.io/dry-run: %q says neither that it is to be tried only, nor that it is not", v)
+		}
 	}
 	if err := mesh.CheckLabel("metadata.namespace", ns); err != nil {
 		d.fail(d.Line, "metadata.namespace", "", "%v", err)
@@ -417,6 +420,7 @@ func (m *Model) add(p mesh.Policy, d *decoded, g *gateway) {
 		m.tokens.add(d.tokens, p.Namespace == RootNamespace)
 	case *istio.AuthorizationPolicy:
 		a, _ := compileAuthz(p.PolicyKey, s)
+		a.dry = d.dry
 		m.authz.add(a, p.Namespace == RootNamespace)
 	case *istio.ServiceEntry:
 		e, _ := compileServiceEntry(p.PolicyKey, s)
@@ -484,7 +488,7 @@ func (m *Model) invalid(p mesh.Policy, err error) {
 		}
 	}
 	if !all {
-		a := &authz{key: p.PolicyKey, deny: true, rules: []authzRule{{}}}
+		a := &authz{key: p.PolicyKey, text: p.PolicyKey.String(), deny: true, rules: []authzRule{{}}}
 		m.authz.add(a, p.Namespace == RootNamespace && (p.Kind == "AuthorizationPolicy" || p.Kind == "RequestAuthentication"))
 	}
 }

@@ -15,9 +15,14 @@ type authzIndex struct {
 	by     map[string]*nsAuthz
 	root   nsAuthz
 	remote bool // some policy looks at Source.Remote
+	watch  bool // some policy only watches
 }
 
-type nsAuthz struct{ deny, allow []*authz }
+type nsAuthz struct {
+	deny, allow       []*authz
+	audit             []*authz
+	dryDeny, dryAllow []*authz // that are tried, and decide nothing
+}
 
 func (x *authzIndex) add(a *authz, everywhere bool) {
 	if x.by == nil {
@@ -30,18 +35,30 @@ func (x *authzIndex) add(a *authz, everywhere bool) {
 		n = &nsAuthz{}
 		x.by[a.key.Namespace] = n
 	}
-	x.remote = x.remote || a.looksAtRemote()
-	if a.deny {
-		n.deny = append(n.deny, a)
-	} else {
-		n.allow = append(n.allow, a)
+	x.remote, x.watch = x.remote || a.looksAtRemote(), x.watch || a.audit || a.dry
+	list := &n.allow
+	switch {
+	case a.audit && a.dry:
+		return // who watches has no effect to be tried
+	case a.audit:
+		list = &n.audit
+	case a.dry && a.deny:
+		list = &n.dryDeny
+	case a.dry:
+		list = &n.dryAllow
+	case a.deny:
+		list = &n.deny
 	}
+	*list = append(*list, a)
 }
 
 // authz is a compiled AuthorizationPolicy.
 type authz struct {
 	key      mesh.PolicyKey
+	text     string // key
 	deny     bool
+	audit    bool // it allows and denies nothing
+	dry      bool // it is tried only
 	selector mesh.Labels
 	targets  []string    // services of its namespace; nil is all
 	rules    []authzRule // any of them; none matches nothing
@@ -176,13 +193,15 @@ func (c *compiler) ports(path string, in []string) []uint16 {
 
 func compileAuthz(key mesh.PolicyKey, s *istio.AuthorizationPolicy) (*authz, []fieldError) {
 	c := &compiler{key: key}
-	a := &authz{key: key}
+	a := &authz{key: key, text: key.String()}
 	switch s.Action {
 	case "", "ALLOW":
 	case "DENY":
 		a.deny = true
+	case "AUDIT":
+		a.audit = true
 	default:
-		c.fail("action", "write ALLOW or DENY", "%q is not supported", s.Action)
+		c.fail("action", "write ALLOW, DENY or AUDIT", "%q is not supported", s.Action)
 	}
 	if s.Selector != nil {
 		a.selector = s.Selector.MatchLabels
@@ -231,8 +250,11 @@ func compileAuthz(key mesh.PolicyKey, s *istio.AuthorizationPolicy) (*authz, []f
 		}
 		a.rules = append(a.rules, out)
 	}
-	if a.deny && len(a.rules) == 0 {
+	switch {
+	case a.deny && len(a.rules) == 0:
 		c.fail("rules", "write rules: [{}] to deny everything", "a DENY policy without rules never matches")
+	case a.audit && len(a.rules) == 0:
+		c.fail("rules", "write rules: [{}] to watch everything", "an AUDIT policy without rules never matches")
 	}
 	return a, c.errs
 }
@@ -257,9 +279,13 @@ func (m *Model) Authorize(t *Target, r *Request) Decision {
 	if m == nil {
 		return Decision{Reason: notRead}
 	}
-	governing := [...]*nsAuthz{&m.authz.root, m.authz.by[t.Service.Namespace()]}
 	var b1, b2 [320]byte
-	who := m.caller(b1[:0], b2[:0], r.Source.Identity)
+	return m.decide(t, r, m.caller(b1[:0], b2[:0], r.Source.Identity), false)
+}
+
+// decide is Authorize; with dry as if the policies that are only tried were in force.
+func (m *Model) decide(t *Target, r *Request, who caller, dry bool) Decision {
+	governing := [...]*nsAuthz{&m.authz.root, m.authz.by[t.Service.Namespace()]}
 	for _, ns := range governing {
 		if ns == nil {
 			continue
@@ -269,18 +295,25 @@ func (m *Model) Authorize(t *Target, r *Request) Decision {
 				return Decision{Policy: a.key, Reason: "denied by policy"}
 			}
 		}
+		for _, a := range ns.dryDeny {
+			if dry && a.selects(t) && a.matches(t, r, who) {
+				return Decision{Policy: a.key, Reason: "denied by policy"}
+			}
+		}
 	}
 	allowing := false
 	for _, ns := range governing {
 		if ns == nil {
 			continue
 		}
-		for _, a := range ns.allow {
-			if !a.selects(t) {
-				continue
-			}
-			if allowing = true; a.matches(t, r, who) {
-				return Decision{Allow: true, Policy: a.key}
+		for _, list := range [...][]*authz{ns.allow, ns.dryAllow} {
+			for _, a := range list {
+				if a.dry && !dry || !a.selects(t) {
+					continue
+				}
+				if allowing = true; a.matches(t, r, who) {
+					return Decision{Allow: true, Policy: a.key}
+				}
 			}
 		}
 	}
@@ -288,6 +321,36 @@ func (m *Model) Authorize(t *Target, r *Request) Decision {
 		return Decision{Reason: "no policy allows it"}
 	}
 	return Decision{Allow: true}
+}
+
+// Watches tells if some policy only watches: Watch must be asked then.
+func (m *Model) Watches() bool { return m != nil && m.authz.watch }
+
+// Watched is what policies see that decide nothing.
+type Watched struct {
+	Audit   string   // the first AUDIT policy that matches; "" for none
+	Dry     Decision // what would be decided if those with the annotation istio.io/dry-run were in force; Differs tells if that is something else
+	Differs bool
+}
+
+// Watch tells what policies see in a call about which d was decided. It does not allocate. Source: Istio, "AuthorizationPolicy", action AUDIT;
+// "Dry Run".
+func (m *Model) Watch(t *Target, r *Request, d Decision) (w Watched) {
+	var b1, b2 [320]byte
+	who := m.caller(b1[:0], b2[:0], r.Source.Identity)
+	for _, ns := range [...]*nsAuthz{&m.authz.root, m.authz.by[t.Service.Namespace()]} {
+		if ns == nil {
+			continue
+		}
+		for _, a := range ns.audit {
+			if w.Audit == "" && a.selects(t) && a.matches(t, r, who) {
+				w.Audit = a.text
+			}
+		}
+	}
+	w.Dry = m.decide(t, r, who, true)
+	w.Differs = w.Dry.Allow != d.Allow
+	return w
 }
 
 // caller is who calls, as patterns may name him: with the trust domain's name, and with cluster.local for the own one.
