@@ -31,6 +31,7 @@ type Config struct {
 	Gateway     Gateway     `yaml:"gateway"`
 	Log         Log         `yaml:"log"`
 	Raft        Raft        `yaml:"raft"`
+	CA          CA          `yaml:"ca"`
 }
 
 // Ports are those that other hosts reach.
@@ -132,6 +133,7 @@ func (c *Config) Check(file string) error {
 	def(&c.Proxy.UnknownCallers, "node")
 	def(&c.Gateway.Certificates, "/etc/meshagent/certificates")
 	def(&c.Log.Format, "text")
+	def(&c.CA.Seal, sealFile)
 	if c.Ports.Mesh == 0 {
 		c.Ports.Mesh = 15008
 	}
@@ -216,6 +218,9 @@ func (c *Config) check(file string) error {
 	}
 	if f := c.Log.Format; f != "text" && f != "json" {
 		bad("log.format", "%q is neither text nor json", f)
+	}
+	if s := c.CA.Seal; s != sealFile && s != sealCreds {
+		bad("ca.seal", "%q is neither file nor systemd-creds", s)
 	}
 	if h := c.Raft.Heartbeat; h < 50*time.Millisecond || h > time.Minute {
 		bad("raft.heartbeat", "%v: from 50ms to 1m is possible", h)

@@ -52,6 +52,7 @@ func TestBadConfigurations(t *testing.T) {
 		{"name: h1\nproxy: {unknownCallers: allow}", `: proxy.unknownCallers: "allow" is neither node nor refuse`},
 		{"name: h1\nproxy: {accessLog: log}", `: proxy.accessLog: "log" is neither an absolute path nor stdout nor off`},
 		{"name: h1\nlog: {format: xml}", `: log.format: "xml" is neither text nor json`},
+		{"name: h1\nca: {seal: age}", `: ca.seal: "age" is neither file nor systemd-creds`},
 		{"name: h1\nraft: {heartbeat: 1ms}", `: raft.heartbeat: 1ms: from 50ms to 1m is possible`},
 	} {
 		file := writeConfig(t, c.text)

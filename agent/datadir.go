@@ -23,7 +23,7 @@ import (
 const (
 	fileMembership  = "membership.json" // trust domain, certificates, bundle, gossip keys, servers
 	fileKey         = "node.key"        // the host's private key: who it is
-	fileSealKey     = "seal.key"        // servers: opens the CA's keys in the store
+	fileSealKey     = "seal.key"        // servers: opens the CA's keys in the store, unless ca.seal says otherwise
 	fileSnapshot    = "snapshot.json"   // last good policy and catalog, for a start without servers
 	fileVIPs        = "vips.json"       // addresses of services on this host
 	fileCredentials = "gateway.sealed"  // Secrets for gateways, sealed under the host's key

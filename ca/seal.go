@@ -74,9 +74,17 @@ func LoadKey(name string) (k [32]byte, err error) {
 	if err != nil {
 		return k, fmt.Errorf("seal key: %w", err)
 	}
+	if k, err = ParseKey(b); err != nil {
+		return k, fmt.Errorf("seal key %s is damaged: copy it from another server", name)
+	}
+	return k, nil
+}
+
+// ParseKey reads what FormatKey has written. The error does not hold it.
+func ParseKey(b []byte) (k [32]byte, err error) {
 	raw, err := hex.DecodeString(strings.TrimSpace(string(b)))
 	if err != nil || len(raw) != len(k) {
-		return k, fmt.Errorf("seal key %s is damaged: copy it from another server", name)
+		return k, errors.New("not 64 hexadecimal digits")
 	}
 	copy(k[:], raw)
 	return k, nil
