@@ -371,7 +371,7 @@ func byAge(ps []mesh.Policy) []mesh.Policy {
 func assemble(td mesh.TrustDomain, index uint64, ps []mesh.Policy, docs []*decoded) *Model {
 	m := &Model{secrets: map[SecretRef]uint64{}, index: index, td: td, services: map[mesh.ServiceName]*ServicePolicy{}, authz: &authzIndex{},
 		declared: map[mesh.ServiceName]*mesh.Entry{}, foreign: map[mesh.ServiceName]mesh.ServiceName{}, sidecars: map[string][]*sidecar{}}
-	g := &gateway{grants: map[grant]bool{}, classes: map[string]bool{}, edges: edges{gateways: map[string]*Gateway{}}, delegates: delegates{}}
+	g := &gateway{grants: map[grant]bool{}, classes: map[string]bool{}, edges: edges{gateways: map[string]*Gateway{}}, delegates: delegates{}, soonest: map[mesh.ServiceName]bool{}}
 	for i, d := range docs {
 		if s, ok := d.virtualService(); ok && d.key == ps[i].PolicyKey {
 			g.delegates.add(d.key, s)
@@ -384,6 +384,7 @@ func assemble(td mesh.TrustDomain, index uint64, ps []mesh.Policy, docs []*decod
 	g.bind(m)
 	g.edges.bind(m)
 	m.settle()
+	m.preferSoonest(g.soonest)
 	return m
 }
 
@@ -448,6 +449,9 @@ func (m *Model) add(p mesh.Policy, d *decoded, g *gateway) {
 		for _, svc := range services {
 			sp := m.service(svc)
 			sp.Limits = append(sp.Limits, limits...)
+			if s.LoadBalancer != nil {
+				g.soonest[svc] = true
+			}
 		}
 	default:
 		r, _ := compileRoute(p.PolicyKey, s)

@@ -22,6 +22,7 @@ type gateway struct {
 	classes  map[string]bool
 
 	delegates delegates
+	soonest   map[mesh.ServiceName]bool // services that want PeakEWMA
 }
 
 // grant lets routes of a kind and namespace refer to a service. One with an empty name is for all services of its namespace.

@@ -15,10 +15,16 @@ import (
 // trafficGroup is the group of the kinds that neither Istio nor the Gateway API has.
 const trafficGroup = "traffic.meshagent.io"
 
-// MeshTrafficPolicy is how one is written: rate limits of services of its namespace.
+// MeshTrafficPolicy is how one is written: rate limits of services of its namespace, and how they are balanced.
 type MeshTrafficPolicy struct {
-	TargetRefs []TrafficTarget `yaml:"targetRefs"`
-	RateLimits []RateLimit     `yaml:"rateLimits"`
+	TargetRefs   []TrafficTarget `yaml:"targetRefs"`
+	LoadBalancer *SoonestAnswer  `yaml:"loadBalancer"`
+	RateLimits   []RateLimit     `yaml:"rateLimits"`
+}
+
+// SoonestAnswer asks for the algorithm that no DestinationRule has.
+type SoonestAnswer struct {
+	Simple string `yaml:"simple"`
 }
 
 // TrafficTarget names a service.
@@ -128,8 +134,12 @@ func compileTraffic(key mesh.PolicyKey, s *MeshTrafficPolicy) (services []mesh.S
 		}
 		services = append(services, svc)
 	}
-	if len(s.RateLimits) == 0 {
-		c.fail("rateLimits", "give it a limit", "is missing or empty: the policy says nothing")
+	if s.RateLimits == nil && s.LoadBalancer == nil {
+		c.fail("rateLimits", "write rateLimits or loadBalancer", "is missing: the policy says nothing")
+	}
+	full(c, "rateLimits", "give it a limit, or remove it", s.RateLimits)
+	if b := s.LoadBalancer; b != nil && b.Simple != PeakEWMA.String() {
+		c.fail("loadBalancer.simple", "write PEAK_EWMA; other algorithms are asked for by a DestinationRule", "%q is not what a MeshTrafficPolicy is for", b.Simple)
 	}
 	names := map[string]bool{}
 	for i := range s.RateLimits {
@@ -201,6 +211,20 @@ func (c *compiler) limitKey(path string, k *RateLimitKey, out *Limit) {
 		c.fail(path+".header", "", "%q is not the name of a header", k.Header)
 	}
 	out.ByCaller, out.ByHeader = k.Caller, strings.ToLower(k.Header)
+}
+
+// preferSoonest makes PeakEWMA the algorithm of destinations that no DestinationRule gives another one than the default.
+func (m *Model) preferSoonest(services map[mesh.ServiceName]bool) {
+	for s := range services {
+		sp := m.service(s)
+		for _, d := range append(sp.destinations(), sp.Destination) {
+			d.Each(func(t *TrafficPolicy) {
+				if t.LB == LeastRequest {
+					t.LB = PeakEWMA
+				}
+			})
+		}
+	}
 }
 
 // limits looks at the rate limits of a service.

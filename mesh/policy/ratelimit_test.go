@@ -72,6 +72,31 @@ func TestRateLimits(t *testing.T) {
 	}
 }
 
+// TestSoonestAnswer: it takes the place of the default, wherever a DestinationRule has that, and of nothing else.
+func TestSoonestAnswer(t *testing.T) {
+	ps, err := Parse("x", []byte(meshTraffic("x", "{targetRefs: [{kind: Service, name: web}, {kind: Service, name: db}, {kind: Service, name: new}], loadBalancer: {simple: PEAK_EWMA}}")+
+		"---\n"+destRule("web", "{host: web, trafficPolicy: {loadBalancer: {simple: LEAST_REQUEST}, portLevelSettings: [{port: {number: 81}, loadBalancer: {simple: RANDOM}}]}, subsets: [{name: v1, labels: {v: v1}}, {name: v2, labels: {v: v2}, trafficPolicy: {loadBalancer: {simple: ROUND_ROBIN}}}]}")+
+		"---\n"+destRule("db", "{host: db, trafficPolicy: {loadBalancer: {consistentHash: {useSourceIp: true}}}}")+
+		"---\n"+destRule("other", "{host: other}")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := Compile(td, 1, ps)
+	for _, c := range []struct {
+		svc, subset string
+		port        uint16
+		want        LB
+	}{{"web", "", 80, PeakEWMA}, {"web", "", 81, Random}, {"web", "v1", 80, PeakEWMA}, {"web", "v2", 80, RoundRobin}, {"db", "", 80, RingHash}, {"new", "", 80, PeakEWMA}, {"other", "", 80, LeastRequest}} {
+		got, _, ok := m.Service(mesh.MustServiceName(c.svc)).Destination.For(c.subset, c.port)
+		if !ok || got.LB != c.want {
+			t.Errorf("%s %s %d: %v, want %v", c.svc, c.subset, c.port, got.LB, c.want)
+		}
+	}
+	if noPolicy.Destination.Traffic.LB != LeastRequest {
+		t.Error("the default of all services has changed")
+	}
+}
+
 // TestRateLimitsThatAreNotUnderstood deny the service that they are for, and no other.
 func TestRateLimitsThatAreNotUnderstood(t *testing.T) {
 	m := Compile(td, 1, []mesh.Policy{{PolicyKey: mesh.PolicyKey{Group: trafficGroup, Kind: "MeshTrafficPolicy", Namespace: "default", Name: "x"},
@@ -111,7 +136,8 @@ func TestRateLimitsAreAnalyzed(t *testing.T) {
 // TestEveryFieldOfRateLimitsIsInTheModel: whoever adds a field learns here that it must be compiled.
 func TestEveryFieldOfRateLimitsIsInTheModel(t *testing.T) {
 	for typ, want := range map[reflect.Type]string{
-		reflect.TypeFor[MeshTrafficPolicy](): "TargetRefs RateLimits",
+		reflect.TypeFor[MeshTrafficPolicy](): "TargetRefs LoadBalancer RateLimits",
+		reflect.TypeFor[SoonestAnswer]():     "Simple",
 		reflect.TypeFor[TrafficTarget]():     "Group Kind Name",
 		reflect.TypeFor[RateLimit]():         "Name Port Requests Connections Per Burst By Match",
 		reflect.TypeFor[RateLimitKey]():      "Caller Header",

@@ -11,7 +11,7 @@ import (
 // LB names a balancing algorithm.
 type LB = lb.Algorithm
 
-// The algorithms. PeakEWMA no DestinationRule can ask for.
+// The algorithms. PeakEWMA a MeshTrafficPolicy asks for.
 const (
 	LeastRequest = lb.LeastRequest // Istio's default
 	RoundRobin   = lb.RoundRobin
