@@ -162,17 +162,20 @@ func (m *Manager) entryLocked(id mesh.Identity) *entry {
 	return e
 }
 
-// setLocked stores a certificate and plans its renewal: at half of its life, a tenth earlier or later at random, so that
-// hosts that joined together do not renew together.
+// setLocked stores a certificate and plans its renewal.
 func (m *Manager) setLocked(e *entry, cert *tls.Certificate) {
 	life := cert.Leaf.NotAfter.Sub(cert.Leaf.NotBefore)
-	e.renewAt = cert.Leaf.NotBefore.Add(life*2/5 + mrand.N(life/5))
+	e.renewAt = cert.Leaf.NotBefore.Add(renewAfter(life))
 	if e.cert == nil {
 		close(e.have)
 	}
 	e.cert, e.err, e.used = cert, nil, false
 	e.retry.Reset()
 }
+
+// renewAfter returns when in its life a certificate is renewed: at half of it, a tenth earlier or later at random, so that hosts that
+// joined together do not renew together.
+func renewAfter(life time.Duration) time.Duration { return life*2/5 + mrand.N(life/5) }
 
 func (m *Manager) poke() {
 	select {
