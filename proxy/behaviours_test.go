@@ -326,6 +326,10 @@ func TestC24NotGRPC(t *testing.T) {
 			if _, err := client.Check(t.Context(), &health.HealthCheckRequest{}); status.Code(err) != want {
 				t.Errorf("%d becomes %v, want %v", httpStatus, err, want)
 			}
+			got := c.send(c.request("POST", "chat", "/s.S/M", nil, "Content-Type", "application/grpc", "Te", "trailers"))
+			if got.StatusCode != int(httpStatus) || got.body != "<p>not gRPC</p>" || got.Header.Get("Content-Type") != "text/html" || got.Header["Grpc-Status"] != nil {
+				t.Errorf("%d comes as %d %v %q", httpStatus, got.StatusCode, got.Header, got.body)
+			}
 		}
 	})
 }
