@@ -251,13 +251,18 @@ func reachable(ctx context.Context, t target, cs ...*child) error {
 	return nil
 }
 
-var versionNumber = regexp.MustCompile(`\b\d+\.\d+\.\d+[-+.~\w]*`)
+// versionNumber is a version behind the word: the path of a program, which Envoy says too, may have numbers as well.
+var versionNumber = regexp.MustCompile(`\bversion\b:?\s+\S*?\b(\d+\.\d+\.\d+[-+.~\w]*)`)
 
 // versionOf is what a program says of its version, on whichever output.
 func versionOf(program string, args ...string) string {
 	b, _ := exec.Command(program, args...).CombinedOutput()
-	if v := versionNumber.Find(b); v != nil {
-		return string(v)
+	return versionIn(string(b))
+}
+
+func versionIn(said string) string {
+	if v := versionNumber.FindStringSubmatch(said); v != nil {
+		return v[1]
 	}
 	return "of unknown version"
 }
