@@ -19,9 +19,9 @@ type authzIndex struct {
 }
 
 type nsAuthz struct {
-	deny, allow       []*authz
-	audit             []*authz
-	dryDeny, dryAllow []*authz // that are tried, and decide nothing
+	deny, allow       authzList
+	audit             authzList
+	dryDeny, dryAllow authzList // that are tried, and decide nothing
 }
 
 func (x *authzIndex) add(a *authz, everywhere bool) {
@@ -49,7 +49,7 @@ func (x *authzIndex) add(a *authz, everywhere bool) {
 	case a.deny:
 		list = &n.deny
 	}
-	*list = append(*list, a)
+	list.add(a)
 }
 
 // authz is a compiled AuthorizationPolicy.
@@ -62,6 +62,7 @@ type authz struct {
 	selector mesh.Labels
 	targets  []string    // services of its namespace; nil is all
 	rules    []authzRule // any of them; none matches nothing
+	index    ruleIndex
 }
 
 // authzRule matches when one of from and one of to match; an empty list matches everything.
@@ -256,6 +257,7 @@ func compileAuthz(key mesh.PolicyKey, s *istio.AuthorizationPolicy) (*authz, []f
 	case a.audit && len(a.rules) == 0:
 		c.fail("rules", "write rules: [{}] to watch everything", "an AUDIT policy without rules never matches")
 	}
+	a.index = indexRules(a.rules)
 	return a, c.errs
 }
 
@@ -290,15 +292,14 @@ func (m *Model) decide(t *Target, r *Request, who caller, dry bool) Decision {
 		if ns == nil {
 			continue
 		}
-		for _, a := range ns.deny {
-			if a.selects(t) && a.matches(t, r, who) {
-				return Decision{Policy: a.key, Reason: "denied by policy"}
-			}
+		if a := ns.deny.first(t, r, who); a != nil {
+			return Decision{Policy: a.key, Reason: "denied by policy"}
 		}
-		for _, a := range ns.dryDeny {
-			if dry && a.selects(t) && a.matches(t, r, who) {
-				return Decision{Policy: a.key, Reason: "denied by policy"}
-			}
+		if !dry {
+			continue
+		}
+		if a := ns.dryDeny.first(t, r, who); a != nil {
+			return Decision{Policy: a.key, Reason: "denied by policy"}
 		}
 	}
 	allowing := false
@@ -306,13 +307,18 @@ func (m *Model) decide(t *Target, r *Request, who caller, dry bool) Decision {
 		if ns == nil {
 			continue
 		}
-		for _, list := range [...][]*authz{ns.allow, ns.dryAllow} {
-			for _, a := range list {
-				if a.dry && !dry || !a.selects(t) {
-					continue
-				}
-				if allowing = true; a.matches(t, r, who) {
-					return Decision{Allow: true, Policy: a.key}
+		for _, l := range [...]*authzList{&ns.allow, &ns.dryAllow} {
+			if l == &ns.dryAllow && !dry {
+				continue
+			}
+			for _, list := range l.of(t) {
+				for _, a := range list {
+					if !a.selects(t) {
+						continue
+					}
+					if allowing = true; a.matches(t, r, who) {
+						return Decision{Allow: true, Policy: a.key}
+					}
 				}
 			}
 		}
@@ -342,10 +348,8 @@ func (m *Model) Watch(t *Target, r *Request, d Decision) (w Watched) {
 		if ns == nil {
 			continue
 		}
-		for _, a := range ns.audit {
-			if w.Audit == "" && a.selects(t) && a.matches(t, r, who) {
-				w.Audit = a.text
-			}
+		if a := ns.audit.first(t, r, who); a != nil && w.Audit == "" {
+			w.Audit = a.text
 		}
 	}
 	w.Dry = m.decide(t, r, who, true)
@@ -388,13 +392,28 @@ func selected(selector mesh.Labels, svc mesh.ServiceName, labels mesh.Labels) bo
 }
 
 func (a *authz) matches(t *Target, r *Request, who caller) bool {
-	for i := range a.rules {
-		ru := &a.rules[i]
-		if (len(ru.from) == 0 || anySource(ru.from, r, who, a.deny)) && (len(ru.to) == 0 || a.anyOp(ru.to, t, r)) && a.allWhen(ru.when, t, r, who) {
-			return true
+	if a.index.by == nil {
+		for i := range a.rules {
+			if a.rule(i, t, r, who) {
+				return true
+			}
+		}
+		return false
+	}
+	for _, some := range a.index.of(who) {
+		for _, i := range some {
+			if a.rule(i, t, r, who) {
+				return true
+			}
 		}
 	}
 	return false
+}
+
+// rule asks one rule.
+func (a *authz) rule(i int, t *Target, r *Request, who caller) bool {
+	ru := &a.rules[i]
+	return (len(ru.from) == 0 || anySource(ru.from, r, who, a.deny)) && (len(ru.to) == 0 || a.anyOp(ru.to, t, r)) && a.allWhen(ru.when, t, r, who)
 }
 
 func anySource(from []authzSource, r *Request, who caller, deny bool) bool {
