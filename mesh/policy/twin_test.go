@@ -191,7 +191,7 @@ func twinRule(rule istio.Rule, deny bool, target *Target, r *Request) bool {
 		}
 	}
 	from := len(rule.From) == 0 || slices.ContainsFunc(rule.From, func(f istio.From) bool {
-		return twinField(f.Source.Principals, f.Source.NotPrincipals, names...) && twinField(f.Source.Namespaces, f.Source.NotNamespaces, r.Source.Identity.Namespace())
+		return twinUser(f.Source, deny, r) && twinField(f.Source.Principals, f.Source.NotPrincipals, names...) && twinField(f.Source.Namespaces, f.Source.NotNamespaces, r.Source.Identity.Namespace())
 	})
 	to := len(rule.To) == 0 || slices.ContainsFunc(rule.To, func(o istio.To) bool {
 		op := o.Operation
@@ -206,6 +206,21 @@ func twinRule(rule istio.Rule, deny bool, target *Target, r *Request) bool {
 	})
 	when := !slices.ContainsFunc(rule.When, func(w istio.Condition) bool { return !twinWhen(w, deny, target, r) })
 	return from && to && when
+}
+
+// twinUser: connections have no user, which is as with what only requests have.
+func twinUser(s istio.Source, deny bool, r *Request) bool {
+	if len(s.RequestPrincipals)+len(s.NotRequestPrincipals) == 0 {
+		return true
+	}
+	if r.Method == "" {
+		return deny
+	}
+	user := ""
+	if r.Auth != nil {
+		user = r.Auth.Principal
+	}
+	return twinField(s.RequestPrincipals, s.NotRequestPrincipals, user)
 }
 
 // twinWhen looks at each value of the attribute on its own.
@@ -226,6 +241,14 @@ func twinWhen(w istio.Condition, deny bool, target *Target, r *Request) bool {
 		return deny
 	}
 	vs := r.Header("x")
+	if w.Key == "request.auth.claims[groups]" { // one of them is enough, and one too many
+		if vs = nil; r.Auth != nil {
+			for _, g := range r.Auth.Claims["groups"].([]any) {
+				vs = append(vs, g.(string))
+			}
+		}
+		return twinField(w.Values, w.NotValues, vs...)
+	}
 	switch {
 	case len(vs) == 0:
 		return w.Values == nil
@@ -271,6 +294,7 @@ func FuzzAuthorizeAgainstTwin(f *testing.F) {
 		principals := []string{"cluster.local/ns/default/sa/a", "test.mesh/ns/default/sa/b", "other/ns/default/sa/a", "cluster.local/ns/*", "*/sa/a", "*", "test.mesh*", "*b"}
 		namespaces, methods := []string{"default", "x", "d*", "*t", "*"}, []string{"GET", "PUT", "P*", "*T", "*"}
 		paths, hosts, ports := []string{"/a", "/a/*", "/a*", "*/b", "*.html", "*"}, []string{"web", "web.*", "*.mesh", "*", "WE*"}, []string{"1", "2"}
+		users := []string{"iss/alice", "iss/*", "*/bob", "*"}
 		var all []named
 		m := &Model{td: td, authz: &authzIndex{}}
 		for range 1 + d.n(3) {
@@ -282,16 +306,17 @@ func FuzzAuthorizeAgainstTwin(f *testing.F) {
 				var rule istio.Rule
 				for range d.n(3) {
 					rule.From = append(rule.From, istio.From{Source: istio.Source{Principals: d.some(2, principals...), NotPrincipals: d.some(1, principals...),
-						Namespaces: d.some(1, namespaces...), NotNamespaces: d.some(1, namespaces...)}})
+						Namespaces: d.some(1, namespaces...), NotNamespaces: d.some(1, namespaces...),
+						RequestPrincipals: d.some(1, users...), NotRequestPrincipals: d.some(1, users...)}})
 				}
 				for range d.n(3) {
 					rule.To = append(rule.To, istio.To{Operation: istio.Operation{Methods: d.some(2, methods...), NotMethods: d.some(1, methods...), Paths: d.some(2, paths...),
 						NotPaths: d.some(1, paths...), Hosts: d.some(1, hosts...), NotHosts: d.some(1, hosts...), Ports: d.some(1, ports...), NotPorts: d.some(1, ports...)}})
 				}
 				for range d.n(3) {
-					w := istio.Condition{Key: d.pick("source.ip", "source.namespace", "destination.port", "request.headers[X]")}
+					w := istio.Condition{Key: d.pick("source.ip", "source.namespace", "destination.port", "request.headers[X]", "request.auth.claims[groups]")}
 					choice := map[string][]string{"source.ip": {"10.0.0.0/8", "10.1.0.0/16", "0.0.0.0/0"}, "source.namespace": namespaces, "destination.port": ports,
-						"request.headers[X]": {"a", "b", "a*", "*"}}[w.Key]
+						"request.headers[X]": {"a", "b", "a*", "*"}, "request.auth.claims[groups]": {"a", "b", "a*", "*"}}[w.Key]
 					w.Values, w.NotValues = d.some(2, choice...), d.some(1, choice...)
 					rule.When = append(rule.When, w)
 				}
@@ -318,6 +343,13 @@ func FuzzAuthorizeAgainstTwin(f *testing.F) {
 		r.Source.IP = netip.MustParseAddr(d.pick("10.0.0.1", "10.1.0.1", "192.0.2.1"))
 		values := d.some(2, "a", "b", "ab")
 		r.Header = func(string) []string { return values }
+		if r.Method != "" && d.n(3) > 0 {
+			groups := []any{}
+			for _, g := range d.some(2, "a", "b", "ab") {
+				groups = append(groups, g)
+			}
+			r.Auth = &Auth{Principal: d.pick("iss/alice", "iss/bob", ""), Claims: map[string]any{"groups": groups}}
+		}
 		if td2, _ := mesh.ParseTrustDomain("other"); d.n(4) > 0 {
 			r.Source.Identity = id(d.pick("default", "x"), d.pick("a", "b"))
 			if d.n(4) == 1 {
@@ -329,6 +361,26 @@ func FuzzAuthorizeAgainstTwin(f *testing.F) {
 				t.Logf("%s: %+v", p.key.Namespace, p.spec)
 			}
 			t.Errorf("target %+v, request %+v: %+v, want %v", target, r, got, want)
+		}
+		// The order within an action never matters, one more that denies never allows more, and one less that allows neither, as long as one is left.
+		got := m.Authorize(target, r).Allow
+		again := &Model{td: td, authz: &authzIndex{}}
+		for _, p := range slices.Backward(all) {
+			a, _ := compileAuthz(p.key, p.spec)
+			again.authz.add(a, p.key.Namespace == RootNamespace)
+		}
+		if other := again.Authorize(target, r).Allow; other != got {
+			t.Errorf("in another order: %v, want %v", other, got)
+		}
+		if len(all) > 0 && all[0].spec.Action == "DENY" {
+			fewer := &Model{td: td, authz: &authzIndex{}}
+			for _, p := range all[1:] {
+				a, _ := compileAuthz(p.key, p.spec)
+				fewer.authz.add(a, p.key.Namespace == RootNamespace)
+			}
+			if got && !fewer.Authorize(target, r).Allow {
+				t.Errorf("one that denies allows more")
+			}
 		}
 	})
 }
