@@ -62,6 +62,7 @@ func Init(ctx context.Context, cfg *Config, trustDomain string) (*Founded, error
 	if err != nil {
 		return nil, err
 	}
+	f.Membership.SealSum = sealSum(seal)
 	if err := dir.saveMembership(&f.Membership); err != nil {
 		return nil, err
 	}
@@ -136,6 +137,7 @@ func Join(ctx context.Context, cfg *Config, token string) (*control.Membership, 
 		if err := writeFile(dir.path(fileSealKey), ca.FormatKey(k)); err != nil {
 			return nil, err
 		}
+		m.SealSum = sealSum(k)
 	}
 	return m, dir.saveMembership(m)
 }

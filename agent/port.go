@@ -79,7 +79,7 @@ func (a *Agent) openPort(g *run.Group, m *control.Membership) error {
 }
 
 func (a *Agent) openServer(raft *meshport.Queue, at netip.AddrPort) error {
-	seal, err := a.cfg.sealKey(a.dir)
+	seal, err := a.cfg.checkedSealKey(a.dir, a.member.m.SealSum)
 	if err != nil {
 		return err
 	}

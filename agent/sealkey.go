@@ -1,6 +1,8 @@
 package agent
 
 import (
+	"bytes"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -25,6 +27,26 @@ const (
 
 // sealCredential is the name of the unit's credential.
 const sealCredential = "meshagent.seal"
+
+// sealSum is by what a server knows its seal key again. The key is random, so that it tells nothing of it.
+func sealSum(k [32]byte) []byte {
+	sum := sha256.Sum256(k[:])
+	return sum[:]
+}
+
+// checkedSealKey is sealKey, and refuses a key that is not the one with which the host became a server: with another it could open nothing that is
+// sealed, and would seal what no other server can open. Hosts that joined before sums were kept have none.
+func (c *Config) checkedSealKey(dir dataDir, sum []byte) ([32]byte, error) {
+	k, err := c.sealKey(dir)
+	if err == nil && len(sum) > 0 && !bytes.Equal(sealSum(k), sum) {
+		where := dir.path(fileSealKey)
+		if c.CA.Seal == sealCreds {
+			where = "the credential " + sealCredential
+		}
+		return [32]byte{}, fmt.Errorf("ca.seal: %s holds another seal key than that of this mesh: restore it from a backup, or from another server", where)
+	}
+	return k, err
+}
 
 // sealKey returns the key that opens the CA's keys in the store. With systemd-creds a key that still lies in the data directory is an
 // error: it would make the sealing worthless, and after another join it is the one that counts.

@@ -17,9 +17,13 @@ func TestS49SealKey(t *testing.T) {
 		name, seal       string
 		file, credential string // what they hold; "" for none
 		noDir            bool   // systemd gave no credentials
+		sum              []byte // that the server kept
 		want             string // the error; "" for key
 	}{
 		{name: "a file", seal: "file", file: good, credential: string(ca.FormatKey(other))},
+		{name: "a file with the key that was there before", seal: "file", file: good, sum: sealSum(key)},
+		{name: "a file with another key", seal: "file", file: good, sum: sealSum(other), want: "seal.key holds another seal key than that of this mesh"},
+		{name: "a credential with another key", seal: "systemd-creds", credential: good, sum: sealSum(other), want: "the credential meshagent.seal holds another seal key"},
 		{name: "no file", seal: "file", credential: good, want: "is missing: without it this server cannot sign"},
 		{name: "a damaged file", seal: "file", file: good[:60], want: "is damaged"},
 		{name: "a credential", seal: "systemd-creds", credential: good},
@@ -45,7 +49,7 @@ func TestS49SealKey(t *testing.T) {
 			}
 			t.Setenv("CREDENTIALS_DIRECTORY", creds)
 			cfg := Config{CA: CA{Seal: c.seal}}
-			got, err := cfg.sealKey(data)
+			got, err := cfg.checkedSealKey(data, c.sum)
 			switch {
 			case c.want == "" && (err != nil || got != key):
 				t.Errorf("got another key, or %v", err)

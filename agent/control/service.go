@@ -84,6 +84,7 @@ type Membership struct {
 	Keyring     uint64           `json:"keyring,omitempty"` // version of GossipKeys; 0 is 1
 	Servers     []netip.AddrPort `json:"servers"`
 	SealKey     []byte           `json:"sealKey,omitempty"`
+	SealSum     []byte           `json:"sealSum,omitempty"` // SHA-256 of SealKey, which a server keeps to know it again
 }
 
 // strangerTime bounds what is done for a host without a certificate.
