@@ -58,13 +58,14 @@ func BenchmarkAuthorize(b *testing.B) {
 		rule := func(i int) string {
 			return fmt.Sprintf("  - {from: [{source: {principals: [cluster.local/ns/default/sa/caller-%d]}}], to: [{operation: {methods: [GET], paths: [/api/*]}}]}\n", i)
 		}
-		one := "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: x}\nspec:\n  selector: {matchLabels: {app: web}}\n  rules:\n"
+		var one strings.Builder
+		one.WriteString("apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: x}\nspec:\n  selector: {matchLabels: {app: web}}\n  rules:\n")
 		many := ""
 		for i := range n {
-			one += rule(i)
+			one.WriteString(rule(i))
 			many += fmt.Sprintf("---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p-%d}\nspec:\n  selector: {matchLabels: {app: svc-%d}}\n  rules:\n", i, i) + rule(i)
 		}
-		for _, c := range []struct{ name, yaml, svc string }{{"of the service", one, "web"}, {"of as many services", many, fmt.Sprintf("svc-%d", n-1)}} {
+		for _, c := range []struct{ name, yaml, svc string }{{"of the service", one.String(), "web"}, {"of as many services", many, fmt.Sprintf("svc-%d", n-1)}} {
 			m := compile(b, c.yaml)
 			to := &Target{Service: mesh.MustServiceName(c.svc)}
 			r := &Request{Method: "GET", Path: "/api/x", Source: Source{Identity: id("default", fmt.Sprintf("caller-%d", n-1))}}
