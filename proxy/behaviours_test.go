@@ -233,8 +233,8 @@ func TestB11StatusInTrailers(t *testing.T) {
 	})
 }
 
-// TestB11RetryAfter: an instance that answers 503 or 429 with Retry-After gets no call for that long, and without it the next. The last
-// one gets them all.
+// TestB11RetryAfter: an instance that answers 503 with Retry-After gets no call for that long, and without it the next. The last one gets
+// them all. 429 is about who calls, and changes nothing for others.
 func TestB11RetryAfter(t *testing.T) {
 	t.Parallel()
 	both(t, func(t *testing.T, w *world, c *caller, on *host) {
@@ -246,7 +246,7 @@ func TestB11RetryAfter(t *testing.T) {
 			}
 			switch svc {
 			case "limited":
-				f.status = 429
+				f.status, want = 429, 2
 			case "web", "over":
 				want = 2
 			}

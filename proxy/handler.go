@@ -285,7 +285,7 @@ func (h handler) Respond(x *engine.Call) bool {
 	if !own {
 		c.report(c.outcome(f, res.Status))
 	}
-	if f == nil && (res.Status == http.StatusServiceUnavailable || res.Status == http.StatusTooManyRequests) {
+	if f == nil && res.Status == http.StatusServiceUnavailable { // 429 is about who calls: for others the instance is as good as before
 		c.rest(res.Get("retry-after"))
 	}
 	if f == errProtocol && x.Request.Upgrade != nil {

@@ -60,12 +60,12 @@ func BenchmarkAuthorize(b *testing.B) {
 		}
 		var one strings.Builder
 		one.WriteString("apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: x}\nspec:\n  selector: {matchLabels: {app: web}}\n  rules:\n")
-		many := ""
+		var many strings.Builder
 		for i := range n {
 			one.WriteString(rule(i))
-			many += fmt.Sprintf("---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p-%d}\nspec:\n  selector: {matchLabels: {app: svc-%d}}\n  rules:\n", i, i) + rule(i)
+			many.WriteString(fmt.Sprintf("---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p-%d}\nspec:\n  selector: {matchLabels: {app: svc-%d}}\n  rules:\n", i, i) + rule(i))
 		}
-		for _, c := range []struct{ name, yaml, svc string }{{"of the service", one.String(), "web"}, {"of as many services", many, fmt.Sprintf("svc-%d", n-1)}} {
+		for _, c := range []struct{ name, yaml, svc string }{{"of the service", one.String(), "web"}, {"of as many services", many.String(), fmt.Sprintf("svc-%d", n-1)}} {
 			m := compile(b, c.yaml)
 			to := &Target{Service: mesh.MustServiceName(c.svc)}
 			r := &Request{Method: "GET", Path: "/api/x", Source: Source{Identity: id("default", fmt.Sprintf("caller-%d", n-1))}}

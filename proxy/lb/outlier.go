@@ -222,7 +222,7 @@ func (e *Endpoint) eject(now int64, o *Outlier) (pause time.Duration, times int)
 	return pause, e.times
 }
 
-// Rest makes candidate i sit out because it asked for that, as by 429 or 503 with Retry-After: within the same bounds, but it does not
+// Rest makes candidate i sit out because it asked for that, as by 503 with Retry-After: within the same bounds, but it does not
 // count as a failure. It reports whether it does.
 func (p *Picker) Rest(i int, now int64, d time.Duration) bool {
 	p.mu.Lock()
