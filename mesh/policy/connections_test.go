@@ -74,6 +74,29 @@ spec:
 	}
 }
 
+// TestListenersOfTLS: at a listener that ends TLS a TLSRoute goes before a TCPRoute, that of the host before one of a pattern, and the older of two.
+func TestListenersOfTLS(t *testing.T) {
+	route := func(kind, name, hosts string) string {
+		return "---\napiVersion: gateway.networking.k8s.io/v1\nkind: " + kind + "\nmetadata: {name: " + name + "}\nspec:\n  parentRefs: [{name: edge}]\n" + hosts +
+			"  rules: [{backendRefs: [{name: " + name + ", port: 1}]}]\n"
+	}
+	m := compile(t, `apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: edge}
+spec:
+  gatewayClassName: meshagent
+  listeners:
+  - {name: tls, port: 443, protocol: TLS, tls: {certificateRefs: [{name: x}]}}
+`+route("TCPRoute", "any", "")+route("TLSRoute", "a-pattern", "  hostnames: ['*.example.com', zzz.example.org]\n")+
+		route("TLSRoute", "db", "  hostnames: [db.example.com]\n")+route("TLSRoute", "db-late", "  hostnames: [db.example.com]\n"))
+	s := m.Gateways()[0].Servers[0]
+	for sni, want := range map[string]string{"db.example.com": "db", "x.example.com": "a-pattern", "zzz.example.org": "a-pattern", "example.net": "any", "": "any"} {
+		if r := s.RouteTCP(&Request{TLS: true, SNI: sni}); r == nil || r.Destinations[0].Service.Name() != want {
+			t.Errorf("%q: %+v, want %s", sni, r, want)
+		}
+	}
+}
+
 func inShop(name string) mesh.ServiceName {
 	s, err := mesh.NewServiceName("shop", name)
 	if err != nil {

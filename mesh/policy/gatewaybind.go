@@ -197,7 +197,7 @@ func (m *Model) merge(where string, b *Binding, routes []*gatewayRoute) {
 			b.TCP = []*TCPRoute{{Policy: r.key, Destinations: r.tcp}}
 		case r.key.Kind == "TLSRoute":
 			for _, h := range r.hostnames {
-				b.TLS = append(b.TLS, &TCPRoute{Policy: r.key, TLS: true, Matches: []Match{{SNI: []string{h}}}, Destinations: r.tcp})
+				b.TLS = append(b.TLS, r.bySNI(h))
 			}
 		}
 		if r.key.Kind != first.key.Kind {
@@ -210,15 +210,20 @@ func (m *Model) merge(where string, b *Binding, routes []*gatewayRoute) {
 			}
 		}
 	}
-	bySNI(b.TLS)
+	sortBySNI(b.TLS)
 	slices.SortStableFunc(entries, func(x, y entry) int { return slices.Compare(y.rank[:], x.rank[:]) })
 	for _, e := range entries {
 		b.HTTP = append(b.HTTP, e.HTTPRoute)
 	}
 }
 
-// bySNI puts rules for one host each into their order: that of whole names before those of patterns, and these from the longest on.
-func bySNI(routes []*TCPRoute) {
+// bySNI is a TLSRoute's rule for one host.
+func (r *gatewayRoute) bySNI(host string) *TCPRoute {
+	return &TCPRoute{Policy: r.key, TLS: true, Matches: []Match{{SNI: []string{host}}}, Destinations: r.tcp}
+}
+
+// sortBySNI puts rules for one host each into their order: that of whole names before those of patterns, and these from the longest on.
+func sortBySNI(routes []*TCPRoute) {
 	rank := func(r *TCPRoute) int {
 		host := r.Matches[0].SNI[0]
 		if strings.HasPrefix(host, "*") {

@@ -1,9 +1,9 @@
 package policy
 
 import (
-	"cmp"
 	"crypto/tls"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -258,26 +258,24 @@ func attachRoute(at map[*GatewayServer]map[string][]*gatewayRoute, s *GatewaySer
 	return some
 }
 
-// settleListener puts the routes of each host of a listener into their order.
+// settleListener puts the routes of each host of a listener into their order. Of several TLSRoutes for a host the oldest counts; a TCPRoute takes
+// the connections that none is for.
 func (m *Model) settleListener(s *GatewayServer, hosts map[string][]*gatewayRoute) {
-	for h, routes := range hosts {
+	var named []*TCPRoute
+	for _, h := range slices.Sorted(maps.Keys(hosts)) {
+		routes := hosts[h]
 		b := Binding{}
 		m.merge(fmt.Sprintf("listener %s of Gateway %s/%s, host %s", s.Name, s.Gateway.Namespace, s.Gateway.Name, h), &b, routes)
 		if b.HTTP != nil {
 			s.HTTP = append(s.HTTP, &VirtualHost{Host: h, Routes: b.HTTP})
 		}
 		s.TCP = append(s.TCP, b.TCP...)
-		for _, r := range b.TLS {
-			if r.Matches[0].SNI[0] = h; !slices.ContainsFunc(s.TCP, func(old *TCPRoute) bool { return old.TLS && old.Matches[0].SNI[0] == h }) {
-				s.TCP = append(s.TCP, r) // of several the oldest
-			}
+		if first := routes[0]; first.key.Kind == "TLSRoute" {
+			named = append(named, first.bySNI(h))
 		}
 	}
-	if len(s.TCP) > 0 && s.TCP[0].TLS {
-		slices.SortFunc(s.TCP, func(a, b *TCPRoute) int { return cmp.Compare(a.Matches[0].SNI[0], b.Matches[0].SNI[0]) })
-		bySNI(s.TCP)
-	}
-	slices.SortFunc(s.HTTP, func(a, b *VirtualHost) int { return cmp.Compare(a.Host, b.Host) })
+	sortBySNI(named)
+	s.TCP = append(named, s.TCP...)
 }
 
 // checkSecrets takes Secrets out that a Gateway may not refer to: its clients are turned away.
