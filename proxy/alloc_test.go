@@ -14,18 +14,7 @@ import (
 
 func (h *host) serveFixed(svc string, f func(net.Conn)) {
 	ln := h.listen()
-	go func() { // ends with the listener
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			go func() { // ends with the connection
-				defer c.Close()
-				f(c)
-			}()
-		}
-	}()
+	eachConn(ln, f)
 	h.register(svc, mesh.HTTP, ln)
 }
 

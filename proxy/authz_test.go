@@ -18,19 +18,10 @@ import (
 // echoTCP accepts connections and answers with what it gets, behind a greeting; it ends its way when the caller has.
 func echoTCP(t testing.TB, ln net.Listener, greeting string) {
 	t.Cleanup(func() { ln.Close() })
-	go func() { // ends with the listener
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			go func() { // ends with the connection
-				defer c.Close()
-				io.WriteString(c, greeting)
-				io.Copy(c, c)
-			}()
-		}
-	}()
+	eachConn(ln, func(c net.Conn) {
+		io.WriteString(c, greeting)
+		io.Copy(c, c)
+	})
 }
 
 // serveTCP adds an instance that echoes connections.

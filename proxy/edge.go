@@ -161,7 +161,7 @@ func (x *edgeSpec) add(in *mesh.Instance, s *edgeServer) {
 		return
 	}
 	x.servers = append(x.servers, s)
-	x.passes = x.passes || s.TLS != nil && s.TLS.Mode == policy.TLSPassthrough
+	x.passes = x.passes || s.Passes()
 	for _, h := range s.Hosts {
 		x.byHost.Add(h.Name, s)
 	}

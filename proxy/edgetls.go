@@ -92,7 +92,7 @@ func (l *edgePort) welcome(c *edgeConn, nc net.Conn) (conn net.Conn, first []byt
 		return nil, nil, err
 	}
 	x := l.asks.Load()
-	if s, ok := x.byHost.Find(hello.ServerName); ok && s.TLS.Mode == policy.TLSPassthrough {
+	if s, ok := x.byHost.Find(hello.ServerName); ok && s.Passes() {
 		c.sni, c.server = hello.ServerName, s
 		return nc, first, nil
 	}
@@ -126,7 +126,7 @@ func (l *edgePort) configFor(ctx context.Context, c *edgeConn, hello *tls.Client
 	if !ok {
 		return nil, errUnknownHost
 	}
-	if c.server = s; s.TLS.Mode == policy.TLSPassthrough { // it became so just now
+	if c.server = s; s.Passes() { // it became so just now
 		return nil, errUnknownHost
 	}
 	if l.p.c.Credentials == nil {

@@ -238,19 +238,19 @@ func (h handler) begin(x *engine.Call) *call {
 	if c.live {
 		return c
 	}
-	c.state = state{live: true}
+	c.state = state{live: true, raw: x.Raw()}
 	c.tried, c.grpc = c.tried[:0], c.grpc[:0]
 	switch t := x.Conn.Tag.(type) {
 	case *peer:
 		c.peer, c.who, c.rule = t, t.who, &t.rule
 	case *listener:
-		c.caller, c.raw = x.Conn.Caller.(*caller), x.Raw()
+		c.caller = x.Conn.Caller.(*caller)
 		c.who, c.view = c.caller.who, t.current()
 		c.rule = c.view.none
 	default:
 		e := x.Conn.Caller.(*edgeConn)
 		c.edge, c.edgeView, c.caller, c.who = e, e.port.current(), &e.caller, e.who
-		c.raw, c.rule = e.raw(), c.edgeView.none
+		c.rule = c.edgeView.none
 	}
 	c.id = x.Request.Get("x-request-id")
 	h.underway(c).add(1)

@@ -472,15 +472,7 @@ func TestIngressTCP(t *testing.T) {
 	t.Parallel()
 	w, g, p := tlsWorld(t, "")
 	ln := w.hosts[1].listen()
-	go func() {
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			go func() { defer c.Close(); io.Copy(c, c) }()
-		}
-	}()
+	echoTCP(t, ln, "")
 	w.hosts[1].register("db", mesh.TCP, ln)
 	w.apply(`
 apiVersion: networking.istio.io/v1

@@ -122,15 +122,7 @@ func TestTCPLimits(t *testing.T) {
 	w := newWorld(t)
 	a, b := w.host("a"), w.host("b")
 	ln := b.listen()
-	go func() { // ends with the listener
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			go func() { io.Copy(c, c); c.Close() }() // ends with the connection
-		}
-	}()
+	echoTCP(t, ln, "")
 	b.register("web", mesh.TCP, ln)
 	c := a.caller("frontend")
 	echo := func(conn net.Conn) error {

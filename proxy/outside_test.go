@@ -224,16 +224,7 @@ func TestOutsideConnections(t *testing.T) {
 	w := newWorld(t)
 	h := w.host("a")
 	ln := h.listen()
-	t.Cleanup(func() { ln.Close() })
-	go func() {
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			go func() { io.Copy(c, c); c.Close() }()
-		}
-	}()
+	echoTCP(t, ln, "")
 	w.apply(entry("db.example.com", "TCP", netip.MustParseAddrPort(ln.Addr().String()), ""))
 	name, _ := mesh.ParseExternal("db.example.com")
 	vip, err := h.VIP(t.Context(), name)

@@ -431,24 +431,15 @@ func TestStaleConnection(t *testing.T) {
 	both(t, func(t *testing.T, w *world, c *caller, on *host) {
 		ln := on.listen()
 		var conns atomic.Int32
-		go func() { // ends with the listener
-			for {
-				conn, err := ln.Accept()
-				if err != nil {
-					return
-				}
-				conns.Add(1)
-				go func() { // ends with the connection: one answer that promises more, and a close at the next request
-					defer conn.Close()
-					r := bufio.NewReader(conn)
-					if q, err := http.ReadRequest(r); err == nil {
-						io.Copy(io.Discard, q.Body)
-						io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-						r.Peek(1)
-					}
-				}()
+		eachConn(ln, func(conn net.Conn) { // one answer that promises more, and a close at the next request
+			conns.Add(1)
+			r := bufio.NewReader(conn)
+			if q, err := http.ReadRequest(r); err == nil {
+				io.Copy(io.Discard, q.Body)
+				io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+				r.Peek(1)
 			}
-		}()
+		})
 		on.register("web", mesh.HTTP, ln)
 		for n := range 10 {
 			if got := c.get("web", "/"); got.StatusCode != 200 {

@@ -14,15 +14,7 @@ import (
 // serveConn adds an instance that serves each connection by f.
 func (h *host) serveConn(svc string, f func(*net.TCPConn)) {
 	ln := h.listen()
-	go func() { // ends with the listener
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			go f(c.(*net.TCPConn)) // ends with the connection
-		}
-	}()
+	eachConn(ln, func(c net.Conn) { f(c.(*net.TCPConn)) })
 	h.register(svc, mesh.TCP, ln)
 }
 

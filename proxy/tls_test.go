@@ -18,19 +18,11 @@ import (
 // serveTLS adds an instance that speaks TLS and says its name to whoever shakes hands.
 func (h *host) serveTLS(svc, says string, cert tls.Certificate) *app {
 	ln := h.listen()
-	go func() { // ends with the listener
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			go func() { // ends with the connection
-				t := tls.Server(c, &tls.Config{Certificates: []tls.Certificate{cert}})
-				fmt.Fprintf(t, "%s, asked for %s\n", says, sni(t))
-				t.Close()
-			}()
-		}
-	}()
+	eachConn(ln, func(c net.Conn) {
+		t := tls.Server(c, &tls.Config{Certificates: []tls.Certificate{cert}})
+		fmt.Fprintf(t, "%s, asked for %s\n", says, sni(t))
+		t.Close()
+	})
 	return h.register(svc, mesh.TLS, ln)
 }
 
@@ -110,11 +102,7 @@ func TestAuto(t *testing.T) {
 		if got := c.send(c.request("POST", "web", "/s.S/M", strings.NewReader("x"), "Content-Type", "application/grpc", "Te", "trailers")); got.seen.Proto != "HTTP/2.0" {
 			t.Errorf("one of gRPC: %d %+v", got.StatusCode, got.seen)
 		}
-		on.serveConn("echo", func(conn *net.TCPConn) {
-			io.Copy(conn, conn)
-			conn.CloseWrite()
-		})
-		w.change(func() { on.rec.Instances[instanceOf(on, "echo")].Protocol = mesh.Auto })
+		on.serveTCP("echo", "", protocol(mesh.Auto))
 		echoes := func(what string) string {
 			conn := c.dial("echo")
 			io.WriteString(conn, what)
@@ -161,16 +149,6 @@ func TestConnectionsAreLoggedAlone(t *testing.T) {
 			}
 		}
 	})
-}
-
-// instanceOf returns the index of a host's instance of a service.
-func instanceOf(h *host, svc string) int {
-	for i := range h.rec.Instances {
-		if h.rec.Instances[i].Service.Name() == svc {
-			return i
-		}
-	}
-	return -1
 }
 
 // TestIngressPassthrough: at a port of a gateway the name that a client asks for says whether its TLS ends there, and where it goes.
@@ -244,20 +222,20 @@ spec:
 			if a := g.ask(g.client(false, &tls.Config{RootCAs: p.pool()}), "https://shop.example.com:8443/x"); a.StatusCode != 200 || a.seen.URI != "/x" {
 				t.Errorf("where TLS ends: %d %+v", a.StatusCode, a.seen)
 			}
-			for _, e := range [][2]string{{"db.example.com", "db, asked for db.example.com"}, {"DB.example.com", "db, asked for DB.example.com"},
-				{"a.x.example.com", "other, asked for a.x.example.com"}, {"a.example.com", ""}, {"example.net", ""}, {"", ""}} {
+			dial := func() net.Conn {
 				conn, err := net.Dial("tcp", netip.AddrPortFrom(g.addr, 8443).String())
 				if err != nil {
 					t.Fatal(err)
 				}
-				if got := said(t, conn, e[0]); got != e[1] {
+				return conn
+			}
+			for _, e := range [][2]string{{"db.example.com", "db, asked for db.example.com"}, {"DB.example.com", "db, asked for DB.example.com"},
+				{"a.x.example.com", "other, asked for a.x.example.com"}, {"a.example.com", ""}, {"example.net", ""}, {"", ""}} {
+				if got := said(t, dial(), e[0]); got != e[1] {
 					t.Errorf("%s: %q, want %q", e[0], got, e[1])
 				}
 			}
-			conn, err := net.Dial("tcp", netip.AddrPortFrom(g.addr, 8443).String())
-			if err != nil {
-				t.Fatal(err)
-			}
+			conn := dial()
 			defer conn.Close()
 			io.WriteString(conn, "GET / HTTP/1.1\r\nHost: shop.example.com\r\n\r\n")
 			conn.SetReadDeadline(time.Now().Add(patience))

@@ -477,6 +477,22 @@ func (h *host) listen() net.Listener {
 	return ln
 }
 
+// eachConn serves each connection to ln by f, and closes it then.
+func eachConn(ln net.Listener, f func(net.Conn)) {
+	go func() { // ends with the listener
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			go func() { // ends with the connection
+				defer c.Close()
+				f(c)
+			}()
+		}
+	}()
+}
+
 // serve adds an instance that speaks HTTP: echo, when there is no handler.
 func (h *host) serve(svc string, handler http.Handler, change ...func(*mesh.Instance)) *app {
 	h.w.t.Helper()

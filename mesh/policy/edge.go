@@ -53,8 +53,8 @@ type GatewayServer struct {
 	TCP      []*TCPRoute // nil: none; the first that matches counts
 }
 
-// passes reports whether the server passes connections on without ending their TLS.
-func (s *GatewayServer) passes() bool { return s.TLS != nil && s.TLS.Mode == TLSPassthrough }
+// Passes reports whether the server passes connections on without ending their TLS.
+func (s *GatewayServer) Passes() bool { return s.TLS != nil && s.TLS.Mode == TLSPassthrough }
 
 // GatewayHost is a host that a server takes in, and for whose routes.
 type GatewayHost struct {

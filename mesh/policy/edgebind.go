@@ -184,7 +184,7 @@ func (e *edges) attach(g *Gateway, name string, vs *boundService) (some bool) {
 				switch {
 				case s.Protocol == EdgeHTTP || s.Protocol == EdgeHTTPS:
 					s.addHTTP(h, http, vs.invalid)
-				case s.passes():
+				case s.Passes():
 					s.addTCP(tls)
 				default:
 					s.addTCP(tcp)

@@ -111,7 +111,7 @@ func (c *compiler) listener(path string, index int, l *gatewayapi.Listener) (*Ga
 		s.TLS = c.listenerTLS(path+".tls", p, l.TLS)
 	}
 	who := listener{name: l.Name, kinds: kindsOf[p]}
-	if s.passes() {
+	if s.Passes() {
 		who.kinds = []string{"TLSRoute"}
 	}
 	if a := l.AllowedRoutes; a != nil {

@@ -25,16 +25,21 @@ func (sp *ServicePolicy) RouteHTTP(r *Request) (*HTTPRoute, bool) {
 
 func firstHTTP(routes []*HTTPRoute, r *Request) *HTTPRoute {
 	for _, route := range routes {
-		if len(route.Matches) == 0 {
+		if anyMatches(route.Matches, r) {
 			return route
-		}
-		for i := range route.Matches {
-			if route.Matches[i].matches(r) {
-				return route
-			}
 		}
 	}
 	return nil
+}
+
+// anyMatches reports whether one of the sets of conditions holds for a request, or there are none.
+func anyMatches(ms []Match, r *Request) bool {
+	for i := range ms {
+		if ms[i].matches(r) {
+			return true
+		}
+	}
+	return len(ms) == 0
 }
 
 // RouteTCP is RouteHTTP for connections.

@@ -79,8 +79,7 @@ func (l *Limit) At(port uint16) bool { return l.Port == 0 || l.Port == port }
 
 // Covers reports whether the limit counts a request, or a connection.
 func (l *Limit) Covers(q *Request) bool {
-	return l.Connections == (q.Method == "") &&
-		(len(l.Matches) == 0 || slices.ContainsFunc(l.Matches, func(m Match) bool { return m.matches(q) }))
+	return l.Connections == (q.Method == "") && anyMatches(l.Matches, q)
 }
 
 // Full names the limit: namespace/policy/name, or its number where it has no name.

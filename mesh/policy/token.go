@@ -202,7 +202,7 @@ func (m *Model) Known(t *Target, r *Request, now time.Time) (a *Auth, why string
 	case len(found) > maxToken:
 		return nil, "the token is too long", nil
 	}
-	key := sha256.Sum256(unsafe.Slice(unsafe.StringData(found), len(found)))
+	key := sha256.Sum256(unsafe.Slice(unsafe.StringData(found), len(found))) // []byte(found) would be a copy
 	if a, why, ok := known(rules, &key, now); ok {
 		return a, why, nil
 	}
@@ -399,11 +399,16 @@ func check(token string, rule *tokenRule, now time.Time) (*Auth, string) {
 	return a, ""
 }
 
+// encodedPayload is the part of a token that has the claims (RFC 7515, section 3.1).
+func encodedPayload(token string) string {
+	_, rest, _ := strings.Cut(token, ".")
+	payload, _, _ := strings.Cut(rest, ".")
+	return payload
+}
+
 // payload returns all claims of a token whose signature was checked, with numbers as they are written: as floating point some would be others.
 func payload(token string) (all map[string]any, err error) {
-	_, rest, _ := strings.Cut(token, ".")
-	text, _, _ := strings.Cut(rest, ".")
-	b, err := base64.RawURLEncoding.DecodeString(text)
+	b, err := base64.RawURLEncoding.DecodeString(encodedPayload(token))
 	if err == nil {
 		d := json.NewDecoder(bytes.NewReader(b))
 		d.UseNumber()
@@ -412,12 +417,8 @@ func payload(token string) (all map[string]any, err error) {
 	return all, err
 }
 
-// claim returns the values of a claim, or of a list of them: texts, and numbers and truth values as they are written. scope and permission are
-// lists of words, as Istio has them unless somebody says otherwise.
-func (a *Auth) claim(path []string) []string {
-	if a == nil {
-		return nil
-	}
+// at returns what a claim holds; nil where there is none.
+func (a *Auth) at(path []string) any {
 	var at any = a.Claims
 	for _, p := range path {
 		m, ok := at.(map[string]any)
@@ -426,6 +427,16 @@ func (a *Auth) claim(path []string) []string {
 		}
 		at = m[p]
 	}
+	return at
+}
+
+// claim returns the values of a claim, or of a list of them: texts, and numbers and truth values as they are written. scope and permission are
+// lists of words, as Istio has them unless somebody says otherwise.
+func (a *Auth) claim(path []string) []string {
+	if a == nil {
+		return nil
+	}
+	at := a.at(path)
 	list, ok := at.([]any)
 	if !ok {
 		list = []any{at}

@@ -51,9 +51,7 @@ type UserHeader struct {
 // tells computes what the service gets of a valid token. Claims that are no text, number or truth value, or are not there, make no header.
 func (r *tokenRule) tells(token string, a *Auth) (out []UserHeader) {
 	if r.payload != "" {
-		_, rest, _ := strings.Cut(token, ".")
-		payload, _, _ := strings.Cut(rest, ".")
-		out = append(out, UserHeader{r.payload, []byte(payload)})
+		out = append(out, UserHeader{r.payload, []byte(encodedPayload(token))})
 	}
 	for _, c := range r.claims {
 		if v, ok := a.scalar(c.path); ok && plain(v) {
@@ -70,19 +68,12 @@ func plain(v string) bool {
 
 // scalar returns a claim as text, if it is one value.
 func (a *Auth) scalar(path []string) (string, bool) {
-	var at any = a.Claims
-	for _, p := range path {
-		m, ok := at.(map[string]any)
-		if !ok {
-			return "", false
-		}
-		at = m[p]
-	}
-	switch at.(type) {
+	switch v := a.at(path).(type) {
 	case nil, map[string]any, []any:
 		return "", false
+	default:
+		return fmt.Sprint(v), true
 	}
-	return fmt.Sprint(at), true
 }
 
 // UserHeaders appends the headers of a request that policies for a target take out or write: those that say who the user is, which nobody else may

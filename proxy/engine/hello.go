@@ -101,7 +101,7 @@ var errHelloRead = errors.New("engine: the ClientHello is read")
 // parseHello reads a whole ClientHello; nil if it is none. What is strict about it is crypto/tls.
 func parseHello(b []byte) *Hello {
 	var h *Hello
-	tls.Server(recorded{r: bytes.NewReader(b)}, &tls.Config{GetConfigForClient: func(i *tls.ClientHelloInfo) (*tls.Config, error) {
+	tls.Server(recorded{r: bytes.NewReader(b), w: io.Discard}, &tls.Config{GetConfigForClient: func(i *tls.ClientHelloInfo) (*tls.Config, error) {
 		if name := strings.ToLower(i.ServerName); name == "" || isHostName(name) {
 			h = &Hello{name, i.SupportedProtos}
 		}
@@ -128,19 +128,15 @@ func isHostName(s string) bool {
 	return len(s) <= 253 && !digits
 }
 
-// recorded is a connection from which somebody has read already. Answers go nowhere.
+// recorded is a connection from which somebody has read already, and whose other end is not there any more.
 type recorded struct {
 	net.Conn
 	r io.Reader
+	w io.Writer
 }
 
-func (c recorded) Read(b []byte) (int, error)  { return c.r.Read(b) }
-func (c recorded) Write(b []byte) (int, error) { return len(b), nil }
-func (recorded) Close() error                  { return nil }
-func (recorded) SetDeadline(time.Time) error   { return nil }
-func (recorded) SetReadDeadline(time.Time) error {
-	return nil
-}
+func (c recorded) Read(b []byte) (int, error)     { return c.r.Read(b) }
+func (c recorded) Write(b []byte) (int, error)    { return c.w.Write(b) }
+func (recorded) Close() error                     { return nil }
+func (recorded) SetDeadline(time.Time) error      { return nil }
 func (recorded) SetWriteDeadline(time.Time) error { return nil }
-func (recorded) RemoteAddr() net.Addr             { return &net.TCPAddr{} }
-func (recorded) LocalAddr() net.Addr              { return &net.TCPAddr{} }

@@ -15,24 +15,12 @@ import (
 // helloOf is what crypto/tls says first for a server name.
 func helloOf(t testing.TB, name string, protocols ...string) []byte {
 	var sent bytes.Buffer
-	c := tls.Client(writes{&sent}, &tls.Config{ServerName: name, InsecureSkipVerify: true, NextProtos: protocols})
+	c := tls.Client(recorded{r: strings.NewReader(""), w: &sent}, &tls.Config{ServerName: name, InsecureSkipVerify: true, NextProtos: protocols})
 	if err := c.Handshake(); !errors.Is(err, io.EOF) {
 		t.Fatal(err)
 	}
 	return sent.Bytes()
 }
-
-// writes is a connection of which only writes come through.
-type writes struct{ to io.Writer }
-
-func (w writes) Read([]byte) (int, error)         { return 0, io.EOF }
-func (w writes) Write(b []byte) (int, error)      { return w.to.Write(b) }
-func (writes) Close() error                       { return nil }
-func (writes) LocalAddr() net.Addr                { return &net.TCPAddr{} }
-func (writes) RemoteAddr() net.Addr               { return &net.TCPAddr{} }
-func (writes) SetDeadline(time.Time) error        { return nil }
-func (writes) SetReadDeadline(t time.Time) error  { return nil }
-func (writes) SetWriteDeadline(t time.Time) error { return nil }
 
 // records puts a message into records of these sizes, again and again.
 func records(message []byte, sizes ...int) (out []byte) {
