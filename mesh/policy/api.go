@@ -273,7 +273,10 @@ func read[T any](d *doc) {
 	case *istio.RequestAuthentication:
 		d.tokens, probs = compileTokens(d.key, s)
 	case *istio.AuthorizationPolicy:
-		_, probs = compileAuthz(d.key, s)
+		var a *authz
+		if a, probs = compileAuthz(d.key, s); a.audit && d.dry {
+			d.fail(d.Line, "metadata.annotations", "remove the annotation", "istio.io/dry-run: an AUDIT policy decides nothing, and has no effect to be tried")
+		}
 	case *istio.ServiceEntry:
 		_, probs = compileServiceEntry(d.key, s)
 	case *istio.WorkloadEntry:

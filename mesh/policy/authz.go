@@ -38,8 +38,6 @@ func (x *authzIndex) add(a *authz, everywhere bool) {
 	x.remote, x.watch = x.remote || a.looksAtRemote(), x.watch || a.audit || a.dry
 	list := &n.allow
 	switch {
-	case a.audit && a.dry:
-		return // who watches has no effect to be tried
 	case a.audit:
 		list = &n.audit
 	case a.dry && a.deny:
