@@ -355,5 +355,19 @@ func TestWatchingPolicies(t *testing.T) {
 		if n, m := on.metric("meshagent_policy_watched_total", "audit"), on.metric("meshagent_policy_watched_total", "dry-run-deny"); n != 1 || m != 1 {
 			t.Errorf("%v and %v are counted", n, m)
 		}
+		// A call that is tried again is one call.
+		fails := &failing{status: 503, n: 2}
+		on.serve("again", fails)
+		w.apply(authorization("AUDIT", "again", "[{}]"))
+		if got := c.get("again", "/"); got.StatusCode != 200 || fails.asked.Load() != 3 {
+			t.Errorf("%d after %d tries", got.StatusCode, fails.asked.Load())
+		}
+		want := 2.0 // at another host each try comes as a call of its own
+		if on != c.h {
+			want = 4
+		}
+		if n := on.metric("meshagent_policy_watched_total", "audit"); n != want {
+			t.Errorf("%v are counted, want %v", n, want)
+		}
 	})
 }

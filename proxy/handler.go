@@ -517,19 +517,20 @@ func (c *call) permit() *fault {
 	return c.count()
 }
 
-// watch notes what policies see in the call that decide nothing.
+// watch notes what policies see in the call that decide nothing: the first time, as another try of it, or its way on from a gateway, is no
+// other call.
 func (c *call) watch(m *policy.Model, to *policy.Target, q *policy.Request, d policy.Decision) {
 	if !m.Watches() {
 		return
 	}
 	w := m.Watch(to, q, d)
 	saw := func(what string) { c.p.metrics.watched.With(to.Service.String(), what).Inc() }
-	if w.Audit != "" {
+	if w.Audit != "" && c.audit == "" {
 		c.audit = w.Audit
 		saw("audit")
 	}
 	switch {
-	case !w.Differs:
+	case !w.Differs || c.dryRun != "":
 	case w.Dry.Allow:
 		c.dryRun = "allowed"
 		saw("dry-run-allow")
