@@ -87,7 +87,7 @@ func (l *edgePort) welcome(c *edgeConn, nc net.Conn) (conn net.Conn, first []byt
 		conn, err = l.handshake(c, nc, nil)
 		return conn, nil, err
 	}
-	hello, first, err := engine.ReadHello(nc)
+	hello, first, err := engine.ReadHello(l.p.life, nc)
 	if err != nil {
 		return nil, nil, err
 	}

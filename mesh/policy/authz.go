@@ -255,7 +255,9 @@ func compileAuthz(key mesh.PolicyKey, s *istio.AuthorizationPolicy) (*authz, []f
 	case a.audit && len(a.rules) == 0:
 		c.fail("rules", "write rules: [{}] to watch everything", "an AUDIT policy without rules never matches")
 	}
-	a.index = indexRules(a.rules)
+	if len(a.rules) >= indexFrom {
+		a.index = indexRules(a.rules)
+	}
 	return a, c.errs
 }
 

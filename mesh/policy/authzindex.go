@@ -74,11 +74,8 @@ type ruleIndex struct {
 // indexFrom is from how many rules on it is faster.
 const indexFrom = 8
 
-func indexRules(rules []authzRule) (x ruleIndex) {
-	if len(rules) < indexFrom {
-		return x
-	}
-	x.by = map[string][]int{}
+func indexRules(rules []authzRule) ruleIndex {
+	x := ruleIndex{by: map[string][]int{}}
 	for i := range rules {
 		names, exact := rules[i].principals()
 		if !exact {

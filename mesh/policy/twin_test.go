@@ -202,10 +202,17 @@ func twinRule(rule istio.Rule, deny bool, target *Target, r *Request) bool {
 		if r.Method == "" {
 			return deny || len(slices.Concat(op.Hosts, op.NotHosts, op.Methods, op.NotMethods, op.Paths, op.NotPaths)) == 0
 		}
-		return twinField(op.Hosts, op.NotHosts, r.Authority) && twinField(op.Methods, op.NotMethods, r.Method) && twinField(op.Paths, op.NotPaths, r.Path)
+		return twinField(lowered(op.Hosts), lowered(op.NotHosts), r.Authority) && twinField(op.Methods, op.NotMethods, r.Method) && twinField(op.Paths, op.NotPaths, r.Path)
 	})
 	when := !slices.ContainsFunc(rule.When, func(w istio.Condition) bool { return !twinWhen(w, deny, target, r) })
 	return from && to && when
+}
+
+func lowered(hosts []string) (out []string) {
+	for _, h := range hosts {
+		out = append(out, strings.ToLower(h))
+	}
+	return out
 }
 
 // twinUser: connections have no user, which is as with what only requests have.
@@ -263,13 +270,26 @@ type named struct {
 	spec *istio.AuthorizationPolicy
 }
 
+func (p named) applies(t *Target) bool {
+	s := p.spec.Selector
+	return (p.key.Namespace == t.Service.Namespace() || p.key.Namespace == RootNamespace) && (s == nil || s.MatchLabels["app"] == t.Service.Name())
+}
+
+// indexed has valid policies compiled, with an index of their rules however few they are.
+func indexed(all []named) *Model {
+	m := &Model{td: td, authz: &authzIndex{}}
+	for _, p := range all {
+		a, _ := compileAuthz(p.key, p.spec)
+		a.index = indexRules(a.rules)
+		m.authz.add(a, p.key.Namespace == RootNamespace)
+	}
+	return m
+}
+
 func twinAuthorize(all []named, target *Target, r *Request) bool {
 	allowing, allowed := false, false
 	for _, p := range all {
-		if p.key.Namespace != target.Service.Namespace() && p.key.Namespace != RootNamespace {
-			continue
-		}
-		if s := p.spec.Selector; s != nil && s.MatchLabels["app"] != target.Service.Name() {
+		if !p.applies(target) {
 			continue
 		}
 		deny := p.spec.Action == "DENY"
@@ -296,7 +316,6 @@ func FuzzAuthorizeAgainstTwin(f *testing.F) {
 		paths, hosts, ports := []string{"/a", "/a/*", "/a*", "*/b", "*.html", "*"}, []string{"web", "web.*", "*.mesh", "*", "WE*"}, []string{"1", "2"}
 		users := []string{"iss/alice", "iss/*", "*/bob", "*"}
 		var all []named
-		m := &Model{td: td, authz: &authzIndex{}}
 		for range 1 + d.n(3) {
 			p := named{mesh.PolicyKey{Namespace: d.pick("default", "x", RootNamespace)}, &istio.AuthorizationPolicy{Action: d.pick("", "ALLOW", "DENY")}}
 			if d.n(2) == 1 {
@@ -322,19 +341,8 @@ func FuzzAuthorizeAgainstTwin(f *testing.F) {
 				}
 				p.spec.Rules = append(p.spec.Rules, rule)
 			}
-			a, errs := compileAuthz(p.key, p.spec)
-			if len(errs) > 0 {
+			if _, errs := compileAuthz(p.key, p.spec); len(errs) > 0 {
 				continue // refused
-			}
-			m.authz.add(a, p.key.Namespace == RootNamespace)
-			for _, r := range p.spec.Rules {
-				for _, o := range r.To {
-					for _, hs := range [][]string{o.Operation.Hosts, o.Operation.NotHosts} {
-						for i := range hs {
-							hs[i] = strings.ToLower(hs[i])
-						}
-					}
-				}
 			}
 			all = append(all, p)
 		}
@@ -356,30 +364,28 @@ func FuzzAuthorizeAgainstTwin(f *testing.F) {
 				r.Source.Identity, _ = mesh.WorkloadIdentity(td2, "default", "a")
 			}
 		}
+		m := indexed(all)
 		if got, want := m.Authorize(target, r), twinAuthorize(all, target, r); got.Allow != want {
 			for _, p := range all {
 				t.Logf("%s: %+v", p.key.Namespace, p.spec)
 			}
 			t.Errorf("target %+v, request %+v: %+v, want %v", target, r, got, want)
 		}
-		// The order within an action never matters, one more that denies never allows more, and one less that allows neither, as long as one is left.
+		// The order within an action never matters, one less that denies never allows less, and one less that allows never more as long as one is left.
+		backward := slices.Clone(all)
+		slices.Reverse(backward)
 		got := m.Authorize(target, r).Allow
-		again := &Model{td: td, authz: &authzIndex{}}
-		for _, p := range slices.Backward(all) {
-			a, _ := compileAuthz(p.key, p.spec)
-			again.authz.add(a, p.key.Namespace == RootNamespace)
-		}
-		if other := again.Authorize(target, r).Allow; other != got {
+		if other := indexed(backward).Authorize(target, r).Allow; other != got {
 			t.Errorf("in another order: %v, want %v", other, got)
 		}
-		if len(all) > 0 && all[0].spec.Action == "DENY" {
-			fewer := &Model{td: td, authz: &authzIndex{}}
-			for _, p := range all[1:] {
-				a, _ := compileAuthz(p.key, p.spec)
-				fewer.authz.add(a, p.key.Namespace == RootNamespace)
-			}
-			if got && !fewer.Authorize(target, r).Allow {
-				t.Errorf("one that denies allows more")
+		for i, p := range all {
+			rest := slices.Delete(slices.Clone(all), i, i+1)
+			with := indexed(rest).Authorize(target, r).Allow
+			switch left := func(q named) bool { return q.spec.Action != "DENY" && q.applies(target) }; {
+			case p.spec.Action == "DENY" && got && !with:
+				t.Errorf("without policy %d, which denies, less is allowed", i)
+			case p.spec.Action != "DENY" && !got && with && slices.ContainsFunc(rest, left):
+				t.Errorf("without policy %d, which allows, more is allowed", i)
 			}
 		}
 	})

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"errors"
 	"io"
@@ -39,8 +40,9 @@ func (c *conn) readHello() (more bool) {
 }
 
 // ReadHello reads a ClientHello from a connection that somebody else accepted, and returns it with all the bytes that it read.
-// For Engine.AddRead. It sets the connection's read deadline, and takes it back.
-func ReadHello(nc net.Conn) (*Hello, []byte, error) {
+// For Engine.AddRead. It sets the connection's read deadline, and takes it back. The connection is closed when ctx ends meanwhile.
+func ReadHello(ctx context.Context, nc net.Conn) (*Hello, []byte, error) {
+	defer context.AfterFunc(ctx, func() { nc.Close() })()
 	nc.SetReadDeadline(time.Now().Add(helloWait))
 	defer nc.SetReadDeadline(time.Time{})
 	b := make([]byte, 0, 2<<10)

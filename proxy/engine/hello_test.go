@@ -2,6 +2,7 @@ package engine
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"errors"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -109,7 +111,7 @@ func TestReadHello(t *testing.T) {
 		}()
 		got, first, err := "", []byte(nil), error(nil)
 		var h *Hello
-		if h, first, err = ReadHello(us); err != nil {
+		if h, first, err = ReadHello(t.Context(), us); err != nil {
 			got = err.Error()
 		} else if got = h.ServerName; string(first) != e.send {
 			t.Errorf("%s: %d of %d bytes", e.name, len(first), len(e.send))
@@ -118,6 +120,20 @@ func TestReadHello(t *testing.T) {
 			t.Errorf("%s: %q, want %q", e.name, got, e.want)
 		}
 	}
+}
+
+// TestReadHelloEnds: nobody waits for a silent client longer than for the end of everything.
+func TestReadHelloEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		us, them := net.Pipe()
+		defer them.Close()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		start := time.Now()
+		if _, _, err := ReadHello(ctx, us); err == nil || time.Since(start) != time.Second {
+			t.Errorf("%v after %v", err, time.Since(start))
+		}
+	})
 }
 
 // TestAdmitTLS plays connections whose ClientHello is to be known before they are decided about.
