@@ -51,6 +51,7 @@ type Agent struct {
 	ready   run.Ready
 	started time.Time
 	leave   chan struct{} // closed when the host has left the mesh
+	handing chan struct{} // holds one token when the agent is to hand over
 
 	leaveOnce sync.Once // closes leave
 
@@ -64,6 +65,7 @@ type Agent struct {
 	member   *membershipKeeper
 	leaves   *leaf.Manager
 	port     *meshport.Client
+	meshPort *meshport.Port
 	gossip   *gossip.Gossip
 	catalog  *catalog.Catalog
 	registry *registry.Registry
@@ -79,7 +81,9 @@ type Agent struct {
 	ca       *ca.CA           // nil on a client
 	sockets  *systemd.Sockets
 	audit    *audit.Log // nil when it is off
+	before   *line      // to the agent that made room for this one; nil without one
 	closers  []func()
+	alone    []func() // give up what one agent of a host can have
 
 	apiTask func() // ends the task of opening the API
 
@@ -102,7 +106,7 @@ type Agent struct {
 
 // New returns an agent for a checked configuration. It touches nothing. logs takes what the agent has to say.
 func New(cfg *Config, version string, logs io.Writer) *Agent {
-	return &Agent{cfg: cfg, version: version, metrics: telemetry.NewMetrics(), leave: make(chan struct{}),
+	return &Agent{cfg: cfg, version: version, metrics: telemetry.NewMetrics(), leave: make(chan struct{}), handing: make(chan struct{}, 1),
 		log: telemetry.NewLogger(logs, cfg.Log.Level, cfg.Log.Format == "json")}
 }
 
@@ -112,10 +116,12 @@ func discardLog() *slog.Logger { return slog.New(slog.DiscardHandler) }
 func (a *Agent) Run(ctx context.Context) error {
 	a.started = time.Now()
 	defer func() {
+		a.release()
 		for _, c := range slices.Backward(a.closers) {
 			c()
 		}
 	}()
+	signals := ctx
 	var g run.Group
 	if err := a.open(ctx, &g); err != nil {
 		return err
@@ -138,28 +144,49 @@ func (a *Agent) Run(ctx context.Context) error {
 	g.Add("dns", a.dns.Run)                // stops answering new names first
 	g.Add("api", a.serveAPI)               // an operator sees the agent until its end begins
 	g.Add("systemd", a.watchdog)           //
-	g.Add("front", func(ctx context.Context) error { return a.front(ctx, cancel) })
+	g.Add("front", func(ctx context.Context) error { return a.front(ctx, cancel, signals, &g) })
 	return g.Run(ctx)
 }
 
 // front says when the agent is ready and, first of all at the end, takes this host's instances out of balancing so that the
-// others send no more calls here.
-func (a *Agent) front(ctx context.Context, end func()) error {
+// others send no more calls here; unless another process goes on with them. signals ends when the agent was told to end.
+func (a *Agent) front(ctx context.Context, end func(), signals context.Context, g *run.Group) error {
 	wctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	if err := a.ready.Wait(wctx); err != nil && ctx.Err() == nil {
 		a.log.Warn("started, but not all is well", "err", err)
+	}
+	if a.before != nil {
+		if err := a.proxy.Followed(wctx, a.catalog.Load().Version); err != nil && ctx.Err() == nil {
+			a.log.Warn("ports may be missing", "err", err)
+		}
+		a.before.say(ready, "")
+		a.before.close()
 	}
 	if ctx.Err() == nil {
 		systemd.Notify("READY=1")
 		a.log.Info("ready", "node", a.cfg.Name, "id", a.id, "address", a.addr, "after", time.Since(a.started).Round(time.Millisecond))
 	}
 	defer time.AfterFunc(time.Minute, a.sockets.ForgetUnasked).Stop()
-	select {
-	case <-ctx.Done():
-	case <-a.leave:
-		end()
-		<-ctx.Done()
+	for going := true; going; {
+		select {
+		case <-ctx.Done():
+			going = false
+		case <-a.leave:
+			end()
+			<-ctx.Done()
+			going = false
+		case <-a.handing:
+			over, err := a.handOver(ctx, signals, g)
+			if err != nil {
+				a.log.Error("not handed over", "err", err)
+			}
+			if over {
+				end()
+				<-ctx.Done()
+				return err
+			}
+		}
 	}
 	systemd.Notify("STOPPING=1")
 	a.withdraw()
@@ -177,18 +204,27 @@ func (a *Agent) watchdog(ctx context.Context) error {
 func (a *Agent) open(ctx context.Context, g *run.Group) error {
 	a.sockets = systemd.InheritSockets()
 	a.dir = dataDir(a.cfg.DataDir)
-	m, err := a.dir.membership()
+	_, err := a.dir.membership()
 	if err != nil {
 		return err
 	}
 	if err := a.dir.create(); err != nil {
 		return err
 	}
+	before, former, err := takeOver(ctx, a.sockets)
+	if err != nil {
+		return fmt.Errorf("taking over from the agent before: %w", err)
+	}
+	a.before = before
 	unlock, err := a.dir.lock()
 	if err != nil {
 		return err
 	}
-	a.closers = append(a.closers, unlock)
+	a.alone = append(a.alone, unlock)
+	m, err := a.dir.membership() // nobody else changes it now
+	if err != nil {
+		return err
+	}
 	if err := a.openAudit(); err != nil {
 		return err
 	}
@@ -228,6 +264,7 @@ func (a *Agent) open(ctx context.Context, g *run.Group) error {
 	}
 	a.registry = registry.New(registry.Config{Dir: a.cfg.ServicesDir, StateFile: a.dir.path(fileRegistry), Reserved: a.cfg.Proxy.VIPRange, Log: a.log})
 	a.checks = checks.New(checks.Config{Log: a.log, Metrics: a.metrics})
+	a.checks.Resume(former)
 	if err := a.registry.Load(); err != nil {
 		return err
 	}
@@ -362,8 +399,8 @@ func (a *Agent) seeds() []string {
 }
 
 // listen opens a TCP port, or says what to do.
-func listen(what, addr string) (net.Listener, error) {
-	ln, err := net.Listen("tcp", addr)
+func (a *Agent) listen(what, addr string) (net.Listener, error) {
+	ln, err := a.sockets.ListenAlive(context.Background(), new(net.ListenConfig), "tcp", addr)
 	if errors.Is(err, syscall.EADDRINUSE) {
 		return nil, fmt.Errorf("%s: %s is in use: is another agent running? set %s to another port", what, addr, what)
 	}

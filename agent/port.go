@@ -25,7 +25,7 @@ import (
 // a server the store, the CA and the control service. The parts are added to the group in the order of their start.
 func (a *Agent) openPort(g *run.Group, m *control.Membership) error {
 	at := netip.AddrPortFrom(a.addr, a.cfg.Ports.Mesh)
-	ln, err := listen("ports.mesh", at.String())
+	ln, err := a.listen("ports.mesh", at.String())
 	if err != nil {
 		return err
 	}
@@ -70,11 +70,11 @@ func (a *Agent) openPort(g *run.Group, m *control.Membership) error {
 	for alpn, r := range routes {
 		routes[alpn] = a.live.guard(r, a.leaves.Revoked)
 	}
-	port := meshport.New(meshport.Config{Listener: ln, Routes: routes, Wrap: proxy.Link, Log: a.log, Metrics: a.metrics})
+	a.meshPort = meshport.New(meshport.Config{Listener: ln, Routes: routes, Wrap: proxy.Link, Log: a.log, Metrics: a.metrics})
 	g.Add("control requests", func(ctx context.Context) error {
 		return run.ServeHTTP(ctx, agents, meshport.HTTPServer(mux), time.Second)
 	})
-	g.Add("mesh port", port.Run)
+	g.Add("mesh port", a.meshPort.Run)
 	return nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"slices"
 	"time"
 
@@ -68,7 +69,7 @@ func (a *Agent) serveAPI(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("api.socket: %w", err)
 	}
-	tcp, err := listen("api.address", a.cfg.API.Address.String())
+	tcp, err := a.listen("api.address", a.cfg.API.Address.String())
 	if err != nil {
 		unix.Close()
 		return err
@@ -112,7 +113,7 @@ func (a *Agent) status() api.Status {
 	s := a.catalog.Load()
 	pending := a.ready.Pending()
 	st := api.Status{Version: a.version, TrustDomain: a.node.TrustDomain(), Node: a.id, Name: a.cfg.Name, Address: a.addr.String(),
-		Server: !a.server.IsZero(), Started: a.started, Ready: len(pending) == 0, Pending: pending, SnapshotVersion: s.Version, StoreIndex: s.StoreIndex,
+		Server: !a.server.IsZero(), Started: a.started, PID: os.Getpid(), Ready: len(pending) == 0, Pending: pending, SnapshotVersion: s.Version, StoreIndex: s.StoreIndex,
 		Members: map[string]int{}, Services: len(s.Services), Policies: len(s.Policies), Certificates: []api.Certificate{}, Roots: []api.Root{},
 		Problems: a.problems()}
 	for _, n := range s.Nodes {

@@ -77,7 +77,7 @@ func (a *Agent) openAudit() error {
 		return fmt.Errorf("api.auditLog: %w", err)
 	}
 	a.audit = l
-	a.closers = append(a.closers, func() { l.Close() })
+	a.alone = append(a.alone, func() { l.Close() })
 	return nil
 }
 

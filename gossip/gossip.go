@@ -66,9 +66,10 @@ type Gossip struct {
 	once    *telemetry.Limiter
 	dirty   chan struct{} // holds one token when own has changed
 	// members counts those alive. It is not under mu: the queue asks for it under its own lock, and is called under mu.
-	members atomic.Int64
-	pool    pool
-	ring    *memberlist.Keyring
+	members    atomic.Int64
+	handedOver atomic.Bool
+	pool       pool
+	ring       *memberlist.Keyring
 
 	mu      sync.Mutex // guards what follows
 	list    *memberlist.Memberlist
@@ -425,7 +426,9 @@ func (g *Gossip) Run(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
-			g.goodBye(list)
+			if !g.handedOver.Load() {
+				g.goodBye(list)
+			}
 			return nil
 		case <-rejoin.C:
 			join()
@@ -437,6 +440,9 @@ func (g *Gossip) Run(ctx context.Context) error {
 		}
 	}
 }
+
+// HandOver says that another process goes on as this host: the end of Run is no good-bye then.
+func (g *Gossip) HandOver() { g.handedOver.Store(true) }
 
 // goodBye spreads a last record that says so, signed as the others. It is best effort: without it the others find the host
 // failed a few seconds later.

@@ -191,6 +191,9 @@ func (p *Proxy) openEdgeLocked(want map[netip.AddrPort]*edgeSpec) {
 		<-l.done
 		l.each((*engine.Conn).Drain)
 		delete(e.ports, at)
+		if want[at] == nil {
+			p.c.Sockets.Forget("tcp", at.String())
+		}
 	}
 	for _, at := range slices.SortedFunc(maps.Keys(want), netip.AddrPort.Compare) {
 		l, err := p.listenEdge(at, want[at])
@@ -338,7 +341,7 @@ func (l *edgePort) each(f func(*engine.Conn)) {
 }
 
 // drainEdge stops accepting from outside; connections end after the calls that they have.
-func (p *Proxy) drainEdge() {
+func (p *Proxy) drainEdge(end func(*engine.Conn)) {
 	p.edge.mu.Lock()
 	p.edge.closed = true
 	all := slices.Collect(maps.Values(p.edge.ports))
@@ -348,6 +351,6 @@ func (p *Proxy) drainEdge() {
 	}
 	for _, l := range all {
 		<-l.done
-		l.each((*engine.Conn).Drain)
+		l.each(end)
 	}
 }

@@ -48,6 +48,8 @@ const (
 	deadAfter        = 2 * time.Second  // a tunnel on which nothing comes for so long, not even to a ping
 	stallTimeout     = 30 * time.Second // of a peer that takes no byte
 	drainTimeout     = 10 * time.Second
+	handedTimeout    = time.Minute     // as drainTimeout, when another process serves already
+	handedIdle       = 5 * time.Second // then, for the next request on a connection
 	lastCalls        = 5 * time.Second // of it, in which applications that others called may call
 	lastTimeout      = time.Second     // for what is cut to end, and for the last lines of the log
 	maxHeader        = 64 << 10        // bytes of a head
@@ -98,9 +100,10 @@ type Config struct {
 	Credentials Credentials // of gateways; nil: none
 }
 
-// Sockets opens listening sockets. One that was closed may be opened again at once.
+// Sockets opens listening sockets. One that was closed may be opened again at once, and may go on listening until it is forgotten.
 type Sockets interface {
 	Listen(ctx context.Context, lc *net.ListenConfig, network, address string) (net.Listener, error)
+	Forget(network, address string)
 }
 
 type network struct{}
@@ -108,6 +111,8 @@ type network struct{}
 func (network) Listen(ctx context.Context, lc *net.ListenConfig, network, address string) (net.Listener, error) {
 	return lc.Listen(ctx, network, address)
 }
+
+func (network) Forget(string, string) {}
 
 // Proxy is the data path of one node. Its methods are safe for concurrent use.
 type Proxy struct {
@@ -131,6 +136,7 @@ type Proxy struct {
 	listeners listeners
 	edge      edge
 
+	handed     atomic.Pointer[handed]
 	life       context.Context // of everything that is carried; ends when Run does
 	end        context.CancelCauseFunc
 	followed   progress
@@ -223,10 +229,14 @@ func (p *Proxy) Run(ctx context.Context) error {
 			p.links.prune(s, time.Now())
 		}
 	}
-	dctx, stop := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
+	dctx, most := context.WithoutCancel(ctx), drainTimeout
+	if h := p.handed.Load(); h != nil {
+		dctx, most = h.until, handedTimeout
+	}
+	dctx, stop := context.WithTimeout(dctx, most)
 	defer stop()
 	if err := p.drain(dctx); err != nil {
-		p.c.Log.Warn("calls are cut at the end of the drain time", "after", drainTimeout)
+		p.c.Log.Warn("calls are cut at the end of the drain time", "after", most)
 	}
 	p.close()
 	if broken != nil {
@@ -234,6 +244,16 @@ func (p *Proxy) Run(ctx context.Context) error {
 	}
 	return failed
 }
+
+// handed says that another process goes on with the sockets.
+type handed struct{ until context.Context }
+
+// Keep makes services keep the addresses that they have: another process gives them new ones from now on.
+func (p *Proxy) Keep() { p.vips.keep() }
+
+// HandOver makes the end of Run that of a process whose sockets another one serves, too: it stops accepting at once, and has a minute for
+// what it carries, or until ctx ends.
+func (p *Proxy) HandOver(ctx context.Context) { p.handed.Store(&handed{ctx}) }
 
 // follow does what a new snapshot asks for: it cuts calls that policy no longer allows, opens new ports, and forgets what is gone.
 func (p *Proxy) follow(s *mesh.Snapshot) {
@@ -297,10 +317,16 @@ func (p *progress) set(at uint64) {
 // this host, waits until nothing is in flight, and asks other agents to leave their tunnels, which are served until then. Its
 // error is that of ctx.
 func (p *Proxy) drain(ctx context.Context) error {
-	p.drainEdge()
-	lctx, cancel := context.WithTimeout(ctx, lastCalls)
-	p.fromOthers.wait(lctx)
-	cancel()
+	handed, end := p.handed.Load() != nil, (*engine.Conn).Drain
+	if handed { // who connects now comes to another process
+		end = (*engine.Conn).Retire
+	}
+	p.drainEdge(end)
+	if !handed {
+		lctx, cancel := context.WithTimeout(ctx, lastCalls)
+		p.fromOthers.wait(lctx)
+		cancel()
+	}
 	p.listeners.mu.Lock()
 	p.listeners.closed = true
 	all := slices.Collect(maps.Values(p.listeners.all))
@@ -310,7 +336,13 @@ func (p *Proxy) drain(ctx context.Context) error {
 	}
 	for _, l := range all { // no port is open any more when idle connections are closed
 		<-l.done
-		l.each((*engine.Conn).Drain)
+		l.each(end)
+	}
+	if handed {
+		select { // connections that are used get a last answer meanwhile
+		case <-ctx.Done():
+		case <-time.After(handedIdle):
+		}
 	}
 	p.inflight.wait(ctx)
 	p.fromOthers.wait(ctx)

@@ -22,6 +22,16 @@ type vips struct {
 	mu     sync.Mutex // guards what follows, and writes of the file
 	byName map[mesh.ServiceName]netip.Addr
 	byAddr map[netip.Addr]mesh.ServiceName
+	kept   bool // the file is another process's
+}
+
+// errVIPsKept says that a service has no address yet, and that this process gives none any more.
+var errVIPsKept = errors.New("proxy: another process of this host is about to give addresses")
+
+func (v *vips) keep() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.kept = true
 }
 
 type vipFile struct {
@@ -58,7 +68,10 @@ func newVIPs(within netip.Prefix, file string) (*vips, error) {
 }
 
 func (v *vips) saveLocked() error {
-	if v.file == "" {
+	switch {
+	case v.kept:
+		return errVIPsKept
+	case v.file == "":
 		return nil
 	}
 	f := vipFile{1, map[string]netip.Addr{}}

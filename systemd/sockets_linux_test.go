@@ -200,6 +200,7 @@ func TestSocketsWithoutManager(t *testing.T) {
 		}
 		accepts(t, ln, addr)
 		ln.Close()
+		s.Forget("tcp4", addr)
 		if len(s.kept) > 0 {
 			t.Error("kept")
 		}
@@ -208,4 +209,33 @@ func TestSocketsWithoutManager(t *testing.T) {
 			t.Error("a closed socket listens")
 		}
 	}
+}
+
+// TestSocketsAreGiven: what one has opened another opens too, and both accept; systemd need not know.
+func TestSocketsAreGiven(t *testing.T) {
+	t.Setenv("NOTIFY_SOCKET", "")
+	s, other := InheritSockets(), InheritSockets()
+	addr := freePort(t)
+	ln, err := s.ListenAlive(t.Context(), new(net.ListenConfig), "tcp4", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = s.Each(func(name string, f *os.File) error {
+		fd, err := unix.Dup(int(f.Fd()))
+		if err == nil {
+			other.Take(name, os.NewFile(uintptr(fd), name))
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	both, err := other.Listen(t.Context(), new(net.ListenConfig), "tcp4", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer both.Close()
+	accepts(t, ln, addr)
+	ln.Close()
+	accepts(t, both, addr)
 }

@@ -50,6 +50,7 @@ type Status struct {
 	Address         string           `json:"address"`
 	Server          bool             `json:"server"`
 	Started         time.Time        `json:"started"`
+	PID             int              `json:"pid"` // of the agent
 	Ready           bool             `json:"ready"`
 	Pending         []string         `json:"pending,omitempty"`
 	SnapshotVersion uint64           `json:"snapshotVersion"`

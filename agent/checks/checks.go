@@ -91,6 +91,7 @@ type Checks struct {
 	running   context.Context // of Run; nil while it does not run
 	wg        sync.WaitGroup  // of the checks that run
 	instances map[Key][]*check
+	former    map[Key]Verdict // of the process before this one, until the first Set
 	version   uint64
 	changed   chan struct{} // closed and replaced with every new version
 }
@@ -167,13 +168,21 @@ func (c *Checks) Set(services []registry.Registered) {
 			}
 		}
 	}
-	c.instances = next
+	c.instances, c.former = next, nil
 	for _, cs := range next {
 		for _, k := range cs {
 			c.startLocked(k)
 		}
 	}
 	c.publishLocked()
+}
+
+// Resume makes checks begin as another process left them, which watched the same instances until just now: with their health, and the
+// application's word for a whole time more. Call it before Set.
+func (c *Checks) Resume(former map[Key]Verdict) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.former = former
 }
 
 // keepLocked returns the check that is there already, or a new one.
@@ -185,6 +194,15 @@ func (c *Checks) keepLocked(key Key, def registry.Check, to target) *check {
 	}
 	k := &check{key: key, cfg: def, target: to, ask: c.asker(def, to), spoke: make(chan struct{}, 1),
 		result: Result{Name: def.Name, Type: def.Type, Health: mesh.Critical, Output: "not asked yet", Since: time.Now()}}
+	if f := c.former[key].Checks; i < 0 {
+		if j := slices.IndexFunc(f, func(r Result) bool { return r.Name == def.Name && r.Type == def.Type }); j >= 0 {
+			k.result = f[j]
+			if k.ask == nil && k.result.Health != mesh.Critical {
+				k.until = time.Now().Add(def.TTL.TTL)
+			}
+			return k
+		}
+	}
 	switch {
 	case i >= 0:
 		if k.result = old[i].result; !old[i].until.IsZero() {

@@ -15,6 +15,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/meshagent/meshagent/internal/telemetry"
@@ -73,6 +74,8 @@ type Port struct {
 	perIP   *telemetry.Limiter
 	joins   *RateLimit
 
+	handed atomic.Bool
+
 	mu         sync.Mutex // guards what follows
 	handshakes int
 	pending    map[netip.Addr]int // handshakes by source
@@ -95,6 +98,12 @@ func New(cfg Config) *Port {
 		perIP:   telemetry.OncePer(time.Minute)}
 }
 
+// HandOver stops accepting: another process has the socket, too. Connections go on until the end of Run's context.
+func (p *Port) HandOver() {
+	p.handed.Store(true)
+	p.cfg.Listener.Close()
+}
+
 // Run accepts until ctx ends, then closes the listener, ends the contexts of all connections and waits for them. It does the
 // same when the listener fails for good, and returns its error.
 func (p *Port) Run(ctx context.Context) error {
@@ -112,6 +121,9 @@ func (p *Port) Run(ctx context.Context) error {
 		switch {
 		case err == nil:
 		case ctx.Err() != nil:
+			return nil
+		case p.handed.Load():
+			<-ctx.Done()
 			return nil
 		case errors.As(err, &passing) && passing.Temporary(): // no file left: some connection will end
 			if p.perIP.Allow("accept") {

@@ -2,6 +2,8 @@ package main
 
 import (
 	"os"
+	"os/signal"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -13,7 +15,9 @@ func newAgent() *cobra.Command {
 		Use:   "agent",
 		Short: "Run the agent of this host",
 		Long: `Runs the agent of this host until it is told to end (SIGTERM, SIGINT) or leaves the mesh. The host must be a member:
-see init and join. systemd usually starts it. Logs go to standard error.`,
+see init and join. systemd usually starts it. Logs go to standard error.
+
+SIGHUP makes it hand over to the program that is installed now, without a call that fails or waits: systemctl reload meshagent.`,
 		Example: "  meshagent agent\n  meshagent agent --config /tmp/host1/agent.yaml",
 		Args:    argCount(0, 0),
 	}
@@ -23,7 +27,15 @@ see init and join. systemd usually starts it. Logs go to standard error.`,
 		if err != nil {
 			return err
 		}
-		return agent.New(cfg, version, os.Stderr).Run(cmd.Context())
+		a := agent.New(cfg, version, os.Stderr)
+		hup := make(chan os.Signal, 1)
+		signal.Notify(hup, syscall.SIGHUP)
+		go func() {
+			for range hup {
+				a.HandOver()
+			}
+		}()
+		return a.Run(cmd.Context())
 	}
 	return c
 }

@@ -16,11 +16,22 @@ import (
 )
 
 // Group runs components. Add them first, then call Run once. The zero value is ready.
-type Group struct{ members []member }
+type Group struct {
+	members []member
+
+	mu      sync.Mutex // guards running, and what is in it until Run has returned
+	running []running
+}
 
 type member struct {
 	name string
 	f    func(context.Context) error
+}
+
+type running struct {
+	stop    context.CancelFunc
+	done    chan struct{}
+	stopped bool // by Stop
 }
 
 // Add adds a component; f runs until its ctx ends and returns nil then.
@@ -37,26 +48,34 @@ func (g *Group) Run(ctx context.Context) error {
 		err error
 	}
 	first := make(chan ended, len(g.members))
-	type running struct {
-		stop context.CancelFunc
-		done chan struct{}
-	}
+	g.mu.Lock()
 	rs := make([]running, len(g.members))
+	g.running = rs
 	for i, m := range g.members {
 		mctx, stop := context.WithCancel(context.WithoutCancel(ctx))
-		rs[i] = running{stop, make(chan struct{})}
+		done := make(chan struct{})
+		rs[i] = running{stop: stop, done: done}
 		go func() {
-			defer close(rs[i].done)
+			defer close(done)
 			first <- ended{i, protect(mctx, m)}
 		}()
 	}
+	g.mu.Unlock()
 	var cause error
-	select {
-	case <-ctx.Done():
-	case e := <-first:
-		cause = e.err
-		if cause == nil {
-			cause = fmt.Errorf("%s ended without being asked to", g.members[e.i].name)
+	for over := false; !over; {
+		select {
+		case <-ctx.Done():
+			over = true
+		case e := <-first:
+			g.mu.Lock()
+			asked := rs[e.i].stopped
+			g.mu.Unlock()
+			if asked {
+				continue
+			}
+			if cause, over = e.err, true; cause == nil {
+				cause = fmt.Errorf("%s ended without being asked to", g.members[e.i].name)
+			}
 		}
 	}
 	for _, r := range slices.Backward(rs) {
@@ -64,6 +83,22 @@ func (g *Group) Run(ctx context.Context) error {
 		<-r.done
 	}
 	return cause
+}
+
+// Stop stops some components of a group that runs, in reverse order and each awaited before the next; the others go on. A component must
+// not stop itself.
+func (g *Group) Stop(which func(name string) bool) {
+	for i, m := range slices.Backward(g.members) {
+		if !which(m.name) {
+			continue
+		}
+		g.mu.Lock()
+		g.running[i].stopped = true
+		r := g.running[i]
+		g.mu.Unlock()
+		r.stop()
+		<-r.done
+	}
 }
 
 // protect runs a component; a panic becomes an error with its stack.

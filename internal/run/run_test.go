@@ -41,6 +41,35 @@ func TestGroupStopsInReverse(t *testing.T) {
 	})
 }
 
+// TestGroupStopsSome stops two of three while the group goes on.
+func TestGroupStopsSome(t *testing.T) {
+	var mu sync.Mutex
+	var stopped []string
+	var g Group
+	ctx, cancel := context.WithCancel(t.Context())
+	for _, n := range []string{"a", "b", "c"} {
+		g.Add(n, func(ctx context.Context) error {
+			<-ctx.Done()
+			mu.Lock()
+			defer mu.Unlock()
+			stopped = append(stopped, n)
+			return nil
+		})
+	}
+	g.Add("front", func(ctx context.Context) error {
+		g.Stop(func(name string) bool { return name == "a" || name == "c" })
+		mu.Lock()
+		stopped = append(stopped, "the others go on")
+		mu.Unlock()
+		cancel()
+		<-ctx.Done()
+		return nil
+	})
+	if err := g.Run(ctx); err != nil || !slices.Equal(stopped, []string{"c", "a", "the others go on", "b"}) {
+		t.Errorf("%v, %v", stopped, err)
+	}
+}
+
 func TestGroupEndsWithItsFirstMember(t *testing.T) {
 	wait := func(ctx context.Context) error { <-ctx.Done(); return nil }
 	boom := errors.New("boom")

@@ -50,6 +50,9 @@ func (c *conn) stepClient() {
 // drains tells that a client's connection ends when its calls do.
 func (c *conn) drains() bool { return c.leave || c.l.e.draining.Load() }
 
+// retires tells that the next answer on a client's connection is the last.
+func (c *conn) retires() bool { return c.retired || c.drains() }
+
 // connect gets a request its connection when what there is of it was read, so that it is sent in one piece.
 func (c *conn) connect() {
 	if c.x != nil {
@@ -436,7 +439,7 @@ func (x *Call) answer(status int, f Flag, fields []http1.Pair, body []byte, clos
 		return
 	}
 	x.swallow()
-	closing = closing || !x.whole || x.asked.Upgrade || c.drains()
+	closing = closing || !x.whole || x.asked.Upgrade || c.retires()
 	framing := http1.Framing{Kind: http1.Length, Length: int64(len(body))}
 	switch {
 	case status == 204:

@@ -48,6 +48,7 @@ type conn struct {
 	broken   bool // a write failed
 	fin      bool // our side is to end when all is written; in a tunnel
 	leave    bool // of a client: it ends when its calls do
+	retired  bool // ... and with the next of them
 	closing  bool // is closed when all is written
 	linger   bool // ... and when the peer has read it
 	ending   bool // we wait for that

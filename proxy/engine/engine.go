@@ -340,5 +340,9 @@ func (c *Conn) AdmitAny(caller any) { c.c.l.do(task{c: c.c, what: doAdmit, arg: 
 // Drain ends the connection after the calls that it has; one without a call is closed. A raw one goes on. From any goroutine.
 func (c *Conn) Drain() { c.c.l.do(task{c: c.c, what: doLeave}) }
 
+// Retire makes the answer to the next request the last, and says so in it: whoever sends one just now loses nothing. One without another
+// request stays open until Drain. From any goroutine.
+func (c *Conn) Retire() { c.c.l.do(task{c: c.c, what: doRetire}) }
+
 // Close cuts the connection and what it carries. From any goroutine, any number of times.
 func (c *Conn) Close() { c.c.l.do(task{c: c.c, what: doCut}) }

@@ -73,6 +73,7 @@ const (
 	doAdmit         // c, for arg; as raw if n is 1, as anything if it is 2
 	doCut           // c
 	doLeave         // c
+	doRetire        // c
 	doDialed        // for pool: nc or err
 	doForget        // pool's upstream was closed: arg
 	doListen        // arg
@@ -215,6 +216,9 @@ func (l *loop) perform(t *task) {
 		t.c.cut()
 	case doLeave:
 		t.c.leave = true
+		l.queue(t.c)
+	case doRetire:
+		t.c.retired = true
 		l.queue(t.c)
 	case doDialed:
 		l.owed--

@@ -97,7 +97,7 @@ func (c *conn) stepMux() {
 	}
 	if c.pool != nil {
 		c.pool.serve(c)
-	} else if c.drains() {
+	} else if c.retires() {
 		c.shutdown()
 	}
 	c.settleMux()

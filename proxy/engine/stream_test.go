@@ -268,6 +268,39 @@ func TestDrain(t *testing.T) {
 	}
 }
 
+// TestRetire: a connection without a call stays open for one more, whose answer says that it is the last.
+func TestRetire(t *testing.T) {
+	for _, d := range drivers() {
+		t.Run(d, func(t *testing.T) {
+			run := func(t *testing.T) {
+				conns := make(chan *Conn, 2)
+				w := newWorld(t, d, &scenario{servers: []func(*peer){serves(get, okay, 2)}, decide: func(w *world, c *Call) {
+					c.Decision.Upstream = w.up
+					conns <- c.Conn
+				}})
+				defer w.end()
+				p := w.dial()
+				defer p.Close()
+				w.in(func() { p.send(get); p.expect(okay) })
+				c, done := <-conns, make(chan struct{})
+				c.Retire()
+				c.c.l.do(task{what: doTest, arg: func() { close(done) }})
+				<-done
+				w.in(func() {
+					p.send(get)
+					p.expect("HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
+					p.end()
+				})
+			}
+			if inMemory(d) {
+				synctest.Test(t, run)
+			} else {
+				run(t)
+			}
+		})
+	}
+}
+
 // TestAdmission holds that nothing of a connection is looked at before it was admitted, and that it can be cut at any time.
 func TestAdmission(t *testing.T) {
 	for _, d := range drivers() {

@@ -303,7 +303,7 @@ func (x *Call) writeHead(n int, end bool) (err error) {
 		return x.respond(end)
 	}
 	tunnel := x.res.Framing.Kind == http1.Tunnel
-	d.Response.Close = d.Response.Close || !x.whole || x.asked.Upgrade && !tunnel || c.drains()
+	d.Response.Close = d.Response.Close || !x.whole || x.asked.Upgrade && !tunnel || c.retires()
 	c.room(n + pairsSize(&d.Response))
 	c.out, x.reply, err = http1.AppendResponse(c.out, &x.res, x.asked, &d.Response)
 	return err

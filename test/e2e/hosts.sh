@@ -163,6 +163,14 @@ under_load() {
   on h3 systemctl stop frontend
   return $rc
 }
+main_pid() { on "$1" systemctl show -P MainPID meshagent; }
+restarts() { on "$1" systemctl show -P NRestarts meshagent; }
+replaced() { # HOST: its agent hands over, and systemd knows the one that goes on
+  local old n; old=$(main_pid "$1") n=$(restarts "$1")
+  on "$1" systemctl reload meshagent
+  try 20 is_another "$1" "$old" && on "$1" systemctl is-active meshagent && [ "$(restarts "$1")" = "$n" ]
+}
+is_another() { [ "$(main_pid "$1")" != "$2" ] && mesh "$1" status -o json | grep -q "\"pid\": *$(main_pid "$1"),"; }
 more_calls_than() { [ "$(on h3 sh -c 'wc -l </run/calls.out')" -gt "$1" ]; }
 # sum_up prints how many calls of each kind there were, how long the slowest took, and for how long calls failed.
 sum_up() {
@@ -255,6 +263,12 @@ check "h2: the agent hangs" on h2 systemctl kill -s STOP meshagent
 await "h2: systemd starts it anew" 15 on h2 sh -c '[ "$(systemctl show -P NRestarts meshagent)" = 1 ] && systemctl is-active meshagent'
 for h in h1 h2 h3; do await "$h sees three members" 20 alive $h 3; done
 await "h3: web has three instances to call" 20 usable h3 web 3
+check "h3: systemctl reload meshagent: another process takes over" under_load $web replaced h3
+check "no call of this host failed while the process changed" all_ok
+sum_up | sed "s/^/      /"
+check "h2: systemctl reload meshagent" under_load $web replaced h2
+check "no call from another host failed while the process changed" all_ok
+sum_up | sed "s/^/      /"
 check "h2: systemctl restart meshagent" under_load $web on h2 systemctl restart meshagent
 check "no call from another host failed" all_ok
 sum_up | sed "s/^/      /"

@@ -269,6 +269,35 @@ func (h *Host) Start() time.Duration {
 	return time.Since(begin)
 }
 
+// HandOver makes the agent hand over to another process, and waits until that one serves and is ready.
+func (h *Host) HandOver() {
+	h.c.t.Helper()
+	old, err := h.API.Status(h.c.t.Context())
+	if err != nil {
+		h.c.t.Fatal(err)
+	}
+	if err := syscall.Kill(old.PID, syscall.SIGHUP); err != nil {
+		h.c.t.Fatal(err)
+	}
+	h.c.Await("another agent on "+h.name(), 20*time.Second, func() error {
+		st, err := h.API.Status(h.c.t.Context())
+		if err == nil && (st.PID == old.PID || !st.Ready) {
+			err = fmt.Errorf("%d is there, ready: %v", st.PID, st.Ready)
+		}
+		return err
+	})
+}
+
+// Log is what the host's agents have said.
+func (h *Host) Log() string {
+	h.c.t.Helper()
+	b, err := os.ReadFile(h.path("agent.log"))
+	if err != nil {
+		h.c.t.Fatal(err)
+	}
+	return string(b)
+}
+
 // inspect looks for what an agent says only of faults in its own code, and keeps the logs of a failed test (go test -artifacts).
 func (h *Host) inspect() {
 	if h.c.t.Failed() {
@@ -302,7 +331,7 @@ func Spawn(t testing.TB, out io.Writer, program string, args ...string) *Proc {
 	t.Helper()
 	p := &Proc{exec.Command(program, args...), make(chan struct{})}
 	p.cmd.Stdout, p.cmd.Stderr = out, out
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -311,8 +340,8 @@ func Spawn(t testing.TB, out io.Writer, program string, args ...string) *Proc {
 	return p
 }
 
-// Kill is kill -9.
-func (p *Proc) Kill() { p.cmd.Process.Kill(); <-p.done }
+// Kill is kill -9, of what it has started, too.
+func (p *Proc) Kill() { syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL); <-p.done }
 
 // Ended reports whether it has.
 func (p *Proc) Ended() bool {

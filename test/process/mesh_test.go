@@ -4,12 +4,18 @@ package process
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -263,5 +269,89 @@ func TestGracefulStopLosesNothing(t *testing.T) {
 	failed := load(context.WithoutCancel(t.Context()), newClient(t, c.Host(4)), 3000, 500, func() { c.Host(3).Agent.Stop(t) })
 	if len(failed) > 0 {
 		t.Errorf("%d of 3000 calls failed: %v", len(failed), failed[0].err)
+	}
+}
+
+// posts makes requests of a method that clients do not try again by themselves, and takes their time.
+type posts struct {
+	http.RoundTripper
+	slowest atomic.Int64 // nanoseconds until the head of an answer
+}
+
+func (p *posts) RoundTrip(r *http.Request) (*http.Response, error) {
+	r = r.Clone(r.Context())
+	r.Method = http.MethodPost
+	begin := time.Now()
+	resp, err := p.RoundTripper.RoundTrip(r)
+	for took := int64(time.Since(begin)); ; {
+		if was := p.slowest.Load(); took <= was || p.slowest.CompareAndSwap(was, took) {
+			return resp, err
+		}
+	}
+}
+
+// TestE28HandOver: agents of a server, of an instance and of callers are replaced under load. No call fails, one that is under way
+// ends as it should, and a program that cannot start replaces nobody (BEHAVIOURS 28).
+func TestE28HandOver(t *testing.T) {
+	c := lab.New(t, 118, 1, 2)
+	serve(c.Host(2), "v1")
+	c.Host(3).Calls()
+	c.Host(3).AwaitUsable("web", 1)
+	began, finish := make(chan struct{}, 1), make(chan struct{})
+	app := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Write([]byte("begun, "))
+		w.(http.Flusher).Flush()
+		began <- struct{}{}
+		<-finish
+		w.Write([]byte("ended"))
+	}))
+	defer app.Close()
+	c.Host(2).Define("slow", "http", netip.MustParseAddrPort(app.Listener.Addr().String()))
+	long := make(chan string, 1)
+	to := c.Host(3).Reach("slow")
+	go func() {
+		resp, err := http.Get("http://" + to.String())
+		if err != nil {
+			long <- err.Error()
+			return
+		}
+		b, err := io.ReadAll(resp.Body)
+		long <- fmt.Sprint(string(b), err)
+	}()
+	<-began
+	client := newClient(t, c.Host(3))
+	timed := &posts{RoundTripper: client.Transport}
+	client.Transport = timed
+	failed := load(context.WithoutCancel(t.Context()), client, 4000, 500, func() {
+		for _, n := range []int{3, 2, 1, 3} { // the only instance among them
+			c.Host(n).HandOver()
+		}
+	})
+	slowest := time.Duration(timed.slowest.Load())
+	t.Logf("%d of 4000 calls failed, the slowest took %v", len(failed), slowest)
+	if slowest > time.Second { // with the call that is under way a restart would take ten
+		t.Error("calls waited")
+	}
+	for _, f := range failed[:min(len(failed), 3)] {
+		t.Error(f.err)
+	}
+	close(finish)
+	if got := <-long; got != "begun, ended<nil>" {
+		t.Errorf("the call that was under way all the time: %s", got)
+	}
+	st, err := c.Host(3).API.Status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Host(3).Write("agent.yaml", "nonsense: true\n")
+	syscall.Kill(st.PID, syscall.SIGHUP)
+	c.Await("what became of it", 20*time.Second, func() error {
+		if !strings.Contains(c.Host(3).Log(), "not handed over") {
+			return errors.New("nothing is said")
+		}
+		return nil
+	})
+	if now, err := c.Host(3).API.Status(t.Context()); err != nil || now.PID != st.PID {
+		t.Errorf("%d serves, before it was %d: %v", now.PID, st.PID, err)
 	}
 }
