@@ -314,6 +314,31 @@ func TestConfig(t *testing.T) {
 	}
 }
 
+// TestVIPsAreKept: when another process gives addresses, services have those that they had, and no new ones.
+func TestVIPsAreKept(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	file := filepath.Join(t.TempDir(), "vips.json")
+	a := w.host("a", func(c *proxy.Config) { c.VIPFile = file })
+	a.serve("web", nil)
+	a.serve("api", nil)
+	had := a.vip("web")
+	before, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.Keep()
+	if now := a.vip("web"); now != had {
+		t.Errorf("%v, before it was %v", now, had)
+	}
+	if at, err := a.VIP(t.Context(), mesh.MustServiceName("api")); err == nil || !strings.Contains(err.Error(), "another process of this host is about to give addresses") {
+		t.Errorf("%v, %v", at, err)
+	}
+	if after, _ := os.ReadFile(file); string(after) != string(before) {
+		t.Error("the file has changed")
+	}
+}
+
 // TestVIPsAreUsedUp: a range with no address left says so, and what to do.
 func TestVIPsAreUsedUp(t *testing.T) {
 	t.Parallel()

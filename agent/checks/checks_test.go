@@ -518,6 +518,29 @@ func TestBeforeRun(t *testing.T) {
 	})
 }
 
+// TestResume: checks go on as another process left them, once.
+func TestResume(t *testing.T) {
+	bubble(t, func(t *testing.T, c *Checks, a *apps) {
+		a.set("127.0.0.1:80", says(200, ""))
+		web := web("{type: http}", "{name: word, type: ttl, ttl: {ttl: 10s}}", "{name: other, type: tcp, tcp: {port: 81}}")
+		c.Resume(map[Key]Verdict{webKey: {Checks: []Result{{Name: "http", Type: "http", Health: mesh.Passing}, {Name: "word", Type: "ttl", Health: mesh.Warning},
+			{Name: "other", Type: "http", Health: mesh.Passing}}}})
+		c.Set(services(t, web))
+		if got := stands(c); got != "critical http=passing word=warning other=critical" {
+			t.Error(got)
+		}
+		time.Sleep(10 * time.Second)
+		if got := stands(c); !strings.Contains(got, "word=critical") {
+			t.Errorf("the word is over: %s", got)
+		}
+		c.Set(nil)
+		c.Set(services(t, web))
+		if got := stands(c); !strings.Contains(got, "word=critical") {
+			t.Errorf("another instance of the name: %s", got)
+		}
+	})
+}
+
 // TestWatch: a change of health is a new version, and a new output alone is not.
 func TestWatch(t *testing.T) {
 	bubble(t, func(t *testing.T, c *Checks, a *apps) {
