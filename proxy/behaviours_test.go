@@ -23,6 +23,7 @@ import (
 
 	"github.com/meshagent/meshagent/ca"
 	"github.com/meshagent/meshagent/mesh"
+	"github.com/meshagent/meshagent/proxy"
 )
 
 // These tests prove lines of BEHAVIOURS that no other test of the package does. docs/behaviours.md has the whole list.
@@ -441,6 +442,47 @@ func TestE30ConnectionsPerService(t *testing.T) {
 	}
 	if got := a.caller("other").get("noisy", "/"); got.StatusCode != 200 {
 		t.Errorf("another caller: %d", got.StatusCode)
+	}
+}
+
+// TestE30MemoryPerService: calls whose answers nobody reads hold as much memory as a service may, and no more; calls to others go on.
+func TestE30MemoryPerService(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	a, b := w.host("a", func(c *proxy.Config) { c.Held = 1 << 20 }), w.host("b")
+	b.serve("noisy", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		for chunk := make([]byte, 64<<10); r.URL.Path == "/endless"; {
+			if _, err := w.Write(chunk); err != nil {
+				return
+			}
+		}
+	}))
+	b.serve("web", nil)
+	c := a.caller("frontend")
+	var hogs []net.Conn
+	for c.get("noisy", "/").StatusCode == 200 {
+		if len(hogs) == 500 {
+			t.Fatal("500 calls hold no megabyte")
+		}
+		hog, err := c.dialer().Dial("tcp", a.vip("noisy"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer hog.Close()
+		fmt.Fprint(hog, "GET /endless HTTP/1.1\r\nHost: noisy\r\n\r\n")
+		hogs = append(hogs, hog)
+	}
+	c.get("noisy", "/").expect(t, 503, "UO too much waits for callers of the service")
+	if got := c.get("web", "/"); got.StatusCode != 200 {
+		t.Errorf("another service: %d", got.StatusCode)
+	}
+	for _, hog := range hogs {
+		hog.Close()
+	}
+	for end := time.Now().Add(patience); c.get("noisy", "/").StatusCode != 200; {
+		if time.Now().After(end) {
+			t.Fatal("it is held for ever")
+		}
 	}
 }
 

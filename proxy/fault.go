@@ -39,6 +39,7 @@ var (
 	errProtocol    = &fault{502, 14, "UPE", "not an answer of the protocol"}
 	errLimited     = &fault{429, 8, "RL", "called too often"}
 	errOverflow    = &fault{503, 14, "UO", "too many calls at one time"}
+	errHeld        = &fault{503, 14, "UO", "too much waits for callers of the service"}
 	errTimeout     = &fault{504, 4, "UT", "timed out"}
 	errAmbiguous   = &fault{400, 13, "DPE", "ambiguous request"}
 	errTooLarge    = &fault{431, 8, "DPE", "too many header fields"}
@@ -52,7 +53,7 @@ var (
 )
 
 var ownAnswers = []*fault{errToken, errDenied, errNoCaller, errNotReady, errInvalid, errNoSubset, errNoRoute, errHidden, errForeign, errMisdirected, errNoTLS, errNowhere, errNone, errNoCert, errConnect,
-	errReset, errRefused, errLimited, errOverflow, errProtocol, errTimeout, errAmbiguous, errTooLarge, errMethod, errUpgrade, errSlow, errLoop, errAborted,
+	errReset, errRefused, errLimited, errOverflow, errHeld, errProtocol, errTimeout, errAmbiguous, errTooLarge, errMethod, errUpgrade, errSlow, errLoop, errAborted,
 	errEnding, errClient}
 
 // Flags that an answer of the service may bear, too.

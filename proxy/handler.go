@@ -88,22 +88,34 @@ type caller struct {
 	scope  scope // may it call the listener's service?
 }
 
+// account sums up what calls of a service hold here, whoever calls.
+func (p *Proxy) account(svc mesh.ServiceName) *engine.Account {
+	if a, ok := p.accounts.Load(svc); ok {
+		return a.(*engine.Account)
+	}
+	a, _ := p.accounts.LoadOrStore(svc, new(engine.Account))
+	return a.(*engine.Account)
+}
+
 // Accept asks who calls.
 func (h handler) Accept(conn *engine.Conn) {
 	switch t := conn.Tag.(type) {
 	case *peer:
 		t.conn.Store(conn)
-		conn.Request = betweenAgents
+		conn.Request, conn.Account = betweenAgents, h.account(t.svc)
 		conn.Admit(nil)
 	case *edgePort:
+		conn.Account = h.account(t.asks.Load().gateway.Service)
 		if from := clientOf(conn.Remote.Addr()); t.enter(from, 0) {
 			t.accept(conn, t.conn(conn.Remote.Addr()))
 		} else {
 			conn.Close()
 		}
 	case *edgeConn:
+		conn.Account = h.account(t.port.asks.Load().gateway.Service)
 		t.port.accept(conn, t)
 	case *listener:
+		conn.Account = h.account(t.svc)
 		if !t.opened(conn) {
 			conn.Close()
 			h.metrics.refused.With(t.svc.String()).Inc()
@@ -173,6 +185,8 @@ func (c *call) decide() {
 	var f *fault
 	c.deciding = true
 	switch {
+	case c.x.Conn.Account.Held() > c.p.c.Held:
+		f = errHeld
 	case c.peer != nil:
 		f = c.inbound()
 	case c.edge != nil && c.raw:

@@ -61,6 +61,7 @@ const (
 	maxCallerStreams = 250             // of a caller's connection of HTTP/2 at one time
 	maxConns         = 4096            // of callers to one port of a service
 	maxConnsOfOne    = 3072            // of them, of one caller
+	maxHeld          = 256 << 20       // bytes that calls of one service hold
 	maxTunnels       = 32              // connections of one caller to one service on another node
 )
 
@@ -81,7 +82,7 @@ type Callers interface {
 	Caller(ctx context.Context, client, server netip.AddrPort) (mesh.Identity, *mesh.Instance)
 }
 
-// Config is what New needs; all but HTTPPort, VIPFile, AccessLog, Metrics, Dial, Loops, Sockets, EdgeAddrs and Credentials is required.
+// Config is what New needs; all but HTTPPort, VIPFile, AccessLog, Metrics, Dial, Held, Loops, Sockets, EdgeAddrs and Credentials is required.
 type Config struct {
 	Snapshots Snapshots
 	TLS       TLS
@@ -93,6 +94,7 @@ type Config struct {
 	Metrics   *telemetry.Metrics
 	Log       *slog.Logger
 	Dial      func(ctx context.Context, to netip.AddrPort) (net.Conn, error) // nil: the network
+	Held      int64                                                          // bytes that the calls of one service may hold; 0 is 256 MiB
 	Loops     int                                                            // that share the work; 0 is one for each P
 	Sockets   Sockets                                                        // opens the ports of services and gateways; nil: the network
 	// EdgeAddrs returns where gateways of this host listen if their Gateway names no address; nil: nowhere.
@@ -130,6 +132,7 @@ type Proxy struct {
 	budgets   sync.Map    // stateKey -> *budget
 	circuits  sync.Map    // stateKey -> *circuit
 	rates     sync.Map    // rateKey -> *rate
+	accounts  sync.Map    // mesh.ServiceName -> *engine.Account
 	born      time.Time   // from which rates count time, whatever becomes of the clock
 	links     links
 	vips      *vips
@@ -163,6 +166,9 @@ func New(c Config) (*Proxy, error) {
 	}
 	if c.EdgeAddrs == nil {
 		c.EdgeAddrs = func() []netip.Addr { return nil }
+	}
+	if c.Held == 0 {
+		c.Held = maxHeld
 	}
 	if c.Sockets == nil {
 		c.Sockets = network{}

@@ -12,6 +12,7 @@ import (
 	"github.com/meshagent/meshagent/internal/telemetry"
 	"github.com/meshagent/meshagent/mesh"
 	"github.com/meshagent/meshagent/mesh/policy"
+	"github.com/meshagent/meshagent/proxy/engine"
 	"github.com/meshagent/meshagent/proxy/http1"
 	"github.com/meshagent/meshagent/proxy/lb"
 	"github.com/meshagent/meshagent/proxy/route"
@@ -400,6 +401,12 @@ func (p *Proxy) forget(s *mesh.Snapshot) {
 		return true
 	})
 	p.forgetLimits(model(s))
+	p.accounts.Range(func(k, a any) bool {
+		if s.Services[k.(mesh.ServiceName)] == nil && a.(*engine.Account).Held() == 0 {
+			p.accounts.Delete(k)
+		}
+		return true
+	})
 	for _, m := range []*sync.Map{&p.budgets, &p.circuits} {
 		m.Range(func(k, _ any) bool {
 			if s.Services[k.(stateKey).svc] == nil {

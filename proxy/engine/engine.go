@@ -311,6 +311,7 @@ type Conn struct {
 	Caller        any            // what Admit was given
 	Hello         *Hello         // what AdmitTLS found; nil if that is no TLS
 	Request       http1.Options  // of the heads that come: those of Limits, if the Handler does not change them in Accept
+	Account       *Account       // what it holds counts here, if the Handler says so in Accept
 	c             *conn
 }
 

@@ -28,21 +28,24 @@ type loop struct {
 	alarm   *time.Timer // wakes the wheel of the portable engine
 	alarmAt int64
 
-	buffers buffers
-	rbuf    []byte         // what is read first lands here
-	spare   []task         // the inbox's other memory
-	todo    []*conn        // to be stepped
-	dirty   []*conn        // to be flushed
-	batch   []*conn        // those of HTTP/2, when the turn is over: many streams share a write
-	later   []*conn        // to be stepped in the next turn: others come first
-	conns   map[*conn]bool // all that are open
-	pools   map[*Upstream]*pool
-	calls   []*Call        // that nobody uses
-	copies  map[*Call]bool // mirrors under way
-	sink    *conn          // stands for their clients: it takes everything and does nothing
-	owed    int            // goroutines that will hand us something soon
-	stopped bool
-	edit    http1.Edit // for what is passed on as it came, less what is dropped
+	buffers   buffers
+	rbuf      []byte         // what is read first lands here
+	spare     []task         // the inbox's other memory
+	todo      []*conn        // to be stepped
+	dirty     []*conn        // to be flushed
+	batch     []*conn        // those of HTTP/2, when the turn is over: many streams share a write
+	later     []*conn        // to be stepped in the next turn: others come first
+	conns     map[*conn]bool // all that are open
+	looked    int64          // see look
+	held      map[*Account]int64
+	heldSpare map[*Account]int64
+	pools     map[*Upstream]*pool
+	calls     []*Call        // that nobody uses
+	copies    map[*Call]bool // mirrors under way
+	sink      *conn          // stands for their clients: it takes everything and does nothing
+	owed      int            // goroutines that will hand us something soon
+	stopped   bool
+	edit      http1.Edit // for what is passed on as it came, less what is dropped
 
 	// Of HTTP/2.
 	scratch http2.Scratch
@@ -87,7 +90,8 @@ const (
 )
 
 func newLoop(e *Engine) *loop {
-	l := &loop{e: e, rbuf: make([]byte, 64<<10), conns: map[*conn]bool{}, pools: map[*Upstream]*pool{}, copies: map[*Call]bool{}}
+	l := &loop{e: e, rbuf: make([]byte, 64<<10), conns: map[*conn]bool{}, pools: map[*Upstream]*pool{}, copies: map[*Call]bool{},
+		held: map[*Account]int64{}, heldSpare: map[*Account]int64{}}
 	l.sink = &conn{l: l, pub: &Conn{}, dead: true}
 	return l
 }
@@ -148,6 +152,9 @@ func (l *loop) turn() (more bool) {
 		}
 		l.batch = l.batch[:0]
 		l.settle()
+	}
+	if l.now-l.looked >= lookEvery {
+		l.look()
 	}
 	if l.poll == nil {
 		l.setAlarm()
