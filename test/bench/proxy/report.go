@@ -219,6 +219,7 @@ func bold(s string) string {
 func (r *run) markdown() string {
 	var b strings.Builder
 	b.WriteString(r.machine())
+	b.WriteString(r.targetTable())
 	for _, m := range metrics {
 		for hops, name := range []string{1: "one hop, plain", 2: "two hops, mTLS between"} {
 			t := r.table(m, hops)

@@ -58,6 +58,25 @@ func TestTable(t *testing.T) {
 	}
 }
 
+func TestTargets(t *testing.T) {
+	r := fixture()
+	got := r.targetTable()
+	for _, want := range []string{
+		"| Processor time per request, one hop, HTTP/1.1 | saturated, 64 | nginx, HAProxy | ≤ 0.80 | 2.00 | **missed** | 0.55 |\n",
+		"| Processor time per request, two hops, HTTP/1.1 | saturated, 64 | all | ≤ 0.60 | – | not measured | – |\n",
+	} {
+		if !strings.Contains(got, want) {
+			t.Errorf("%s\nlacks %s", got, want)
+		}
+	}
+	for i := range r.cells[cell{r.workloads[0], "meshagent"}] {
+		r.cells[cell{r.workloads[0], "meshagent"}][i].cpu = 16 * ms
+	}
+	if got := r.targetTable(); !strings.Contains(got, "| ≤ 0.80 | 0.80 | met |") {
+		t.Errorf("%s", got)
+	}
+}
+
 // What failed is no figure, and who did not keep up is marked.
 func TestTableOfFailures(t *testing.T) {
 	r := fixture()
