@@ -273,7 +273,7 @@ func resend(t *testing.T, r *Request) {
 		t.Fatalf("%v: %q", err, r.buf)
 	}
 	var again Request
-	if n, err := again.Parse(out, Options{Underscores: true}); n != len(out) || err != nil {
+	if n, err := again.Parse(out, Options{Underscores: true, Bytes: 2 * MaxHeadBytes, Fields: MaxFields + 1}); n != len(out) || err != nil {
 		t.Fatalf("what we wrote reads back as %d, %v: %q", n, err, out)
 	}
 	want, got := *r, again
