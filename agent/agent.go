@@ -29,6 +29,7 @@ import (
 	"github.com/meshagent/meshagent/agent/meshport"
 	"github.com/meshagent/meshagent/agent/registry"
 	"github.com/meshagent/meshagent/agent/resolve"
+	"github.com/meshagent/meshagent/agent/tokenkeys"
 	"github.com/meshagent/meshagent/ca"
 	"github.com/meshagent/meshagent/ca/leaf"
 	"github.com/meshagent/meshagent/dnsserver"
@@ -56,40 +57,43 @@ type Agent struct {
 	leaveOnce sync.Once // closes leave
 
 	// What follows is set by open, in this order, before anything runs.
-	dir      dataDir
-	key      crypto.Signer
-	id       mesh.NodeID
-	node     mesh.Identity // of the agent
-	server   mesh.Identity // of the server; zero on a client
-	addr     netip.Addr
-	member   *membershipKeeper
-	leaves   *leaf.Manager
-	port     *meshport.Client
-	meshPort *meshport.Port
-	gossip   *gossip.Gossip
-	catalog  *catalog.Catalog
-	registry *registry.Registry
-	checks   *checks.Checks
-	callers  *callers
-	proxy    *proxy.Proxy
-	creds    *credentials.Store // of gateways
-	dns      *dnsserver.Server
-	resolver *resolve.Resolver
-	control  atomic.Pointer[control.API]
-	store    *raftstore.Store // nil on a client
-	service  *control.Service // nil on a client
-	ca       *ca.CA           // nil on a client
-	sockets  *systemd.Sockets
-	audit    *audit.Log // nil when it is off
-	before   *line      // to the agent that made room for this one; nil without one
-	closers  []func()
-	alone    []func() // give up what one agent of a host can have
+	dir       dataDir
+	key       crypto.Signer
+	id        mesh.NodeID
+	node      mesh.Identity // of the agent
+	server    mesh.Identity // of the server; zero on a client
+	addr      netip.Addr
+	member    *membershipKeeper
+	leaves    *leaf.Manager
+	port      *meshport.Client
+	meshPort  *meshport.Port
+	gossip    *gossip.Gossip
+	catalog   *catalog.Catalog
+	registry  *registry.Registry
+	checks    *checks.Checks
+	callers   *callers
+	proxy     *proxy.Proxy
+	creds     *credentials.Store // of gateways
+	dns       *dnsserver.Server
+	resolver  *resolve.Resolver
+	tokenKeys *tokenkeys.Keys
+	control   atomic.Pointer[control.API]
+	store     *raftstore.Store // nil on a client
+	service   *control.Service // nil on a client
+	ca        *ca.CA           // nil on a client
+	sockets   *systemd.Sockets
+	audit     *audit.Log // nil when it is off
+	before    *line      // to the agent that made room for this one; nil without one
+	closers   []func()
+	alone     []func() // give up what one agent of a host can have
 
 	apiTask func() // ends the task of opening the API
 
-	policyTask func()        // ends the task of waiting for the first policy; nil when there is none; of followPolicy
-	policies   []mesh.Policy // as the catalog has them; of followPolicy
-	policyAt   uint64        // store index of policies
+	policyTask func() // ends the task of waiting for the first policy; nil when there is none; of followPolicy
+
+	policyMu sync.Mutex    // guards what follows
+	policies []mesh.Policy // as the catalog has them
+	policyAt uint64        // store index of policies
 
 	revoked atomic.Pointer[[]control.Revocation] // replaced by followPolicy; nil before the first
 	live    liveConns                            // of the mesh port
@@ -134,6 +138,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	g.Add("policy", a.followPolicy)        // needs certificates to reach servers
 	g.Add("catalog feed", a.followGossip)  // feeds the catalog
 	g.Add("snapshot file", a.keepSnapshot) // saves the last state at its end
+	g.Add("token keys", a.tokenKeys.Run)   // of issuers
 	g.Add("gossip", a.gossip.Run)          // says good-bye after the last call is answered
 	g.Add("services", a.registry.Run)      // what runs here
 	g.Add("checks", a.checks.Run)          // is asked until the end
@@ -255,10 +260,15 @@ func (a *Agent) open(ctx context.Context, g *run.Group) error {
 		a.log.Warn("the cached snapshot is not used", "err", err)
 	}
 	a.openResolver(snap.Resolved)
+	if err := a.openTokenKeys(); err != nil {
+		return err
+	}
 	a.gossip.Restore(snap.Records)
 	a.takeRevoked(snap.Revoked)
 	if snap.Version > 0 {
-		a.setPolicy(snap.Index, snap.Policies)
+		a.policyMu.Lock()
+		a.setPolicyLocked(snap.Index, snap.Policies)
+		a.policyMu.Unlock()
 	} else {
 		a.setTask()
 	}

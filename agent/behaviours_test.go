@@ -15,6 +15,7 @@ import (
 	"github.com/meshagent/meshagent/agent/catalog"
 	"github.com/meshagent/meshagent/agent/control"
 	"github.com/meshagent/meshagent/agent/registry"
+	"github.com/meshagent/meshagent/agent/tokenkeys"
 	"github.com/meshagent/meshagent/ca"
 	"github.com/meshagent/meshagent/ca/leaf"
 	"github.com/meshagent/meshagent/mesh"
@@ -52,7 +53,8 @@ func TestE32CertificateAlarm(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		a := &Agent{catalog: catalog.New(catalog.Config{TrustDomain: revTD, Log: discardLog()}), registry: registry.New(registry.Config{Log: discardLog()})}
+		a := &Agent{catalog: catalog.New(catalog.Config{TrustDomain: revTD, Log: discardLog()}), registry: registry.New(registry.Config{Log: discardLog()}),
+			tokenKeys: tokenkeys.New(tokenkeys.Config{Log: discardLog()})}
 		if a.leaves, err = leaf.New(leaf.Config{TrustDomain: revTD, Issuer: servers, NodeKey: key, Log: discardLog()}); err != nil {
 			t.Fatal(err)
 		}

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/meshagent/meshagent/agent/tokenkeys"
 	"github.com/meshagent/meshagent/internal/strictyaml"
 	"github.com/meshagent/meshagent/mesh"
 )
@@ -29,6 +30,7 @@ type Config struct {
 	DNS         DNS         `yaml:"dns"`
 	Proxy       Proxy       `yaml:"proxy"`
 	Gateway     Gateway     `yaml:"gateway"`
+	Tokens      Tokens      `yaml:"tokens"`
 	Log         Log         `yaml:"log"`
 	Raft        Raft        `yaml:"raft"`
 	CA          CA          `yaml:"ca"`
@@ -76,6 +78,12 @@ type Proxy struct {
 type Gateway struct {
 	Addresses    []netip.Addr `yaml:"addresses"`    // where they listen; all of this host but loopback; if address is loopback, that one
 	Certificates string       `yaml:"certificates"` // directory of the files that Gateways name; /etc/meshagent/certificates
+}
+
+// Tokens says how the keys of those who sign tokens of users are fetched.
+type Tokens struct {
+	Allow []string `yaml:"allow"` // hosts and networks (10.0.0.0/8) that may be private; the hosts may be asked without TLS; none by default
+	Roots string   `yaml:"roots"` // file of certificates (PEM) that vouch for their servers, beside the system's
 }
 
 // Log says what the agent writes to standard error.
@@ -215,6 +223,14 @@ func (c *Config) check(file string) error {
 		if a.IsUnspecified() || a.IsMulticast() || a.Zone() != "" {
 			bad(fmt.Sprintf("gateway.addresses[%d]", i), "%v is no address of a host: leave addresses out for all of them", a)
 		}
+	}
+	for i, s := range c.Tokens.Allow {
+		if err := tokenkeys.CheckAllow(s); err != nil {
+			bad(fmt.Sprintf("tokens.allow[%d]", i), "%v", err)
+		}
+	}
+	if r := c.Tokens.Roots; r != "" && !filepath.IsAbs(r) {
+		bad("tokens.roots", "%q is not an absolute path", r)
 	}
 	if f := c.Log.Format; f != "text" && f != "json" {
 		bad("log.format", "%q is neither text nor json", f)

@@ -51,6 +51,8 @@ func TestBadConfigurations(t *testing.T) {
 		{"name: h1\nproxy: {vipRange: 10.0.0.0/8}", `: proxy.vipRange: 10.0.0.0/8: a part of 127.0.0.0/8 of at least 256 addresses is needed`},
 		{"name: h1\nproxy: {unknownCallers: allow}", `: proxy.unknownCallers: "allow" is neither node nor refuse`},
 		{"name: h1\nproxy: {accessLog: log}", `: proxy.accessLog: "log" is neither an absolute path nor stdout nor off`},
+		{"name: h1\ntokens: {allow: [\"https://a\"]}", `: tokens.allow[0]: "https://a" is neither a host, as keys.example.com, nor addresses, as 10.0.0.0/8`},
+		{"name: h1\ntokens: {roots: ca.pem}", `: tokens.roots: "ca.pem" is not an absolute path`},
 		{"name: h1\nlog: {format: xml}", `: log.format: "xml" is neither text nor json`},
 		{"name: h1\nca: {seal: age}", `: ca.seal: "age" is neither file nor systemd-creds`},
 		{"name: h1\nraft: {heartbeat: 1ms}", `: raft.heartbeat: 1ms: from 50ms to 1m is possible`},

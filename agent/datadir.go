@@ -27,6 +27,7 @@ const (
 	fileSnapshot    = "snapshot.json"   // last good policy and catalog, for a start without servers
 	fileVIPs        = "vips.json"       // addresses of services on this host
 	fileCredentials = "gateway.sealed"  // Secrets for gateways, sealed under the host's key
+	fileTokenKeys   = "tokenkeys.json"  // public keys of those who sign tokens of users
 	fileRegistry    = "services.json"   // services registered by API or CLI
 	dirRaft         = "raft"
 	dirLeaves       = "certs" // sealed certificates of services, for a start without servers

@@ -53,8 +53,8 @@ func (k *membershipKeeper) servers() []netip.AddrPort {
 // setTask makes the agent wait for its first policy before it says that it is ready.
 func (a *Agent) setTask() { a.policyTask = a.ready.Task("first policy from a server") }
 
-// setPolicy hands policy to the catalog.
-func (a *Agent) setPolicy(index uint64, ps []mesh.Policy) {
+// setPolicyLocked hands policy to the catalog. The caller holds policyMu.
+func (a *Agent) setPolicyLocked(index uint64, ps []mesh.Policy) {
 	a.policies, a.policyAt = ps, index
 	m := a.compile(index, ps)
 	a.resolver.Set(m.Entries())
@@ -117,6 +117,8 @@ func (a *Agent) takeChanges(c *control.Changes) {
 	if c.Revoked != nil {
 		a.takeRevoked(*c.Revoked)
 	}
+	a.policyMu.Lock()
+	defer a.policyMu.Unlock()
 	changed := c.Full || len(c.Policies)+len(c.Deleted) > 0
 	ps := slices.Clone(a.policies)
 	if c.Full {
@@ -127,7 +129,7 @@ func (a *Agent) takeChanges(c *control.Changes) {
 	})
 	ps = append(ps, c.Policies...)
 	if changed || c.Index != a.policyAt {
-		a.setPolicy(c.Index, ps)
+		a.setPolicyLocked(c.Index, ps)
 	}
 	if a.policyTask != nil {
 		a.policyTask()
@@ -163,6 +165,7 @@ func (a *Agent) followGossip(ctx context.Context) error {
 				return
 			}
 			v = s.Version
+			a.wantTokenKeys(s)
 			if a.followed(ctx, v) != nil { // whoever waits for a policy may rely on the ports that it opens
 				return
 			}

@@ -39,6 +39,7 @@ func (a *Agent) followed(ctx context.Context, version uint64) error {
 	ectx, cancel := context.WithTimeout(ctx, edgeTime)
 	defer cancel()
 	a.creds.Followed(ectx, version)
+	a.tokenKeysHere(ectx)
 	return ctx.Err()
 }
 

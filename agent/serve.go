@@ -153,6 +153,7 @@ func (a *Agent) problems() []api.Problem {
 			Hint: "names and calls go on; changes of policy and new certificates wait until one is back"})
 	}
 	out = append(out, a.keyProblems()...)
+	out = append(out, a.tokenProblems()...)
 	if a.store != nil && a.store.Status().Leader.IsZero() {
 		out = append(out, api.Problem{Subject: "servers", Reason: raftstore.ErrNoLeader.Error(), Hint: "start the other servers; changes of policy wait"})
 	}

@@ -17,6 +17,9 @@ import (
 type Cache struct {
 	mu   sync.Mutex // guards what follows
 	last map[sum]*decoded
+
+	keys  map[KeySource]*KeySet // that were fetched
+	keyed map[*tokens]keyed     // what was made of both the last time
 }
 
 // sum is the SHA-256 of a source.
@@ -33,6 +36,7 @@ func (c *Cache) Compile(td mesh.TrustDomain, index uint64, ps []mesh.Policy) *Mo
 	ps = byAge(ps)
 	c.mu.Lock()
 	docs := c.read(ps)
+	c.withKeys(docs)
 	c.mu.Unlock()
 	return assemble(td, index, ps, docs)
 }

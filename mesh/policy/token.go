@@ -51,16 +51,24 @@ var algorithms = []jose.SignatureAlgorithm{jose.RS256, jose.RS384, jose.RS512, j
 
 // tokenRule is one issuer whose tokens are taken.
 type tokenRule struct {
+	tokenSpec
+	keys  []jose.JSONWebKey // none: they were not fetched yet
+	known knownTokens
+}
+
+// tokenSpec is what a rule says. It is immutable.
+type tokenSpec struct {
 	issuer    string
 	audiences []string
-	keys      []jose.JSONWebKey
+	source    KeySource     // where the keys are; zero if they are in the rule
+	timeout   time.Duration // of a fetch; 0 is not said
 	headers   []tokenHeader
 	params    []string
 	cookies   []string
 	forward   bool   // the service gets the token
 	payload   string // header for all claims, as they stand in the token; "" for none
 	claims    []claimHeader
-	known     knownTokens
+	lists     []string // claims that are lists of words
 }
 
 type tokenHeader struct{ name, prefix string } // name in lower case
@@ -77,15 +85,18 @@ type tokens struct {
 	targets  []string
 	rules    []*tokenRule
 	writes   bool // some rule writes headers
+	remote   bool // keys of some rule must be fetched
 }
 
 // tokenIndex holds them by namespace, as authzIndex does.
 type tokenIndex struct {
-	by   map[string][]*tokens
-	root []*tokens
+	by     map[string][]*tokens
+	root   []*tokens
+	remote bool // keys of some must be fetched
 }
 
 func (x *tokenIndex) add(t *tokens, everywhere bool) {
+	x.remote = x.remote || t.remote
 	if everywhere {
 		x.root = append(x.root, t)
 		return
@@ -111,7 +122,9 @@ func compileTokens(key mesh.PolicyKey, s *istio.RequestAuthentication) (*tokens,
 	}
 	for i := range s.JWTRules {
 		path, in := fmt.Sprintf("jwtRules[%d]", i), &s.JWTRules[i]
-		r := &tokenRule{issuer: in.Issuer, audiences: in.Audiences, params: in.FromParams, cookies: in.FromCookies, keys: c.jwks(path+".jwks", in.JWKS)}
+		r := &tokenRule{tokenSpec: tokenSpec{issuer: in.Issuer, audiences: in.Audiences, params: in.FromParams, cookies: in.FromCookies, lists: in.SpaceDelimitedClaims}}
+		c.keySource(path, in, r)
+		t.remote = t.remote || r.source.URI != ""
 		if in.Issuer == "" {
 			c.fail(path+".issuer", "", "is missing")
 		} else if slices.ContainsFunc(t.rules, func(o *tokenRule) bool { return o.issuer == in.Issuer }) {
@@ -128,6 +141,7 @@ func compileTokens(key mesh.PolicyKey, s *istio.RequestAuthentication) (*tokens,
 		full(c, path+".fromHeaders", "fill it, or remove it", in.FromHeaders)
 		full(c, path+".fromParams", "fill it, or remove it", in.FromParams)
 		full(c, path+".fromCookies", "fill it, or remove it", in.FromCookies)
+		full(c, path+".spaceDelimitedClaims", "fill it, or remove it", in.SpaceDelimitedClaims)
 		full(c, path+".audiences", "fill it, or remove it to take tokens for everybody", in.Audiences)
 		if len(r.headers)+len(r.params)+len(r.cookies) == 0 { // where tokens are when nobody says so
 			r.headers, r.params = []tokenHeader{{"authorization", "Bearer "}}, []string{"access_token"}
@@ -141,8 +155,6 @@ func compileTokens(key mesh.PolicyKey, s *istio.RequestAuthentication) (*tokens,
 func (c *compiler) jwks(path, s string) []jose.JSONWebKey {
 	var set jose.JSONWebKeySet
 	switch err := json.Unmarshal([]byte(s), &set); {
-	case s == "":
-		c.fail(path, "write the issuer's keys, as its jwks_uri has them", "is missing")
 	case err != nil:
 		c.fail(path, "write the issuer's keys, as its jwks_uri has them", "is no set of keys") // the error may hold a part of it
 	case len(set.Keys) == 0 || len(set.Keys) > maxKeys:
@@ -358,6 +370,9 @@ func check(token string, rule *tokenRule, now time.Time) (*Auth, string) {
 	if said.Issuer != rule.issuer {
 		return nil, errIssuer
 	}
+	if len(rule.keys) == 0 {
+		return nil, "the issuer's keys have not been fetched yet"
+	}
 	head := tok.Headers[0]
 	var claims jwt.Claims
 	good := false
@@ -431,7 +446,7 @@ func (a *Auth) at(path []string) any {
 }
 
 // claim returns the values of a claim, or of a list of them: texts, and numbers and truth values as they are written. scope and permission are
-// lists of words, as Istio has them unless somebody says otherwise.
+// lists of words, as in Istio, and so is what the rule says.
 func (a *Auth) claim(path []string) []string {
 	if a == nil {
 		return nil
@@ -445,7 +460,7 @@ func (a *Auth) claim(path []string) []string {
 	for _, x := range list {
 		switch v := x.(type) {
 		case string:
-			if name := path[len(path)-1]; !ok && (name == "scope" || name == "permission") {
+			if name := path[len(path)-1]; !ok && (name == "scope" || name == "permission" || a.rule != nil && slices.Contains(a.rule.lists, strings.Join(path, "."))) {
 				out = append(out, strings.Fields(v)...)
 			} else {
 				out = append(out, v)

@@ -3,6 +3,7 @@ package istio
 import (
 	"fmt"
 	"strconv"
+	"time"
 )
 
 // AuthorizationPolicy allows and denies calls.
@@ -103,7 +104,7 @@ type RequestAuthentication struct {
 type JWTRule struct {
 	Issuer                string          `yaml:"issuer"`
 	Audiences             []string        `yaml:"audiences"`
-	JWKSURI               Unsupported     `yaml:"jwksUri"`
+	JWKSURI               string          `yaml:"jwksUri"`
 	JWKS                  string          `yaml:"jwks"`
 	FromHeaders           []JWTHeader     `yaml:"fromHeaders"`
 	FromParams            []string        `yaml:"fromParams"`
@@ -111,8 +112,8 @@ type JWTRule struct {
 	OutputPayloadToHeader string          `yaml:"outputPayloadToHeader"`
 	OutputClaimToHeaders  []ClaimToHeader `yaml:"outputClaimToHeaders"`
 	ForwardOriginalToken  bool            `yaml:"forwardOriginalToken"`
-	Timeout               Unsupported     `yaml:"timeout"`
-	SpaceDelimitedClaims  Unsupported     `yaml:"spaceDelimitedClaims"`
+	Timeout               *time.Duration  `yaml:"timeout"`
+	SpaceDelimitedClaims  []string        `yaml:"spaceDelimitedClaims"`
 }
 
 // ClaimToHeader is a claim that the service gets in a header.

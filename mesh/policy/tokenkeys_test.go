@@ -1,0 +1,125 @@
+package policy
+
+import (
+	"fmt"
+	"maps"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/meshagent/meshagent/mesh"
+)
+
+// TestS49FetchedKeys: tokens of an issuer whose keys are fetched are refused until they are here, and again when the key has gone; a token that was
+// verified stays known as long as the keys are the same.
+func TestS49FetchedKeys(t *testing.T) {
+	i, other := newIssuer(t, "https://a.example", "ka"), newIssuer(t, "https://a.example", "kb")
+	at := KeySource{URI: "https://keys.example/a"}
+	var cache Cache
+	compile := func(more string) *Model {
+		ps, err := Parse("test.yaml", []byte(`apiVersion: security.istio.io/v1
+kind: RequestAuthentication
+metadata: {name: a}
+spec:
+  selector: {matchLabels: {app: web}}
+  jwtRules: [{issuer: "https://a.example", jwksUri: "https://keys.example/a", timeout: 2s}]
+`+more))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return cache.Compile(td, 1, ps)
+	}
+	web := &Target{Service: mesh.MustServiceName("web")}
+	r := bearing("", map[string][]string{"authorization": {"Bearer " + i.token(t, nil)}})
+	expect := func(m *Model, what, want string) {
+		t.Helper()
+		if a, why := m.Authenticate(web, r, now()); why != want || (a == nil) != (want != "") {
+			t.Errorf("%s: %+v, %q", what, a, why)
+		}
+	}
+	set := func(i *issuer) *KeySet {
+		s, err := ParseKeySet([]byte(i.jwks(t)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	m := compile("")
+	if got := m.KeySources([]Target{{Service: mesh.MustServiceName("api")}, *web}); !maps.Equal(got, map[KeySource]time.Duration{at: 2 * time.Second}) {
+		t.Errorf("keys come from %v", got)
+	}
+	if got := m.KeySources([]Target{{Service: mesh.MustServiceName("api")}}); len(got) != 0 {
+		t.Errorf("for another service keys come from %v", got)
+	}
+	expect(m, "no keys", "the issuer's keys have not been fetched yet")
+	mine := set(i)
+	cache.SetKeys(map[KeySource]*KeySet{at: mine})
+	m = compile("")
+	expect(m, "with keys", "")
+	cache.SetKeys(map[KeySource]*KeySet{at: mine, {URI: "https://other.example"}: set(other)})
+	m = compile("---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: x}\nspec: {host: x}\n")
+	if a, _, v := m.Known(web, r, now()); a == nil || v != nil {
+		t.Error("other keys and policies make the token unknown")
+	}
+	cache.SetKeys(map[KeySource]*KeySet{at: set(other)})
+	expect(compile(""), "the key has gone", "the token's signature is not the issuer's")
+	cache.SetKeys(nil)
+	expect(compile(""), "all keys have gone", "the issuer's keys have not been fetched yet")
+}
+
+// TestKeysOfTheIssuer: without jwks and jwksUri the issuer's own configuration tells where they are, if its name is an address.
+func TestKeysOfTheIssuer(t *testing.T) {
+	m := tokenModel(t, "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {name: a}\nspec: {jwtRules: [{issuer: \"https://a.example\"}]}\n")
+	got := m.KeySources([]Target{{Service: mesh.MustServiceName("web")}})
+	if !maps.Equal(got, map[KeySource]time.Duration{{URI: "https://a.example", Issuer: true}: 0}) {
+		t.Error(got)
+	}
+}
+
+func TestParseKeySet(t *testing.T) {
+	i := newIssuer(t, "https://a.example", "ka")
+	key := strings.TrimSuffix(strings.TrimPrefix(i.jwks(t), `{"keys":[`), "]}")
+	for text, want := range map[string]string{
+		`{"keys": [` + key + `]}`: "1",
+		// What others use their keys for, and kinds of keys that we do not know.
+		`{"keys": [` + strings.Replace(key, `"use":"sig"`, `"use":"enc"`, 1) + `, {"kty": "new"}, 7, {"kty": "oct", "k": "c2VjcmV0"}, ` + key + `]}`: "1",
+		`{"keys": [{"kty": "oct", "k": "c2VjcmV0"}]}`: "none of the 1 keys is one for signatures",
+		`{"keys": []}`: "none of the 0 keys is one for signatures",
+		`{}`:           "none of the 0 keys is one for signatures",
+		`[]`:           "what came is no set of keys",
+		"<html>":       "what came is no set of keys",
+		`{"keys": [` + strings.Repeat(key+",", 99) + key + `]}`: "50",
+	} {
+		s, err := ParseKeySet([]byte(text))
+		got := ""
+		if err != nil {
+			got = err.Error()
+		} else {
+			got = fmt.Sprint(len(s.keys))
+		}
+		if got != want {
+			t.Errorf("%.60s: %s, want %s", text, got, want)
+		}
+	}
+}
+
+func TestSpaceDelimitedClaims(t *testing.T) {
+	i := newIssuer(t, "https://a.example", "ka")
+	web := &Target{Service: mesh.MustServiceName("web")}
+	r := bearing("", map[string][]string{"authorization": {"Bearer " + i.token(t, map[string]any{"roles": "dev ops", "realm": map[string]any{"roles": "a b"}})}})
+	for claim, want := range map[string]string{"roles": "[dev ops]", "scope": "[read admin]", "realm][roles": "[a b]"} {
+		for _, m := range []struct {
+			more  string
+			words bool
+		}{{"", false}, {", spaceDelimitedClaims: [roles, realm.roles]", true}} {
+			a, why := tokenModel(t, taking(i, t, m.more)).Authenticate(web, r, now())
+			if a == nil {
+				t.Fatal(why)
+			}
+			got := a.claim(strings.Split(claim, "]["))
+			if fmt.Sprint(got) != want || (len(got) == 2) != (m.words || claim == "scope") {
+				t.Errorf("%s with %q: %d of %v", claim, m.more, len(got), got)
+			}
+		}
+	}
+}
