@@ -317,10 +317,10 @@ func (c *call) try(now time.Time) *fault {
 	case !c.raw:
 		c.edit(t, l, now)
 		if t.local {
-			c.tellOf(c.p.current().model, &t.policy, &c.sent)
+			c.tellOf(q, c.p.current().model, &t.policy, &c.sent)
 		}
 		if c.edge != nil {
-			c.tellOf(c.edgeView.t.model, &c.edgeView.target, &c.asks)
+			c.tellOf(q, c.edgeView.t.model, &c.edgeView.target, &c.asks)
 		}
 	case t.tunnel:
 		q.Host, q.Set = t.host, append(q.Set[:0], http1.Pair{Name: meshInstance, Value: t.id})
@@ -425,28 +425,4 @@ func (c *call) host() []byte {
 		return h
 	}
 	return c.wireHost
-}
-
-// tellOf has the request say who its user is, as policies for the target ask for, and nobody else; and takes the token out, where they do.
-func (c *call) tellOf(m *policy.Model, to *policy.Target, q *policy.Request) {
-	if !m.LooksAtTokens() || c.raw || q.Method == "" {
-		return
-	}
-	c.users = m.UserHeaders(c.users[:0], to, q, q.Auth)
-	e := &c.x.Decision.Request
-	for _, h := range c.users {
-		e.Set = append(e.Set, http1.Pair{Name: h.Name, Value: h.Value})
-	}
-	names := q.Auth.TokenParams()
-	target := e.Target
-	if target == nil {
-		target = c.x.Request.Path
-	}
-	if path, query, ok := bytes.Cut(target, []byte("?")); ok && len(names) > 0 {
-		x := c.x
-		at := len(x.Scratch)
-		x.Scratch = append(append(x.Scratch, path...), '?')
-		x.Scratch = policy.AppendQueryWithout(x.Scratch, text(query), names)
-		e.Target = bytes.TrimSuffix(x.Scratch[at:len(x.Scratch):len(x.Scratch)], []byte("?"))
-	}
 }

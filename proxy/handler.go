@@ -214,13 +214,27 @@ var errLater = new(fault)
 
 // verifyLater has a token verified where nobody waits for it, and the call decided then.
 func (c *call) verifyLater() *fault {
-	p, v := c.p, c.unverified
-	if p.verifying.Add(1) > maxVerifying {
-		p.verifying.Add(-1)
+	v := c.unverified
+	if !c.p.mayVerify() {
 		return errOverflow
 	}
 	c.anew()
 	pause := c.x.Later()
+	c.p.verify(v, func() { pause.Resume(func(x *engine.Call) { x.Data.(*call).decide() }) })
+	return nil
+}
+
+// mayVerify says if one more token can be verified: verify must be called then.
+func (p *Proxy) mayVerify() bool {
+	ok := p.verifying.Add(1) <= maxVerifying
+	if !ok {
+		p.verifying.Add(-1)
+	}
+	return ok
+}
+
+// verify has a token verified, and calls then, unless the proxy ends.
+func (p *Proxy) verify(v *policy.Verification, then func()) {
 	p.work.Go(func() {
 		defer p.verifying.Add(-1)
 		select {
@@ -230,9 +244,8 @@ func (c *call) verifyLater() *fault {
 		}
 		v.Run(time.Now())
 		<-p.verifiers
-		pause.Resume(func(x *engine.Call) { x.Data.(*call).decide() })
+		then()
 	})
-	return nil
 }
 
 // anew forgets what was decided so far, but that it was: what chance decides, and what counts, is not done twice.

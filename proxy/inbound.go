@@ -111,7 +111,7 @@ func (c *call) inbound() *fault {
 		cert = c.behind(x.Request.Get("x-forwarded-client-cert"), cert)
 	}
 	d.Request.Set = append(d.Request.Set[:0], http1.Pair{Name: forwardedCert, Value: cert})
-	c.tellOf(t.model, &c.target.policy, &c.sent)
+	c.tellOf(&d.Request, t.model, &c.target.policy, &c.sent)
 	d.Response.Drop = dropReserved
 	return nil
 }

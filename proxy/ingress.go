@@ -37,6 +37,7 @@ func (c *call) ingress() *fault {
 	if f := c.letIn(); f != nil {
 		return f
 	}
+	c.q.Auth = c.asks.Auth // rules may look at it: the called side verifies for itself
 	if !ok {
 		return errNoRoute
 	}

@@ -118,6 +118,7 @@ func TestModelIsActedOn(t *testing.T) {
 		{reflect.TypeFor[policy.Limit](), "Policy Name Index Port Connections Matches Every Burst ByCaller ByHeader"},        // ratelimit.go; two by Covers
 		{reflect.TypeFor[policy.HTTPRoute](), "Policy Name Stat Index Matches Action"},                                       // table.go; Matches by RouteHTTP
 		{reflect.TypeFor[policy.Action](), "Destinations Redirect Direct Rewrite Headers Fault Timeout Retry CORS Mirrors"},  // table.go, decide.go, retry.go
+		{reflect.TypeFor[policy.KeyMatch](), "Name Claim Value"},                                                             // RouteHTTP; ingress.go
 		{reflect.TypeFor[policy.Split](), "Service Subset Port Weight Headers"},                                              // table.go
 		{reflect.TypeFor[policy.DirectResponse](), "Status Body"},                                                            // decide.go
 		{reflect.TypeFor[policy.Rewrite](), "Path Prefix Pattern Template Authority"},                                        // decide.go; two by RewritePath

@@ -80,8 +80,14 @@ func (c *call) copyTo(m *mirror, now time.Time) (ok bool) {
 		return false
 	}
 	t := m.dest.targets[i]
-	if t.loop || t.place == nil || t.local && !c.mayCopy(t) {
+	if t.loop || t.place == nil {
 		return false
+	}
+	var q policy.Request
+	if t.local {
+		if q, ok = c.mayCopy(t, now); !ok {
+			return false
+		}
 	}
 	l := c.p.link(c.who, t.place, now, m.dest.connect)
 	x := c.x
@@ -89,6 +95,12 @@ func (c *call) copyTo(m *mirror, now time.Time) (ok bool) {
 	e.Upstream, e.Timeout, e.Done = l.Upstream, c.rule.act.Timeout, m.done[i]
 	c.change(&e.Request, &m.split, t, l, now)
 	e.Request.Host = c.shadow()
+	if t.local {
+		c.tellOf(&e.Request, c.p.current().model, &t.policy, &q)
+	}
+	if c.edge != nil {
+		c.tellOf(&e.Request, c.edgeView.t.model, &c.edgeView.target, &c.asks)
+	}
 	return true
 }
 
@@ -110,9 +122,18 @@ func (c *call) shadow() []byte {
 
 const shadowSuffix = "-shadow"
 
-// mayCopy asks policy whether a copy may reach an instance of this host.
-func (c *call) mayCopy(t *target) bool {
+// mayCopy asks policy whether a copy may reach an instance of this host; q is what it is asked about. For a token that nobody knows there it is not
+// waited.
+func (c *call) mayCopy(t *target, now time.Time) (q policy.Request, ok bool) {
 	m, q := c.p.current().model, c.sent
+	if m == nil {
+		return q, false
+	}
 	q.Authority += shadowSuffix
-	return m != nil && authorize(m, &t.policy, &q).Allow
+	auth, why, unknown := m.Known(&t.policy, &q, now)
+	if unknown != nil && c.p.mayVerify() {
+		c.p.verify(unknown, func() {})
+	}
+	q.Auth = auth
+	return q, why == "" && unknown == nil && authorize(m, &t.policy, &q).Allow
 }

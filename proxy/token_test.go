@@ -181,3 +181,127 @@ func TestGatewaysTellOfUsers(t *testing.T) {
 		t.Errorf("without a token: %d %v", a.StatusCode, a.seen.Header)
 	}
 }
+
+// TestClaimsRouteAtGateways: where a request from outside goes, the claims of a valid token may decide, and nothing that only looks like one.
+func TestClaimsRouteAtGateways(t *testing.T) {
+	t.Parallel()
+	w, g := edgeWorld(t)
+	token, jwks := issues(t)
+	w.apply(fmt.Sprintf(`
+apiVersion: security.istio.io/v1
+kind: RequestAuthentication
+metadata: {name: edge}
+spec:
+  selector: {matchLabels: {istio: ingressgateway}}
+  jwtRules: [{issuer: "https://a.example", jwks: %q}]
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: shop}
+spec:
+  hosts: [shop.example.com]
+  gateways: [edge]
+  http:
+  - match: [{headers: {"@request.auth.claims.groups": {exact: staff}}}]
+    route: [{destination: {host: api}}]
+  - match: [{withoutHeaders: {"@request.auth.claims[sub]": {}}}]
+    directResponse: {status: 401}
+  - route: [{destination: {host: web}}]
+`, jwks))
+	c, soon := g.client(false, nil), time.Now().Add(time.Hour)
+	for _, x := range []struct {
+		token    string
+		want     int
+		instance string
+	}{
+		{token("staff", soon), 200, "api-"}, {token("guest", soon), 200, "web-"}, {"", 401, ""}, {token("staff", soon.Add(-2*time.Hour)), 401, ""}, {token("staff", soon) + "x", 401, ""},
+	} {
+		var headers []string
+		if x.token != "" {
+			headers = append(headers, "Authorization", "Bearer "+x.token)
+		}
+		for range 2 { // then it is known
+			if a := g.ask(c, "http://shop.example.com:8081/", headers...); a.StatusCode != x.want || !strings.HasPrefix(a.seen.Instance, x.instance) {
+				t.Errorf("%+v: %d, at %+v", x, a.StatusCode, a.seen)
+			}
+		}
+	}
+}
+
+// TestTokensInCookies: the service gets the other cookies, and the token where a rule says so.
+func TestTokensInCookies(t *testing.T) {
+	t.Parallel()
+	both(t, func(t *testing.T, w *world, c *caller, on *host) {
+		on.serve("web", nil)
+		token, jwks := issues(t)
+		good := token("staff", time.Now().Add(time.Hour))
+		for more, keep := range map[string]bool{"": false, ", forwardOriginalToken: true": true} {
+			w.apply(fmt.Sprintf("apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {name: web}\nspec:\n  jwtRules: [{issuer: \"https://a.example\", jwks: %q, fromCookies: [session, s2]%s}]\n", jwks, more))
+			w.apply(authorization("ALLOW", "web", `[{when: [{key: "request.auth.claims[groups]", values: [staff]}]}]`))
+			for sent, want := range map[string]string{"session=" + good: "", "a=b; session=" + good + ";c=d": "a=b; c=d", "s2=" + good + ";  sessions=1; flag": "sessions=1; flag", "a=b; session=" + good + "; s2=": "a=b"} {
+				if keep {
+					want = sent
+				}
+				got := c.get("web", "/", "Cookie", sent)
+				if got.StatusCode != 200 || got.seen.Header.Get("Cookie") != want || len(got.seen.Header.Values("Cookie")) > 1 {
+					t.Errorf("%.20q: %d, the service has %.30q", sent, got.StatusCode, got.seen.Header.Values("Cookie"))
+				}
+			}
+			two := c.raw("web", "GET / HTTP/1.1\r\nHost: web\r\nCookie: a=b; session="+good+"\r\nCookie: c=d\r\n\r\n")
+			if got := strings.Join(two.seen.Header.Values("Cookie"), "|"); two.StatusCode != 200 || !keep && got != "a=b; c=d" || keep && !strings.Contains(got, good) {
+				t.Errorf("of two fields: %d, the service has %.30q", two.StatusCode, got)
+			}
+			if got := c.get("web", "/", "Cookie", "a=b; c"); got.StatusCode != 403 {
+				t.Errorf("without a token: %d", got.StatusCode)
+			}
+		}
+	})
+}
+
+// TestCopiesSayNothingForged: who gets a copy hears of the user what the service hears, and does not get the token either.
+func TestCopiesSayNothingForged(t *testing.T) {
+	t.Parallel()
+	token, jwks := issues(t)
+	good := token("staff", time.Now().Add(time.Hour))
+	takes := func(selector string) string {
+		return fmt.Sprintf("apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {name: x}\nspec:\n  selector: {matchLabels: {%s}}\n  jwtRules: [{issuer: \"https://a.example\", jwks: %q, outputClaimToHeaders: [{header: x-groups, claim: groups}]}]\n", selector, jwks)
+	}
+	shadow := func(on *host) <-chan http.Header {
+		copies := make(chan http.Header, 10)
+		on.serve("next", http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { copies <- r.Header }))
+		return copies
+	}
+	expect := func(t *testing.T, copies <-chan http.Header, groups string) {
+		t.Helper()
+		if h := <-copies; h.Get("X-Groups") != groups || h.Get("Authorization") != "" {
+			t.Errorf("a copy says %v", h)
+		}
+	}
+	t.Run("at a gateway", func(t *testing.T) {
+		t.Parallel()
+		w, g := edgeWorld(t)
+		copies := shadow(w.hosts[1])
+		w.apply(strings.Replace(gatewayHTTP, "- route: [{destination: {host: web}}]", "- {route: [{destination: {host: web}}], mirror: {host: next}}", 1))
+		w.apply(takes("istio: ingressgateway"))
+		c := g.client(false, nil)
+		g.ask(c, "http://shop.example.com:8081/", "Authorization", "Bearer "+good, "X-Groups", "admin")
+		expect(t, copies, "staff")
+		g.ask(c, "http://shop.example.com:8081/", "X-Groups", "admin")
+		expect(t, copies, "")
+	})
+	t.Run("to a service that takes tokens", func(t *testing.T) {
+		t.Parallel()
+		both(t, func(t *testing.T, w *world, c *caller, on *host) {
+			on.serve("web", nil)
+			copies := shadow(on)
+			w.apply(virtualService("  - {route: [{destination: {host: web}}], mirror: {host: next}}\n"))
+			w.apply(takes("app: next"))
+			c.get("next", "/", "Authorization", "Bearer "+good) // it is known there then
+			expect(t, copies, "staff")
+			c.get("web", "/", "Authorization", "Bearer "+good, "X-Groups", "admin")
+			expect(t, copies, "staff")
+			c.get("web", "/", "X-Groups", "admin")
+			expect(t, copies, "")
+		})
+	})
+}

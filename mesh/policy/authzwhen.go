@@ -235,7 +235,8 @@ func (a *authz) holds(c *clause, t *Target, r *Request, who caller) bool {
 	case ofPresenter:
 		return r.Auth != nil && said(c, r.Auth.Presenter) || r.Auth == nil && len(c.values) == 0
 	case ofClaim:
-		return saidAny(c, r.Auth.claim(c.claim))
+		return (len(c.values) == 0 || r.Auth.says(c.claim, func(v string) bool { return anyString(c.values, v) })) &&
+			!r.Auth.says(c.claim, func(v string) bool { return anyString(c.not, v) })
 	}
 	if len(vs) == 0 {
 		return len(c.values) == 0

@@ -29,6 +29,7 @@ type virtualService struct {
 type compiler struct {
 	key      mesh.PolicyKey
 	gateways []string     // of a VirtualService: those that its matches may name
+	leaf     bool         // others delegate to it
 	errs     []fieldError // the last one may stand for several
 
 	delegates delegates // nil: a VirtualService is looked at alone
@@ -69,7 +70,7 @@ func (c *compiler) host(path, h string) mesh.ServiceName {
 func compileVirtualService(key mesh.PolicyKey, s *istio.VirtualService, d delegates) (*virtualService, []fieldError) {
 	c := &compiler{key: key, delegates: d}
 	vs := &virtualService{exports: c.exports("exportTo", s.ExportTo)}
-	if len(s.Hosts) == 0 {
+	if c.leaf = len(s.Hosts) == 0; c.leaf {
 		c.delegateOnly(s)
 	}
 	if vs.gateways = c.gatewayNames("gateways", s.Gateways); len(vs.gateways) == 0 {
@@ -124,6 +125,7 @@ func (c *compiler) match(path string, m *istio.HTTPMatch) Match {
 		IgnoreURICase: m.IgnoreURICase, SourceLabels: m.SourceLabels, SourceNamespace: m.SourceNamespace,
 		Headers: c.keyed(path+".headers", m.Headers, true), WithoutHeaders: c.keyed(path+".withoutHeaders", m.WithoutHeaders, true),
 		Query: c.keyed(path+".queryParams", m.QueryParams, false)}
+	c.claimsOnlyAtGateways(path, &out)
 	c.possible(path+".uri", out.URI, decodedPathFault)
 	c.possible(path+".authority", out.Authority, hostFault)
 	c.possible(path+".method", out.Method, methodFault)
@@ -171,14 +173,17 @@ func (c *compiler) keyed(path string, m map[string]istio.StringMatch, header boo
 	var out []KeyMatch
 	for _, k := range slices.Sorted(maps.Keys(m)) {
 		v := m[k]
-		name := k
-		if header {
+		name, token := k, header && strings.HasPrefix(k, ofToken)
+		if header && !token {
 			name = strings.ToLower(k)
 			if !httpguts.ValidHeaderFieldName(k) {
 				c.fail(path+"."+k, "", "%q is not the name of a header", k)
 			}
 		}
 		km := KeyMatch{Name: name}
+		if token {
+			km = c.claimMatch(path+"."+k, k)
+		}
 		if s := c.str(&v); s != nil {
 			km.Value = *s
 		}

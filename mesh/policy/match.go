@@ -216,21 +216,15 @@ func (s *StringMatch) ok(v string) bool {
 }
 
 // headers: a condition holds when every value of the header meets it, so that a second value cannot smuggle a request into a
-// route; a condition of withoutHeaders refuses when any value meets it.
+// route; a condition of withoutHeaders refuses when any value meets it. Of a claim that is a list one value is enough.
 func (m *Match) headers(r *Request) bool {
 	for i := range m.Headers {
-		vs := r.values(m.Headers[i].Name)
-		if len(vs) == 0 {
+		if !m.Headers[i].holds(r) {
 			return false
-		}
-		for _, v := range vs {
-			if !m.Headers[i].Value.ok(v) {
-				return false
-			}
 		}
 	}
 	for i := range m.WithoutHeaders {
-		if slices.ContainsFunc(r.values(m.WithoutHeaders[i].Name), m.WithoutHeaders[i].Value.ok) {
+		if m.WithoutHeaders[i].some(r) {
 			return false
 		}
 	}

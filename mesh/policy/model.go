@@ -93,9 +93,11 @@ type Match struct {
 	gateways                       []string // as virtualService has them; empty is all of it. Compiling filters by it, nothing else looks
 }
 
-// KeyMatch is a condition on one header (Name in lower case) or query parameter.
+// KeyMatch is a condition on one header (Name in lower case) or query parameter; or on a claim of the user's token, which is a in Claim[0], b within
+// it in Claim[1], and so on.
 type KeyMatch struct {
 	Name  string
+	Claim []string    // only of Headers and WithoutHeaders, at gateways
 	Value StringMatch // Present: there at all
 }
 

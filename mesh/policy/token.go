@@ -68,7 +68,7 @@ type tokenSpec struct {
 	forward   bool   // the service gets the token
 	payload   string // header for all claims, as they stand in the token; "" for none
 	claims    []claimHeader
-	lists     []string // claims that are lists of words
+	lists     [][]string // claims that are lists of words
 }
 
 type tokenHeader struct{ name, prefix string } // name in lower case
@@ -122,7 +122,7 @@ func compileTokens(key mesh.PolicyKey, s *istio.RequestAuthentication) (*tokens,
 	}
 	for i := range s.JWTRules {
 		path, in := fmt.Sprintf("jwtRules[%d]", i), &s.JWTRules[i]
-		r := &tokenRule{tokenSpec: tokenSpec{issuer: in.Issuer, audiences: in.Audiences, params: in.FromParams, cookies: in.FromCookies, lists: in.SpaceDelimitedClaims}}
+		r := &tokenRule{tokenSpec: tokenSpec{issuer: in.Issuer, audiences: in.Audiences, params: in.FromParams, cookies: in.FromCookies}}
 		c.keySource(path, in, r)
 		t.remote = t.remote || r.source.URI != ""
 		if in.Issuer == "" {
@@ -142,6 +142,9 @@ func compileTokens(key mesh.PolicyKey, s *istio.RequestAuthentication) (*tokens,
 		full(c, path+".fromParams", "fill it, or remove it", in.FromParams)
 		full(c, path+".fromCookies", "fill it, or remove it", in.FromCookies)
 		full(c, path+".spaceDelimitedClaims", "fill it, or remove it", in.SpaceDelimitedClaims)
+		for _, name := range in.SpaceDelimitedClaims {
+			r.lists = append(r.lists, strings.Split(name, "."))
+		}
 		full(c, path+".audiences", "fill it, or remove it to take tokens for everybody", in.Audiences)
 		if len(r.headers)+len(r.params)+len(r.cookies) == 0 { // where tokens are when nobody says so
 			r.headers, r.params = []tokenHeader{{"authorization", "Bearer "}}, []string{"access_token"}
@@ -443,31 +446,4 @@ func (a *Auth) at(path []string) any {
 		at = m[p]
 	}
 	return at
-}
-
-// claim returns the values of a claim, or of a list of them: texts, and numbers and truth values as they are written. scope and permission are
-// lists of words, as in Istio, and so is what the rule says.
-func (a *Auth) claim(path []string) []string {
-	if a == nil {
-		return nil
-	}
-	at := a.at(path)
-	list, ok := at.([]any)
-	if !ok {
-		list = []any{at}
-	}
-	var out []string
-	for _, x := range list {
-		switch v := x.(type) {
-		case string:
-			if name := path[len(path)-1]; !ok && (name == "scope" || name == "permission" || a.rule != nil && slices.Contains(a.rule.lists, strings.Join(path, "."))) {
-				out = append(out, strings.Fields(v)...)
-			} else {
-				out = append(out, v)
-			}
-		case bool, json.Number:
-			out = append(out, fmt.Sprint(v))
-		}
-	}
-	return out
 }

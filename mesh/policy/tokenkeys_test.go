@@ -116,7 +116,8 @@ func TestSpaceDelimitedClaims(t *testing.T) {
 			if a == nil {
 				t.Fatal(why)
 			}
-			got := a.claim(strings.Split(claim, "]["))
+			var got []string
+			a.says(strings.Split(claim, "]["), func(v string) bool { got = append(got, v); return false })
 			if fmt.Sprint(got) != want || (len(got) == 2) != (m.words || claim == "scope") {
 				t.Errorf("%s with %q: %d of %v", claim, m.more, len(got), got)
 			}

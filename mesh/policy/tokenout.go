@@ -16,9 +16,7 @@ type claimHeader struct {
 
 // outputs reads what a rule tells the service of the user.
 func (c *compiler) outputs(path string, in *istio.JWTRule, r *tokenRule) {
-	if r.forward = in.ForwardOriginalToken; !r.forward && len(in.FromCookies) > 0 {
-		c.fail(path+".forwardOriginalToken", "write true: the service gets the token, too", "must be true beside fromCookies: cookies are passed on as they are")
-	}
+	r.forward = in.ForwardOriginalToken
 	names := map[string]bool{}
 	name := func(path, name string) string {
 		c.headerName(path, name, "changed")
@@ -54,7 +52,7 @@ func (r *tokenRule) tells(token string, a *Auth) (out []UserHeader) {
 		out = append(out, UserHeader{r.payload, []byte(encodedPayload(token))})
 	}
 	for _, c := range r.claims {
-		if v, ok := a.scalar(c.path); ok && plain(v) {
+		if v, ok := scalarText(a.at(c.path)); ok && plain(v) {
 			out = append(out, UserHeader{c.name, []byte(v)})
 		}
 	}
@@ -64,16 +62,6 @@ func (r *tokenRule) tells(token string, a *Auth) (out []UserHeader) {
 // plain reports whether a value can be that of a header as it is.
 func plain(v string) bool {
 	return v != "" && v == strings.TrimSpace(v) && !strings.ContainsFunc(v, func(c rune) bool { return c < ' ' || c > '~' })
-}
-
-// scalar returns a claim as text, if it is one value.
-func (a *Auth) scalar(path []string) (string, bool) {
-	switch v := a.at(path).(type) {
-	case nil, map[string]any, []any:
-		return "", false
-	default:
-		return fmt.Sprint(v), true
-	}
 }
 
 // UserHeaders appends the headers of a request that policies for a target take out or write: those that say who the user is, which nobody else may
@@ -113,6 +101,28 @@ func (a *Auth) TokenParams() []string {
 		return nil
 	}
 	return a.rule.params
+}
+
+// TokenCookies are the cookies that are not passed on, where the token may be.
+func (a *Auth) TokenCookies() []string {
+	if a == nil || a.rule.forward {
+		return nil
+	}
+	return a.rule.cookies
+}
+
+// AppendCookiesWithout appends the cookies of a field but for some, each with "; " behind it, and reports whether it left one out. They are told
+// apart as Authenticate tells them.
+func AppendCookiesWithout(dst []byte, field string, names []string) (out []byte, left bool) {
+	for pair := range strings.SplitSeq(field, ";") {
+		pair = strings.TrimSpace(pair)
+		if name, _, ok := strings.Cut(pair, "="); ok && slices.Contains(names, name) {
+			left = true
+			continue
+		}
+		dst = append(append(dst, pair...), "; "...)
+	}
+	return dst, left
 }
 
 // AppendQueryWithout appends a raw query without some parameters. They are told apart as Authenticate tells them.

@@ -34,11 +34,11 @@ func (m *Match) check(r *Request) (out []condition) {
 	text("host", m.Authority, m.Authority.ok(r.Authority), r.Authority)
 	for _, k := range m.Headers {
 		one := Match{Headers: []KeyMatch{k}}
-		out = append(out, condition{fmt.Sprintf("header %s %s", k.Name, &k.Value), one.headers(r), quoted(r.values(k.Name))})
+		out = append(out, condition{k.String(), one.headers(r), k.got(r)})
 	}
 	for _, k := range m.WithoutHeaders {
 		one := Match{WithoutHeaders: []KeyMatch{k}}
-		out = append(out, condition{fmt.Sprintf("no header %s %s", k.Name, &k.Value), one.headers(r), quoted(r.values(k.Name))})
+		out = append(out, condition{"no " + k.String(), one.headers(r), k.got(r)})
 	}
 	for _, k := range m.Query {
 		one := Match{Query: []KeyMatch{k}}
