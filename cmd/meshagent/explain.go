@@ -22,6 +22,7 @@ type question struct {
 	port           uint16
 	namespace      string
 	headers        []string
+	user           *policy.User
 	method, target string // target is a path with a query
 }
 
@@ -41,6 +42,7 @@ For a service that does not speak HTTP leave out METHOD and PATH: it is about a 
 		Args: argCount(0, 2),
 	}
 	out, ns := outputFlag(c), namespaceFlag(c)
+	user := c.Flags().String("user", "", "file with the claims of the user's token in JSON, or the token; - for standard input")
 	c.Flags().StringVar(&q.from, "from", "", "the service that calls, or a SPIFFE ID")
 	c.Flags().StringVar(&q.to, "to", "", "the service that is called")
 	c.Flags().Uint16Var(&q.port, "port", 0, "the port that is called; the service's only one without it")
@@ -52,6 +54,15 @@ For a service that does not speak HTTP leave out METHOD and PATH: it is about a 
 		}
 		if len(args) > 1 {
 			q.target = args[1]
+		}
+		if *user != "" {
+			b, err := readFile(*user, cmd.InOrStdin(), 64<<10)
+			if err != nil {
+				return err
+			}
+			if q.user, err = policy.ParseUser(b); err != nil {
+				return fmt.Errorf("%s %w", nameOf(*user), err)
+			}
 		}
 		return g.call(cmd, 0, func(ctx context.Context, c *api.Client) error {
 			e, names, err := explain(ctx, c, q)
@@ -88,7 +99,7 @@ func explain(ctx context.Context, c *api.Client, q question) (e *policy.Explanat
 	}
 	names = map[mesh.NodeID]string{}
 	usable := map[*mesh.Instance]bool{}
-	v := policy.View{Services: map[mesh.ServiceName]*mesh.Service{}, Usable: func(i *mesh.Instance) bool { return usable[i] }}
+	v := policy.View{Services: map[mesh.ServiceName]*mesh.Service{}, Usable: func(i *mesh.Instance) bool { return usable[i] }, User: q.user}
 	if err := places(ctx, c, &v); err != nil {
 		return nil, nil, err
 	}
@@ -174,8 +185,8 @@ func (q *question) request(to mesh.ServiceName) (*policy.Request, error) {
 	}
 	r := &policy.Request{Method: q.method, Scheme: "http", Authority: q.host, Header: func(n string) []string { return headers[n] }}
 	if q.method == "" {
-		if len(q.headers) > 0 {
-			return nil, usagef("only a request has headers: write its method and path")
+		if len(q.headers) > 0 || q.user != nil {
+			return nil, usagef("only a request has headers and a user: write its method and path")
 		}
 		return r, nil
 	}
@@ -233,6 +244,9 @@ func printExplanation(w io.Writer, e *policy.Explanation, names map[mesh.NodeID]
 	to := e.Service.FQDN()
 	if e.Port != 0 {
 		to += fmt.Sprintf(", port %d", e.Port)
+	}
+	if e.User != "" {
+		to += ", for " + clean(e.User)
 	}
 	fmt.Fprintf(w, "%s calls %s\n\n", e.Caller, to)
 	if e.Bound != "" {

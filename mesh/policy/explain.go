@@ -13,6 +13,8 @@ type View struct {
 	Services map[mesh.ServiceName]*mesh.Service
 	Usable   func(*mesh.Instance) bool // may it be picked: health, weight and node
 
+	User *User // who sends the request; nil has no token
+
 	// Where the caller's host is, with its labels, and where an instance is, with those of its node and of itself; nil is not known.
 	From   mesh.Locality
 	Labels mesh.Labels
@@ -24,6 +26,7 @@ type Explanation struct {
 	Service mesh.ServiceName `json:"service"`
 	Port    uint16           `json:"port"`
 	Caller  mesh.Identity    `json:"caller"`
+	User    string           `json:"user,omitempty"`   // issuer/subject
 	Bound   string           `json:"bound,omitempty"`  // where, when routes of the Gateway API are bound to the call
 	Rules   []Tried          `json:"rules"`            // in order, up to the one that matches
 	Answer  *Reply           `json:"answer,omitempty"` // the caller's own proxy answers
@@ -84,7 +87,7 @@ type Place struct {
 
 // Explain says what becomes of a request, or of a connection where r.Method is empty, to a service. r is as RouteHTTP wants it.
 func (m *Model) Explain(v View, to mesh.ServiceName, r *Request) *Explanation {
-	e := &Explanation{Service: to, Port: r.Port, Caller: r.Source.Identity, Rules: []Tried{}, Shares: []Share{}}
+	e := &Explanation{Service: to, Port: r.Port, Caller: r.Source.Identity, User: v.User.Principal(), Rules: []Tried{}, Shares: []Share{}}
 	sp := m.Service(to)
 	may := m.MayCall(&r.Source, to)
 	switch {
@@ -340,7 +343,12 @@ func (e *Explanation) share(m *Model, v View, s *Share, r *Request, l7 bool) {
 			s.Instances = append(s.Instances, p)
 			continue
 		}
-		d := m.Authorize(&Target{Service: i.Service, Labels: i.Labels, Port: i.CallPort()}, r)
+		to, q := &Target{Service: i.Service, Labels: i.Labels, Port: i.CallPort()}, *r
+		if q.Auth, p.Reason = v.User.at(m, to); p.Reason != "" {
+			s.Instances = append(s.Instances, p)
+			continue
+		}
+		d := m.Authorize(to, &q)
 		if p.Allowed, p.Reason = d.Allow, d.Reason; d.Policy.Kind != "" {
 			p.Policy = &d.Policy
 		}

@@ -408,12 +408,8 @@ func check(token string, rule *tokenRule, now time.Time) (*Auth, string) {
 	if err != nil {
 		return nil, "the token's claims cannot be read"
 	}
-	a := &Auth{Audiences: claims.Audience, Claims: all, ends: claims.Expiry.Time().Add(clockSkew)}
-	if claims.Subject != "" {
-		a.Principal = claims.Issuer + "/" + claims.Subject
-	}
-	a.Presenter, _ = all["azp"].(string)
-	a.rule, a.tells = rule, rule.tells(token, a)
+	a := newAuth(all)
+	a.ends, a.rule, a.tells = claims.Expiry.Time().Add(clockSkew), rule, rule.tells(token, a)
 	return a, ""
 }
 
@@ -424,15 +420,41 @@ func encodedPayload(token string) string {
 	return payload
 }
 
-// payload returns all claims of a token whose signature was checked, with numbers as they are written: as floating point some would be others.
-func payload(token string) (all map[string]any, err error) {
+// payload returns all claims of a token.
+func payload(token string) (map[string]any, error) {
 	b, err := base64.RawURLEncoding.DecodeString(encodedPayload(token))
-	if err == nil {
-		d := json.NewDecoder(bytes.NewReader(b))
-		d.UseNumber()
-		err = d.Decode(&all)
+	if err != nil {
+		return nil, err
 	}
-	return all, err
+	return claimsOf(b)
+}
+
+// claimsOf reads claims, with numbers as they are written: as floating point some would be others.
+func claimsOf(b []byte) (all map[string]any, err error) {
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.UseNumber()
+	return all, d.Decode(&all)
+}
+
+// newAuth is what claims say.
+func newAuth(claims map[string]any) *Auth {
+	a := &Auth{Claims: claims}
+	issuer, _ := claims["iss"].(string)
+	if subject, _ := claims["sub"].(string); subject != "" {
+		a.Principal = issuer + "/" + subject
+	}
+	a.Presenter, _ = claims["azp"].(string)
+	switch aud := claims["aud"].(type) {
+	case string:
+		a.Audiences = []string{aud}
+	case []any:
+		for _, x := range aud {
+			if s, ok := x.(string); ok {
+				a.Audiences = append(a.Audiences, s)
+			}
+		}
+	}
+	return a
 }
 
 // at returns what a claim holds; nil where there is none.
