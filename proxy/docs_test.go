@@ -124,6 +124,7 @@ func TestDocsMetrics(t *testing.T) {
 	}
 	m.mirrored.With("x", "missed").Inc()
 	m.watched.With("x", "audit").Inc()
+	m.asked.With("default/x", "denied").Inc()
 	m.limited.With("x", "default/x/0").Inc()
 	label := regexp.MustCompile(`([a-z]+)=`)
 	for _, l := range gather(t, reg) {

@@ -75,6 +75,10 @@ type state struct {
 	deciding   bool                 // Decide is, or what comes in its place
 	unverified *policy.Verification // with errLater
 	resumed    bool                 // it is decided for the second time
+	toAsk      []*policy.Provider   // with errAsk
+	askedFor   mesh.ServiceName     // with errAsk
+	verdicts   []*verdict           // of those that were asked
+	refusal    *verdict             // the one that denies the call
 }
 
 // text takes bytes for a string, without a copy.
@@ -198,8 +202,12 @@ func (c *call) decide() {
 	default:
 		f = c.outbound()
 	}
-	if c.deciding = false; f == errLater {
+	c.deciding = false
+	switch f {
+	case errLater:
 		f = c.verifyLater()
+	case errAsk:
+		f = c.askLater()
 	}
 	if f != nil {
 		c.answer(f)
@@ -495,6 +503,10 @@ func (c *call) answer(f *fault) {
 			http1.Pair{Name: "Grpc-Message", Value: []byte(f.reason)})
 		return
 	}
+	if v := c.refusal; v != nil && v.denied == f && len(v.fields)+len(v.body) > 0 {
+		a.Fields, a.Body = append(a.Fields, v.fields...), v.body
+		return
+	}
 	a.Fields = append(a.Fields, plainText)
 	a.Body = []byte("mesh: " + f.reason + "\n")
 }
@@ -534,6 +546,9 @@ func (c *call) permit() *fault {
 		return errNotReady
 	}
 	if f := c.verifyUser(m, &c.target.policy, &c.sent); f != nil {
+		return f
+	}
+	if f := c.custom(m, &c.target.policy, &c.sent); f != nil {
 		return f
 	}
 	d := authorize(m, &c.target.policy, &c.sent)

@@ -112,6 +112,7 @@ func (c *call) inbound() *fault {
 	}
 	d.Request.Set = append(d.Request.Set[:0], http1.Pair{Name: forwardedCert, Value: cert})
 	c.tellOf(&d.Request, t.model, &c.target.policy, &c.sent)
+	c.decided(c.target.policy.Service)
 	d.Response.Drop = dropReserved
 	return nil
 }

@@ -81,6 +81,9 @@ func (c *call) admission(m *policy.Model) *fault {
 	if f := c.verifyUser(m, &c.edgeView.target, &c.asks); f != nil {
 		return f
 	}
+	if f := c.custom(m, &c.edgeView.target, &c.asks); f != nil {
+		return f
+	}
 	d := m.Authorize(&c.edgeView.target, &c.asks)
 	c.watch(m, &c.edgeView.target, &c.asks, d)
 	return c.denied(d)

@@ -17,6 +17,7 @@ type metrics struct {
 	retries    *telemetry.CounterVec
 	ejections  *telemetry.CounterVec
 	watched    *telemetry.CounterVec
+	asked      *telemetry.CounterVec
 	limited    *telemetry.CounterVec
 	mirrored   *telemetry.CounterVec
 	refused    *telemetry.CounterVec
@@ -56,6 +57,7 @@ func newMetrics(m *telemetry.Metrics) *metrics {
 			[]float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10}, "src", "dst", "direction"),
 		retries:    m.Counter("meshagent_retries_total", "Tries after the first.", "dst"),
 		mirrored:   m.Counter("meshagent_mirrored_total", "Copies of requests, by what became of them.", "dst", "result"),
+		asked:      m.Counter("meshagent_external_authorizations_total", "Calls that services of CUSTOM policies were asked about.", "provider", "result"),
 		watched:    m.Counter("meshagent_policy_watched_total", "Calls that policies saw that decide nothing.", "dst", "seen"),
 		ejections:  m.Counter("meshagent_ejections_total", "Times that an instance was found to fail and sat out.", "dst"),
 		limited:    m.Counter("meshagent_rate_limited_total", "Calls of services of this host that a rate limit refused.", "dst", "limit"),

@@ -100,6 +100,9 @@ func (p *Proxy) recheck(t *table) {
 		}
 		f := c.verifyUser(t.model, to, &c.sent)
 		if f == nil {
+			f = c.custom(t.model, to, &c.sent)
+		}
+		if f == nil {
 			f = c.denied(authorize(t.model, to, &c.sent))
 		}
 		if f != nil {

@@ -367,6 +367,8 @@ func verdict(p policy.Place) string {
 	switch {
 	case p.Instance.Outside:
 		return p.Reason
+	case p.Allowed && p.Reason != "":
+		return "allowed " + p.Reason
 	case p.Allowed && p.Policy == nil:
 		return "allowed: no policy is about it"
 	case p.Allowed:

@@ -45,6 +45,7 @@ var kinds = []kind{
 	{gatewayGroup, "TCPRoute", []string{"v1", "v1alpha2"}, read[gatewayapi.TCPRouteSpec]},
 	{gatewayGroup, "ReferenceGrant", []string{"v1", "v1beta1"}, read[gatewayapi.ReferenceGrantSpec]},
 	{trafficGroup, "MeshTrafficPolicy", []string{"v1"}, read[MeshTrafficPolicy]},
+	{trafficGroup, "ExtensionProvider", []string{"v1"}, read[ExtensionProvider]},
 }
 
 // Kinds returns the kinds that are accepted, as apiVersion and kind.
@@ -276,6 +277,8 @@ func read[T any](d *doc) {
 		var a *authz
 		if a, probs = compileAuthz(d.key, s); a.audit && d.dry {
 			d.fail(d.Line, "metadata.annotations", "remove the annotation", "istio.io/dry-run: an AUDIT policy decides nothing, and has no effect to be tried")
+		} else if a.provider != "" && d.dry {
+			d.fail(d.Line, "metadata.annotations", "remove the annotation", "istio.io/dry-run: a CUSTOM policy cannot be tried: who decides would have to be asked about every call")
 		}
 	case *istio.ServiceEntry:
 		_, probs = compileServiceEntry(d.key, s)
@@ -293,6 +296,8 @@ func read[T any](d *doc) {
 		_, probs = compileGrant(d.key, s)
 	case *MeshTrafficPolicy:
 		_, _, probs = compileTraffic(d.key, s)
+	case *ExtensionProvider:
+		_, probs = compileProvider(d.key, s)
 	default:
 		_, probs = compileRoute(d.key, s)
 	}
@@ -372,7 +377,7 @@ func byAge(ps []mesh.Policy) []mesh.Policy {
 }
 
 func assemble(td mesh.TrustDomain, index uint64, ps []mesh.Policy, docs []*decoded) *Model {
-	m := &Model{secrets: map[SecretRef]uint64{}, index: index, td: td, services: map[mesh.ServiceName]*ServicePolicy{}, authz: &authzIndex{},
+	m := &Model{secrets: map[SecretRef]uint64{}, providers: map[SecretRef]*Provider{}, index: index, td: td, services: map[mesh.ServiceName]*ServicePolicy{}, authz: &authzIndex{},
 		declared: map[mesh.ServiceName]*mesh.Entry{}, foreign: map[mesh.ServiceName]mesh.ServiceName{}, sidecars: map[string][]*sidecar{}}
 	g := &gateway{grants: map[grant]bool{}, classes: map[string]bool{}, edges: edges{gateways: map[string]*Gateway{}}, delegates: delegates{}, soonest: map[mesh.ServiceName]bool{}}
 	for i, d := range docs {
@@ -387,6 +392,7 @@ func assemble(td mesh.TrustDomain, index uint64, ps []mesh.Policy, docs []*decod
 	g.bind(m)
 	g.edges.bind(m)
 	m.settle()
+	m.provided()
 	m.preferSoonest(g.soonest)
 	return m
 }
@@ -447,6 +453,9 @@ func (m *Model) add(p mesh.Policy, d *decoded, g *gateway) {
 		for _, x := range grants {
 			g.grants[x] = true
 		}
+	case *ExtensionProvider:
+		x, _ := compileProvider(p.PolicyKey, s)
+		m.providers[SecretRef{p.Namespace, p.Name}] = x
 	case *MeshTrafficPolicy:
 		services, limits, _ := compileTraffic(p.PolicyKey, s)
 		for _, svc := range services {
@@ -506,7 +515,7 @@ func namedHosts(p mesh.Policy) (out []mesh.ServiceName, all bool) {
 	if err != nil || len(docs) != 1 {
 		return nil, false
 	}
-	if p.Kind == "ReferenceGrant" || p.Kind == "WorkloadEntry" || p.Kind == SecretKind || p.Kind == "GatewayClass" {
+	if p.Kind == "ReferenceGrant" || p.Kind == "WorkloadEntry" || p.Kind == SecretKind || p.Kind == "GatewayClass" || p.Kind == "ExtensionProvider" {
 		return nil, true
 	}
 	spec := docs[0].Root.Get("spec")

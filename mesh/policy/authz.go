@@ -16,9 +16,11 @@ type authzIndex struct {
 	root   nsAuthz
 	remote bool // some policy looks at Source.Remote
 	watch  bool // some policy only watches
+	asking []*authz
 }
 
 type nsAuthz struct {
+	custom            authzList
 	deny, allow       authzList
 	audit             authzList
 	dryDeny, dryAllow authzList // that are tried, and decide nothing
@@ -38,6 +40,9 @@ func (x *authzIndex) add(a *authz, everywhere bool) {
 	x.remote, x.watch = x.remote || a.looksAtRemote(), x.watch || a.audit || a.dry
 	list := &n.allow
 	switch {
+	case a.provider != "":
+		list = &n.custom
+		x.asking = append(x.asking, a)
 	case a.audit:
 		list = &n.audit
 	case a.dry && a.deny:
@@ -53,10 +58,12 @@ func (x *authzIndex) add(a *authz, everywhere bool) {
 // authz is a compiled AuthorizationPolicy.
 type authz struct {
 	key      mesh.PolicyKey
-	text     string // key
-	deny     bool
-	audit    bool // it allows and denies nothing
-	dry      bool // it is tried only
+	text     string    // key
+	deny     bool      // what only requests have, and what is not clear, matches
+	provider string    // of CUSTOM: who decides
+	ask      *Provider // the same; nil: there is none of that name
+	audit    bool      // it allows and denies nothing
+	dry      bool      // it is tried only
 	selector mesh.Labels
 	targets  []string    // services of its namespace; nil is all
 	rules    []authzRule // any of them; none matches nothing
@@ -199,8 +206,17 @@ func compileAuthz(key mesh.PolicyKey, s *istio.AuthorizationPolicy) (*authz, []f
 		a.deny = true
 	case "AUDIT":
 		a.audit = true
+	case "CUSTOM":
+		if a.deny = true; s.Provider == nil || s.Provider.Name == "" {
+			c.fail("provider.name", "name an ExtensionProvider", "is missing")
+		} else {
+			a.provider = s.Provider.Name
+		}
 	default:
-		c.fail("action", "write ALLOW, DENY or AUDIT", "%q is not supported", s.Action)
+		c.fail("action", "write ALLOW, DENY, AUDIT or CUSTOM", "%q is not supported", s.Action)
+	}
+	if s.Provider != nil && s.Action != "CUSTOM" {
+		c.fail("provider", "remove it, or write action: CUSTOM", "only counts where it decides")
 	}
 	if s.Selector != nil {
 		a.selector = s.Selector.MatchLabels
@@ -250,6 +266,8 @@ func compileAuthz(key mesh.PolicyKey, s *istio.AuthorizationPolicy) (*authz, []f
 		a.rules = append(a.rules, out)
 	}
 	switch {
+	case s.Action == "CUSTOM" && len(a.rules) == 0:
+		c.fail("rules", "write rules: [{}] to ask about everything", "a CUSTOM policy without rules never matches")
 	case a.deny && len(a.rules) == 0:
 		c.fail("rules", "write rules: [{}] to deny everything", "a DENY policy without rules never matches")
 	case a.audit && len(a.rules) == 0:

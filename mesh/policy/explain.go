@@ -348,9 +348,16 @@ func (e *Explanation) share(m *Model, v View, s *Share, r *Request, l7 bool) {
 			s.Instances = append(s.Instances, p)
 			continue
 		}
+		ask, denied := m.Custom(to, &q)
 		d := m.Authorize(to, &q)
+		if denied != nil {
+			d = *denied
+		}
 		if p.Allowed, p.Reason = d.Allow, d.Reason; d.Policy.Kind != "" {
 			p.Policy = &d.Policy
+		}
+		if d.Allow && len(ask) > 0 {
+			p.Reason = "if the ExtensionProvider " + ask[0].Key.Name + " says so, which is not asked here"
 		}
 		s.Instances = append(s.Instances, p)
 	}

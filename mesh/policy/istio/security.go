@@ -13,7 +13,12 @@ type AuthorizationPolicy struct {
 	TargetRefs []TargetRef `yaml:"targetRefs"`
 	Rules      []Rule      `yaml:"rules"`
 	Action     string      `yaml:"action"`
-	Provider   Unsupported `yaml:"provider"`
+	Provider   *Provider   `yaml:"provider"`
+}
+
+// Provider names who decides.
+type Provider struct {
+	Name string `yaml:"name"`
 }
 
 // Selector picks instances by their labels; the label app is the service's name where an instance has none.

@@ -1,0 +1,243 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/meshagent/meshagent/mesh"
+	"github.com/meshagent/meshagent/mesh/policy"
+	"github.com/meshagent/meshagent/proxy/engine"
+	"github.com/meshagent/meshagent/proxy/http1"
+)
+
+// Limits of what services that decide about calls are asked.
+const (
+	maxAsking  = 1024     // calls that wait for an answer
+	maxRefusal = 64 << 10 // bytes of an answer that goes to the client
+)
+
+// verdict is what a service decided about a call. It is immutable.
+type verdict struct {
+	of      mesh.ServiceName // that was called
+	denied  *fault           // nil: it may pass
+	by      string           // who denied it, for the log
+	body    []byte           // of the answer to the client
+	fields  []http1.Pair     // of the answer to the client
+	request []http1.Pair     // that the called service gets; without a value it gets none
+}
+
+// errAsk stands for a decision that is made once others were asked.
+var errAsk = new(fault)
+
+// custom asks the services that policy has decide about the call. What they said holds as long as the call, and for its other tries.
+func (c *call) custom(m *policy.Model, to *policy.Target, q *policy.Request) *fault {
+	if !m.AsksOthers() {
+		return nil
+	}
+	ask, denied := m.Custom(to, q)
+	if denied != nil {
+		return c.denied(*denied)
+	}
+	if len(ask) == 0 {
+		return nil
+	}
+	for _, v := range c.verdicts {
+		if v.of != to.Service {
+			continue
+		}
+		if v.denied != nil {
+			c.deniedBy, c.refusal = v.by, v
+		}
+		return v.denied
+	}
+	if !c.deciding { // it is under way, and nobody was asked: the policy is newer
+		c.deniedBy = ask[0].Key.String()
+		return errDenied
+	}
+	c.toAsk, c.askedFor = ask, to.Service
+	return errAsk
+}
+
+// askLater asks where nobody waits for it, and has the call decided then.
+func (c *call) askLater() *fault {
+	p, ask, of := c.p, c.toAsk, c.askedFor
+	if p.asking.Add(1) > maxAsking {
+		p.asking.Add(-1)
+		return errOverflow
+	}
+	var checks []*http.Request
+	for _, e := range ask {
+		r, err := c.checkOf(e)
+		if err != nil {
+			p.asking.Add(-1)
+			return errAmbiguous
+		}
+		checks = append(checks, r)
+	}
+	c.anew()
+	pause := c.x.Later()
+	p.work.Go(func() {
+		defer p.asking.Add(-1)
+		v := &verdict{of: of}
+		for i, e := range ask {
+			if p.ask(v, e, checks[i]); v.denied != nil {
+				break
+			}
+		}
+		pause.Resume(func(x *engine.Call) {
+			c := x.Data.(*call)
+			c.verdicts = append(c.verdicts, v)
+			c.decide()
+		})
+	})
+	return nil
+}
+
+// checkOf is what a service is asked: the request without its body, with the headers that it is to see.
+func (c *call) checkOf(e *policy.Provider) (*http.Request, error) {
+	x := c.x
+	path := x.Request.Path
+	if c.wire != nil {
+		path = c.wire
+	}
+	r, err := http.NewRequest(string(x.Request.Method), fmt.Sprintf("http://%s:%d%s%s", e.Service.FQDN(), e.Port, e.PathPrefix, path), nil)
+	if err != nil {
+		return nil, err
+	}
+	if !e.Service.IsExternal() { // the mesh's own take any
+		r.Host = string(c.host())
+	}
+	r.Header.Set("User-Agent", "") // not to be said
+	for i := range x.Request.Len() {
+		f := x.Request.Field(i)
+		if low := strings.ToLower(string(f.Name)); e.Sends(low) && passable(low) {
+			r.Header.Add(low, string(f.Value))
+		}
+	}
+	for _, h := range e.Adds {
+		r.Header.Set(h.Name, string(h.Value))
+	}
+	return r, nil
+}
+
+// passable reports whether a header may come from somebody else's message: it belongs to no connection, and is not the proxy's own.
+func passable(low string) bool {
+	switch low {
+	case "connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "content-length", "host", "date":
+		return false
+	}
+	return !dropReserved.Has([]byte(low))
+}
+
+// ask has one service decide. Only 200 allows; a failure of the service itself is none of its answers.
+func (p *Proxy) ask(v *verdict, e *policy.Provider, r *http.Request) {
+	ctx, cancel := context.WithTimeout(p.life, e.Timeout)
+	defer cancel()
+	resp, body, err := p.askOnce(r.WithContext(ctx))
+	result := "denied"
+	switch {
+	case err != nil || resp.StatusCode >= 500 || resp.StatusCode != http.StatusOK && resp.StatusCode < 300:
+		result = "failed"
+		if err == nil {
+			err = fmt.Errorf("it answers with status %d", resp.StatusCode)
+		}
+		p.warn("a service that decides about calls fails", "policy", e.Key.String(), "open", e.FailOpen, "err", err)
+		if !e.FailOpen {
+			v.deny(e, e.StatusOnError)
+		}
+	case resp.StatusCode == http.StatusOK:
+		result = "allowed"
+		v.take(e, resp.Header)
+	default:
+		v.deny(e, resp.StatusCode)
+		v.body, v.fields = body, fieldsOf(resp.Header, func(low string) bool { return e.Downstream(low, false) })
+	}
+	p.metrics.asked.With(e.Key.Namespace+"/"+e.Key.Name, result).Inc()
+}
+
+func (v *verdict) deny(e *policy.Provider, status int) {
+	f := *errDenied
+	f.code, f.grpc = status, grpcCode(status)
+	v.denied, v.by = &f, e.Key.String()
+}
+
+// take adds what a service that allows has to say. What the called service is told by it alone it is not told by the client.
+func (v *verdict) take(e *policy.Provider, h http.Header) {
+	for _, n := range e.UpstreamNames() {
+		if passable(n) && h.Get(n) == "" {
+			v.request = append(v.request, http1.Pair{Name: n})
+		}
+	}
+	v.request = append(v.request, fieldsOf(h, e.Upstream)...)
+	v.fields = append(v.fields, fieldsOf(h, func(low string) bool { return e.Downstream(low, true) })...)
+}
+
+func fieldsOf(h http.Header, wanted func(string) bool) (out []http1.Pair) {
+	for name, values := range h {
+		if low := strings.ToLower(name); wanted(low) && passable(low) {
+			for _, v := range values {
+				out = append(out, http1.Pair{Name: low, Value: []byte(v)})
+			}
+		}
+	}
+	slices.SortStableFunc(out, func(a, b http1.Pair) int { return strings.Compare(a.Name, b.Name) })
+	return out
+}
+
+// askOnce sends a check. No redirect is followed: that is an answer for the client.
+func (p *Proxy) askOnce(r *http.Request) (*http.Response, []byte, error) {
+	resp, err := p.asks.RoundTrip(r)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxRefusal+1))
+	if err == nil && len(body) > maxRefusal {
+		err = fmt.Errorf("its answer is longer than %d bytes", maxRefusal)
+	}
+	return resp, body, err
+}
+
+// newAsks makes what checks go over: as a program of the host would, they go to the address that the service has here, and so through the
+// mesh.
+func (p *Proxy) newAsks() *http.Transport {
+	return &http.Transport{MaxIdleConnsPerHost: 64, MaxConnsPerHost: 256, IdleConnTimeout: time.Minute, DisableCompression: true, MaxResponseHeaderBytes: maxHeader,
+		DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
+			host, port, err := net.SplitHostPort(addr)
+			if err != nil {
+				return nil, err
+			}
+			svc, ok := mesh.ParseHost(host, "")
+			if !ok {
+				return nil, errors.New("it is no service of the mesh")
+			}
+			vip, err := p.VIP(ctx, svc)
+			if err != nil {
+				return nil, err
+			}
+			to, err := netip.ParseAddrPort(net.JoinHostPort(vip.String(), port))
+			if err != nil {
+				return nil, err
+			}
+			return (&net.Dialer{}).DialContext(ctx, "tcp", to.String())
+		}}
+}
+
+// decided has the request and its answer say what services that allowed it want them to.
+func (c *call) decided(of mesh.ServiceName) {
+	for _, v := range c.verdicts {
+		if v.of == of {
+			d := &c.x.Decision
+			d.Request.Set = append(d.Request.Set, v.request...)
+			d.Response.Set = append(d.Response.Set, v.fields...)
+		}
+	}
+}
