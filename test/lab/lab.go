@@ -59,10 +59,12 @@ func Main(m *testing.M) {
 type Cluster struct {
 	Dir   string
 	Hosts []*Host
+	Admin string // the admin token
 
-	t    testing.TB
-	net  int
-	apps sync.Map // service -> netip.AddrPort of its instance
+	secrets []secret
+	t       testing.TB
+	net     int
+	apps    sync.Map // service -> netip.AddrPort of its instance
 }
 
 // Host is one host with its agent.
@@ -97,7 +99,13 @@ func NewConfigured(t testing.TB, net, servers, clients int, more func(host int) 
 		h.writeConfig(more(n))
 		t.Cleanup(h.inspect) // when the agent has ended
 		if n == 1 {
-			h.CLI("init", "--config", h.path("agent.yaml"), "--systemd=false", "--trust-domain", "test.mesh")
+			var made struct{ AdminToken, JoinToken string }
+			if err := json.Unmarshal([]byte(h.CLI("init", "--config", h.path("agent.yaml"), "--systemd=false", "--trust-domain", "test.mesh", "-o", "json")), &made); err != nil {
+				t.Fatal(err)
+			}
+			c.Admin = made.AdminToken
+			c.Secret("the admin token", made.AdminToken)
+			c.Secret("the first join token", made.JoinToken)
 		} else {
 			args := []string{"token", "create", "-o", "json"}
 			if n <= servers {
@@ -107,6 +115,7 @@ func NewConfigured(t testing.TB, net, servers, clients int, more func(host int) 
 			if err := json.Unmarshal([]byte(c.Host(1).CLI(args...)), &tok); err != nil {
 				t.Fatal(err)
 			}
+			c.Secret("a join token", tok.Token)
 			h.CLI("join", tok.Token, "--config", h.path("agent.yaml"), "--systemd=false")
 		}
 		h.Start()
@@ -308,6 +317,7 @@ func (h *Host) inspect() {
 			}
 		}
 	}
+	h.keepsSecrets()
 	b, err := os.ReadFile(h.path("agent.log"))
 	if err != nil {
 		h.c.t.Error(err)
