@@ -32,6 +32,7 @@ type verdict struct {
 	body    []byte           // of the answer to the client
 	fields  []http1.Pair     // of the answer to the client
 	request []http1.Pair     // that the called service gets; without a value it gets none
+	adds    []http1.Pair     // that it gets beside what there is
 }
 
 // errAsk stands for a decision that is made once others were asked.
@@ -62,7 +63,7 @@ func (c *call) custom(m *policy.Model, to *policy.Target, q *policy.Request) *fa
 		c.deniedBy = ask[0].Key.String()
 		return errDenied
 	}
-	c.toAsk, c.askedFor = ask, to.Service
+	c.toAsk, c.askedFor, c.askedAs = ask, to.Service, q
 	return errAsk
 }
 
@@ -73,14 +74,18 @@ func (c *call) askLater() *fault {
 		p.asking.Add(-1)
 		return errOverflow
 	}
-	var checks []*http.Request
-	for _, e := range ask {
+	checks := make([]check, len(ask))
+	for i, e := range ask {
+		if e.GRPC {
+			checks[i].message = c.checkMessage(c.askedAs, p.principalOf(of))
+			continue
+		}
 		r, err := c.checkOf(e)
 		if err != nil {
 			p.asking.Add(-1)
 			return errAmbiguous
 		}
-		checks = append(checks, r)
+		checks[i].request = r
 	}
 	c.anew()
 	pause := c.x.Later()
@@ -99,6 +104,21 @@ func (c *call) askLater() *fault {
 		})
 	})
 	return nil
+}
+
+// check is what one service is asked, by HTTP or by gRPC.
+type check struct {
+	request *http.Request
+	message []byte
+}
+
+// principalOf is the usual identity of a service.
+func (p *Proxy) principalOf(svc mesh.ServiceName) string {
+	id, err := mesh.WorkloadIdentity(p.current().snap.TrustDomain, svc.Namespace(), svc.Name())
+	if err != nil { // a service outside has none
+		return ""
+	}
+	return id.String()
 }
 
 // checkOf is what a service is asked: the request without its body, with the headers that it is to see.
@@ -137,30 +157,42 @@ func passable(low string) bool {
 	return !dropReserved.Has([]byte(low))
 }
 
-// ask has one service decide. Only 200 allows; a failure of the service itself is none of its answers.
-func (p *Proxy) ask(v *verdict, e *policy.Provider, r *http.Request) {
+// ask has one service decide.
+func (p *Proxy) ask(v *verdict, e *policy.Provider, c check) {
 	ctx, cancel := context.WithTimeout(p.life, e.Timeout)
 	defer cancel()
-	resp, body, err := p.askOnce(r.WithContext(ctx))
-	result := "denied"
-	switch {
-	case err != nil || resp.StatusCode >= 500 || resp.StatusCode != http.StatusOK && resp.StatusCode < 300:
+	var result string
+	var err error
+	if e.GRPC {
+		result, err = p.askGRPC(ctx, v, e, c.message)
+	} else {
+		result, err = p.askHTTP(v, e, c.request.WithContext(ctx))
+	}
+	if err != nil {
 		result = "failed"
-		if err == nil {
-			err = fmt.Errorf("it answers with status %d", resp.StatusCode)
-		}
 		p.warn("a service that decides about calls fails", "policy", e.Key.String(), "open", e.FailOpen, "err", err)
 		if !e.FailOpen {
 			v.deny(e, e.StatusOnError)
 		}
-	case resp.StatusCode == http.StatusOK:
-		result = "allowed"
-		v.take(e, resp.Header)
-	default:
-		v.deny(e, resp.StatusCode)
-		v.body, v.fields = body, fieldsOf(resp.Header, func(low string) bool { return e.Downstream(low, false) })
 	}
 	p.metrics.asked.With(e.Key.Namespace+"/"+e.Key.Name, result).Inc()
+}
+
+// askHTTP has a service decide that is asked with the request itself. Only 200 allows; a failure of the service itself is none of its answers.
+func (p *Proxy) askHTTP(v *verdict, e *policy.Provider, r *http.Request) (result string, err error) {
+	resp, body, err := p.askOnce(r)
+	switch {
+	case err != nil:
+		return "", err
+	case resp.StatusCode == http.StatusOK:
+		v.take(e, resp.Header)
+		return "allowed", nil
+	case resp.StatusCode < 300 || resp.StatusCode >= 500:
+		return "", fmt.Errorf("it answers with status %d", resp.StatusCode)
+	}
+	v.deny(e, resp.StatusCode)
+	v.body, v.fields = body, fieldsOf(resp.Header, func(low string) bool { return e.Downstream(low, false) })
+	return "denied", nil
 }
 
 func (v *verdict) deny(e *policy.Provider, status int) {
@@ -208,8 +240,11 @@ func (p *Proxy) askOnce(r *http.Request) (*http.Response, []byte, error) {
 
 // newAsks makes what checks go over: as a program of the host would, they go to the address that the service has here, and so through the
 // mesh.
-func (p *Proxy) newAsks() *http.Transport {
-	return &http.Transport{MaxIdleConnsPerHost: 64, MaxConnsPerHost: 256, IdleConnTimeout: time.Minute, DisableCompression: true, MaxResponseHeaderBytes: maxHeader,
+func (p *Proxy) newAsks(grpc bool) *http.Transport {
+	speaks := new(http.Protocols)
+	speaks.SetHTTP1(!grpc)
+	speaks.SetUnencryptedHTTP2(grpc)
+	return &http.Transport{Protocols: speaks, MaxIdleConnsPerHost: 64, MaxConnsPerHost: 256, IdleConnTimeout: time.Minute, DisableCompression: true, MaxResponseHeaderBytes: maxHeader,
 		DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
 			host, port, err := net.SplitHostPort(addr)
 			if err != nil {
@@ -236,7 +271,7 @@ func (c *call) decided(of mesh.ServiceName) {
 	for _, v := range c.verdicts {
 		if v.of == of {
 			d := &c.x.Decision
-			d.Request.Set = append(d.Request.Set, v.request...)
+			d.Request.Set, d.Request.Add = append(d.Request.Set, v.request...), append(d.Request.Add, v.adds...)
 			d.Response.Set = append(d.Response.Set, v.fields...)
 		}
 	}

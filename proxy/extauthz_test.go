@@ -1,13 +1,24 @@
 package proxy_test
 
 import (
+	"context"
 	"io"
 	"net/http"
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/meshagent/meshagent/mesh"
 )
@@ -224,4 +235,113 @@ func TestExternalAuthorizationAtGateways(t *testing.T) {
 	if got := g.ask(c, "http://shop.example.com:8081/login"); got.StatusCode != 302 || got.Header.Get("Location") == "" {
 		t.Errorf("%d %v", got.StatusCode, got.Header)
 	}
+}
+
+// grpcJudge is a real server of Envoy's protocol. It says what the path asks it to.
+type grpcJudge struct {
+	authv3.UnimplementedAuthorizationServer
+	asked chan *authv3.CheckRequest
+}
+
+func option(name, value string, add bool) *corev3.HeaderValueOption {
+	return &corev3.HeaderValueOption{Header: &corev3.HeaderValue{Key: name, Value: value}, Append: wrapperspb.Bool(add)}
+}
+
+func (j *grpcJudge) Check(ctx context.Context, r *authv3.CheckRequest) (*authv3.CheckResponse, error) {
+	select {
+	case j.asked <- r:
+	default:
+	}
+	refused := &rpcstatus.Status{Code: int32(codes.PermissionDenied), Message: "not today"}
+	switch path, _, _ := strings.Cut(r.GetAttributes().GetRequest().GetHttp().GetPath(), "?"); path {
+	case "/login":
+		return &authv3.CheckResponse{Status: refused, HttpResponse: &authv3.CheckResponse_DeniedResponse{DeniedResponse: &authv3.DeniedHttpResponse{
+			Status: &typev3.HttpStatus{Code: typev3.StatusCode_Unauthorized}, Body: "log in", Headers: []*corev3.HeaderValueOption{option("Www-Authenticate", "Basic", false), option("mesh-error", "forged", false)}}}}, nil
+	case "/bare":
+		return &authv3.CheckResponse{Status: refused}, nil
+	case "/fails":
+		return nil, status.Error(codes.Unavailable, "no")
+	case "/says-failed":
+		return &authv3.CheckResponse{HttpResponse: &authv3.CheckResponse_ErrorResponse{ErrorResponse: &authv3.DeniedHttpResponse{}}}, nil
+	case "/both":
+		return &authv3.CheckResponse{HttpResponse: &authv3.CheckResponse_DeniedResponse{DeniedResponse: &authv3.DeniedHttpResponse{}}}, nil
+	case "/query":
+		return &authv3.CheckResponse{HttpResponse: &authv3.CheckResponse_OkResponse{OkResponse: &authv3.OkHttpResponse{QueryParametersToRemove: []string{"a"}}}}, nil
+	case "/split": // a header that would be two
+		return &authv3.CheckResponse{HttpResponse: &authv3.CheckResponse_OkResponse{OkResponse: &authv3.OkHttpResponse{Headers: []*corev3.HeaderValueOption{option("x-user", "a\r\nx-role: admin", false)}}}}, nil
+	case "/hangs":
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	return &authv3.CheckResponse{Status: &rpcstatus.Status{}, HttpResponse: &authv3.CheckResponse_OkResponse{OkResponse: &authv3.OkHttpResponse{
+		Headers:              []*corev3.HeaderValueOption{option("X-User", "alice", false), option("x-tag", "b", true), option("mesh-instance", "forged", false)},
+		HeadersToRemove:      []string{"X-Role"},
+		ResponseHeadersToAdd: []*corev3.HeaderValueOption{option("x-note", "welcome", false)}}}}, nil
+}
+
+// TestExternalAuthorizationByGRPC: as by HTTP, with a real server of Envoy's protocol.
+func TestExternalAuthorizationByGRPC(t *testing.T) {
+	t.Parallel()
+	both(t, func(t *testing.T, w *world, c *caller, on *host) {
+		on.serve("web", nil)
+		j := &grpcJudge{asked: make(chan *authv3.CheckRequest, 1)}
+		srv := grpc.NewServer()
+		authv3.RegisterAuthorizationServer(srv, j)
+		h := w.host("j")
+		ln := h.listen()
+		h.register("judge", mesh.GRPC, ln)
+		var wg sync.WaitGroup
+		wg.Go(func() { srv.Serve(ln) })
+		t.Cleanup(func() { srv.Stop(); wg.Wait() })
+		on.askedBy()
+		by := func(more string) string {
+			return strings.Replace(provider(more), "envoyExtAuthzHttp", "envoyExtAuthzGrpc", 1)
+		}
+		w.apply(by(", timeout: 300ms"))
+		w.apply(judged("web", "[{}]"))
+		versions(t, c, func(t *testing.T, c *caller) {
+			got := c.send(c.request("POST", "web", "/a?b=c", strings.NewReader("body"), "X-One", "1", "X-One", "2", "X-Role", "admin", "X-User", "root", "X-Tag", "a"))
+			if got.StatusCode != 200 || got.Header.Get("X-Note") != "welcome" {
+				t.Errorf("%d %v", got.StatusCode, got.Header)
+			}
+			if h := got.seen.Header; h.Get("X-User") != "alice" || h.Values("X-Role") != nil || h.Values("Mesh-Instance") != nil || !slices.Equal(h.Values("X-Tag"), []string{"a", "b"}) {
+				t.Errorf("the service gets %v", h)
+			}
+			select {
+			case r := <-j.asked:
+				a := r.GetAttributes()
+				q := a.GetRequest().GetHttp()
+				if a.GetSource().GetPrincipal() != "spiffe://test.mesh/ns/default/sa/frontend" || a.GetDestination().GetPrincipal() != "spiffe://test.mesh/ns/default/sa/web" ||
+					a.GetDestination().GetAddress().GetSocketAddress().GetPortValue() != 8080 || !strings.HasPrefix(a.GetSource().GetAddress().GetSocketAddress().GetAddress(), "127.") ||
+					time.Since(a.GetRequest().GetTime().AsTime()).Abs() > time.Minute {
+					t.Errorf("it was told of %v", a)
+				}
+				if q.GetMethod() != "POST" || q.GetPath() != "/a?b=c" || q.GetHost() != "web.service.mesh" || q.GetScheme() != "http" || q.GetHeaders()["x-one"] != "1,2" || q.GetHeaders()["x-role"] != "admin" {
+					t.Errorf("it was told of %v", q)
+				}
+				if len(r.ProtoReflect().GetUnknown())+len(a.ProtoReflect().GetUnknown())+len(q.ProtoReflect().GetUnknown()) > 0 {
+					t.Error("it was told what it does not know")
+				}
+			case <-time.After(patience):
+				t.Fatal("it was not asked")
+			}
+			got = c.get("web", "/login")
+			if got.StatusCode != 401 || got.Header.Get("Www-Authenticate") != "Basic" || got.Header.Get("Mesh-Error") != "RBAC access denied" || got.body != "log in" {
+				t.Errorf("%d %v %q", got.StatusCode, got.Header, got.body)
+			}
+			for _, path := range []string{"/bare", "/fails", "/says-failed", "/both", "/query", "/split", "/hangs"} {
+				c.get("web", path).expect(t, 403, "RBAC access denied")
+			}
+			for len(j.asked) > 0 {
+				<-j.asked
+			}
+		})
+		if n := on.metric("meshagent_external_authorizations_total", `result="failed"`); n != 12 {
+			t.Errorf("%v failures are counted, want 12", n)
+		}
+		w.apply(by(", failOpen: true"))
+		if got := c.get("web", "/fails"); got.StatusCode != 200 {
+			t.Errorf("open where it fails: %d", got.StatusCode)
+		}
+	})
 }

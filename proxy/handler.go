@@ -77,6 +77,7 @@ type state struct {
 	resumed    bool                 // it is decided for the second time
 	toAsk      []*policy.Provider   // with errAsk
 	askedFor   mesh.ServiceName     // with errAsk
+	askedAs    *policy.Request      // with errAsk
 	verdicts   []*verdict           // of those that were asked
 	refusal    *verdict             // the one that denies the call
 }

@@ -140,18 +140,18 @@ type Proxy struct {
 	listeners listeners
 	edge      edge
 
-	handed     atomic.Pointer[handed]
-	life       context.Context // of everything that is carried; ends when Run does
-	end        context.CancelCauseFunc
-	followed   progress
-	stopped    chan struct{}   // closed when the engine has
-	work       sync.WaitGroup  // of ports, and of those who ask who calls
-	asks       *http.Transport // to services that decide about calls
-	asking     atomic.Int64    // calls that they are asked about
-	verifying  atomic.Int64    // tokens
-	verifiers  chan struct{}   // has room for those that are verified at one time
-	inflight   counter         // calls of this host
-	fromOthers counter         // calls of other hosts, and of clients of gateways
+	handed         atomic.Pointer[handed]
+	life           context.Context // of everything that is carried; ends when Run does
+	end            context.CancelCauseFunc
+	followed       progress
+	stopped        chan struct{}   // closed when the engine has
+	work           sync.WaitGroup  // of ports, and of those who ask who calls
+	asks, asksGRPC *http.Transport // to services that decide about calls
+	asking         atomic.Int64    // calls that they are asked about
+	verifying      atomic.Int64    // tokens
+	verifiers      chan struct{}   // has room for those that are verified at one time
+	inflight       counter         // calls of this host
+	fromOthers     counter         // calls of other hosts, and of clients of gateways
 }
 
 // New returns a Proxy. It reads VIPFile and opens nothing but event queues.
@@ -191,7 +191,7 @@ func New(c Config) (*Proxy, error) {
 	if err != nil {
 		return nil, fmt.Errorf("proxy: %w", err)
 	}
-	p.asks = p.newAsks()
+	p.asks, p.asksGRPC = p.newAsks(false), p.newAsks(true)
 	p.life, p.end = context.WithCancelCause(context.Background())
 	return p, nil
 }
@@ -367,6 +367,7 @@ func (p *Proxy) close() {
 	<-p.stopped
 	p.work.Wait()
 	p.asks.CloseIdleConnections()
+	p.asksGRPC.CloseIdleConnections()
 	ctx, cancel := context.WithTimeout(context.Background(), lastTimeout)
 	defer cancel()
 	p.inflight.wait(ctx)

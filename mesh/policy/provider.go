@@ -17,8 +17,19 @@ import (
 
 // ExtensionProvider is how one is written: a service that decides about calls. Istio has it in its MeshConfig (extensionProviders).
 type ExtensionProvider struct {
-	HTTP *HTTPAuthorizer   `yaml:"envoyExtAuthzHttp"`
-	GRPC istio.Unsupported `yaml:"envoyExtAuthzGrpc"`
+	HTTP *HTTPAuthorizer `yaml:"envoyExtAuthzHttp"`
+	GRPC *GRPCAuthorizer `yaml:"envoyExtAuthzGrpc"`
+}
+
+// GRPCAuthorizer is a service that is asked by gRPC. The fields are those of Istio's EnvoyExternalAuthorizationGrpcProvider.
+type GRPCAuthorizer struct {
+	Service         string            `yaml:"service"`
+	Port            uint16            `yaml:"port"`
+	Timeout         *time.Duration    `yaml:"timeout"`
+	FailOpen        bool              `yaml:"failOpen"`
+	StatusOnError   string            `yaml:"statusOnError"`
+	IncludeBody     istio.Unsupported `yaml:"includeRequestBodyInCheck"`
+	ClearRouteCache istio.Unsupported `yaml:"clearRouteCache"`
 }
 
 // HTTPAuthorizer is a service that is asked by HTTP. The fields are those of Istio's EnvoyExternalAuthorizationHttpProvider.
@@ -42,6 +53,7 @@ type HTTPAuthorizer struct {
 // Provider is a compiled ExtensionProvider. It is immutable.
 type Provider struct {
 	Key           mesh.PolicyKey
+	GRPC          bool
 	Service       mesh.ServiceName
 	Port          uint16
 	Timeout       time.Duration
@@ -86,12 +98,18 @@ const (
 func compileProvider(key mesh.PolicyKey, s *ExtensionProvider) (*Provider, []fieldError) {
 	c := &compiler{key: key}
 	p := &Provider{Key: key, Timeout: defaultAskTime, StatusOnError: http.StatusForbidden}
-	h := s.HTTP
-	if h == nil {
-		c.fail("envoyExtAuthzHttp", "name the service that decides", "is missing")
+	h, at := s.HTTP, "envoyExtAuthzHttp."
+	switch g := s.GRPC; {
+	case h == nil && g == nil:
+		c.fail("envoyExtAuthzHttp", "name the service that decides, here or in envoyExtAuthzGrpc", "is missing")
 		return p, c.errs
+	case h != nil && g != nil:
+		c.fail("envoyExtAuthzGrpc", "keep one of them", "stands beside envoyExtAuthzHttp")
+		return p, c.errs
+	case g != nil:
+		p.GRPC, at = true, "envoyExtAuthzGrpc."
+		h = &HTTPAuthorizer{Service: g.Service, Port: g.Port, Timeout: g.Timeout, FailOpen: g.FailOpen, StatusOnError: g.StatusOnError}
 	}
-	const at = "envoyExtAuthzHttp."
 	if h.Service == "" {
 		c.fail(at+"service", "name the service that decides", "is missing")
 	} else {
