@@ -385,7 +385,7 @@ func (k *Keys) get(ctx context.Context, uri string) ([]byte, error) {
 	}}
 	client := http.Client{
 		Transport: &http.Transport{DialContext: d.DialContext, TLSClientConfig: &tls.Config{RootCAs: k.c.Roots, MinVersion: tls.VersionTLS12},
-			DisableKeepAlives: true, ForceAttemptHTTP2: true, MaxResponseHeaderBytes: 64 << 10},
+			DisableKeepAlives: true, DisableCompression: true, ForceAttemptHTTP2: true, MaxResponseHeaderBytes: 64 << 10},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, uri, nil)

@@ -1,6 +1,7 @@
 package tokenkeys
 
 import (
+	"compress/gzip"
 	"context"
 	"crypto/ed25519"
 	"crypto/x509"
@@ -68,6 +69,12 @@ func TestFetch(t *testing.T) {
 	mux.HandleFunc("/other/.well-known/openid-configuration", func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprintf(w, `{"issuer": %q, "jwks_uri": "%s/keys"}`, srv.URL, srv.URL)
 	})
+	mux.HandleFunc("/zip/.well-known/openid-configuration", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Encoding", "gzip")
+		z := gzip.NewWriter(w)
+		fmt.Fprintf(z, `{"issuer": "%s/zip", "jwks_uri": "%[1]s/keys"}`, srv.URL)
+		z.Close()
+	})
 	plain := httptest.NewServer(mux)
 	defer plain.Close()
 	roots := x509.NewCertPool()
@@ -90,6 +97,7 @@ func TestFetch(t *testing.T) {
 		{name: "S62: no TLS", allow: []string{"127.0.0.0/8"}, uri: plain.URL + "/keys", want: "has no TLS: only hosts of tokens.allow are asked without"},
 		{name: "no TLS is allowed by name", allow: []string{"127.0.0.1"}, uri: plain.URL + "/keys"},
 		{name: "S12: an answer without an end", allow: []string{"127.0.0.1"}, uri: srv.URL + "/endless", want: "is longer than 262144 bytes"},
+		{name: "S13: nothing is decompressed", allow: []string{"127.0.0.1"}, uri: srv.URL + "/zip", issuer: true, want: "it names no keys"},
 		{name: "no answer", allow: []string{"127.0.0.1"}, uri: srv.URL + "/hangs", want: "deadline exceeded"},
 		{name: "another status", allow: []string{"127.0.0.1"}, uri: srv.URL + "/gone", want: "status 404"},
 		{name: "a server that nobody vouches for", allow: []string{"127.0.0.1"}, uri: srv.URL + "/keys", roots: x509.NewCertPool(), want: "certificate signed by unknown authority"},

@@ -421,6 +421,26 @@ func TestTLSSocketFlood(t *testing.T) {
 	}
 }
 
+// TestS9KeyUpdates: who does nothing but change keys is turned away, after some records, by crypto/tls.
+func TestS9KeyUpdates(t *testing.T) {
+	b := newBare(t)
+	s := newSealer(&peer{Conn: b.peer, w: &world{t: t}}, "CLIENT_TRAFFIC_SECRET_0")
+	var raw []byte
+	for range 100 {
+		raw = s.update(raw, 1)
+	}
+	s.send(raw)
+	for {
+		b.wait(unix.POLLIN)
+		if n, err := b.s.read(b.l.rbuf); n > 0 || err != nil && err != errAgain {
+			if n > 0 || !strings.Contains(err.Error(), "too many non-advancing records") {
+				t.Errorf("read %d and %v", n, err)
+			}
+			return
+		}
+	}
+}
+
 // TestTLSSocketAllocations holds that we add nothing to what crypto/tls allocates itself, which is one object of 24 bytes for each time
 // that it asks for bytes.
 func TestTLSSocketAllocations(t *testing.T) {

@@ -2,6 +2,7 @@ package server_test
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
@@ -241,6 +242,22 @@ func TestSecurity11Bodies(t *testing.T) {
 		req.ContentLength = -1
 		if e := failure(t, h, req); e.Code != api.CodeTooLarge || e.Detail != fmt.Sprintf("body: more than %d bytes", limit) || body.n > 2*limit {
 			t.Errorf("%s %s without an end: %+v, %d bytes read", r.Method, r.Path, e, body.n)
+		}
+	}
+}
+
+// TestSecurity13Bodies: a body is taken as it comes; what is compressed is no policy and no JSON.
+func TestSecurity13Bodies(t *testing.T) {
+	h := server.New(apitest.New().Config()).Handler(true)
+	for target, body := range map[string]string{"/api/v1/tokens": "{}", "/api/v1/policies": "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: web}\nspec: {host: web}\n"} {
+		var b strings.Builder
+		z := gzip.NewWriter(&b)
+		io.WriteString(z, body)
+		z.Close()
+		for _, encoding := range []string{"gzip", "identity"} {
+			if e := failure(t, h, request("POST", target, b.String(), "Content-Type: application/json", "Content-Encoding: "+encoding)); e.Code != api.CodeInvalid {
+				t.Errorf("%s: %+v", target, e)
+			}
 		}
 	}
 }
