@@ -122,8 +122,8 @@ func (c *call) shadow() []byte {
 
 const shadowSuffix = "-shadow"
 
-// mayCopy asks policy whether a copy may reach an instance of this host; q is what it is asked about. For a token that nobody knows there it is not
-// waited.
+// mayCopy asks policy whether a copy may reach an instance of this host; q is what it is asked about. For a token that nobody knows there, and for what
+// others say, it is not waited.
 func (c *call) mayCopy(t *target, now time.Time) (q policy.Request, ok bool) {
 	m, q := c.p.current().model, c.sent
 	if m == nil {
@@ -134,6 +134,13 @@ func (c *call) mayCopy(t *target, now time.Time) (q policy.Request, ok bool) {
 	if unknown != nil && c.p.mayVerify() {
 		c.p.verify(unknown, func() {})
 	}
-	q.Auth = auth
-	return q, why == "" && unknown == nil && authorize(m, &t.policy, &q).Allow
+	if q.Auth = auth; why != "" || unknown != nil {
+		return q, false
+	}
+	if m.AsksOthers() {
+		if ask, denied := m.Custom(&t.policy, &q); denied != nil || len(ask) > 0 {
+			return q, false
+		}
+	}
+	return q, authorize(m, &t.policy, &q).Allow
 }

@@ -84,3 +84,30 @@ spec: {selector: {matchLabels: {app: next}}}
 		}
 	})
 }
+
+// TestCopiesPassNoJudge: a copy to an instance of the same host is not made where others decide about it, as nobody waits for them.
+func TestCopiesPassNoJudge(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	a := w.host("a")
+	a.serve("web", nil)
+	a.serve("next", http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		if strings.HasSuffix(r.Host, "-shadow") {
+			t.Error("a copy came that nobody was asked about")
+		}
+	}))
+	a.serve("judge", &judge{make(chan *http.Request, 1)})
+	a.askedBy()
+	w.apply(virtualService("  - {route: [{destination: {host: web}}], mirror: {host: next}}\n"))
+	w.apply(provider(""))
+	w.apply(judged("next", "[{}]"))
+	c := a.caller("frontend")
+	if got := c.get("next", "/asked"); got.StatusCode != 200 {
+		t.Fatalf("%d: the judge would not let it in either", got.StatusCode)
+	}
+	for range 5 {
+		if got := c.get("web", "/asked"); got.StatusCode != 200 {
+			t.Errorf("%d", got.StatusCode)
+		}
+	}
+}
