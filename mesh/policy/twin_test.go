@@ -123,7 +123,7 @@ func twinMatch(m *istio.HTTPMatch, r *Request, headers map[string][]string) bool
 			return false
 		}
 	}
-	return twinString(m.URI, r.Path, m.IgnoreURICase) && twinString(m.Method, r.Method, false) && twinString(m.Authority, r.Authority, false) &&
+	return twinString(m.URI, r.Path, m.IgnoreURICase) && twinString(m.Method, r.Method, false) && twinString(m.Scheme, r.Scheme, false) && twinString(m.Authority, r.Authority, false) &&
 		(m.Port == 0 || m.Port == r.Port) && (m.SourceNamespace == "" || m.SourceNamespace == r.Source.Identity.Namespace())
 }
 
@@ -134,7 +134,7 @@ func FuzzMatchAgainstTwin(f *testing.F) {
 		d := &dice{b}
 		m := &istio.HTTPMatch{URI: d.str(paths...), IgnoreURICase: d.n(2) == 1, QueryParams: d.keyed("a", "b", "a b"), Headers: d.keyed("h", "H2", "n")}
 		if d.n(2) == 1 {
-			m.Method, m.Authority = d.str("GET", "G", "PUT"), d.str("web", "w", "W", "web.a")
+			m.Method, m.Authority, m.Scheme = d.str("GET", "G", "PUT"), d.str("web", "w", "W", "web.a"), d.str("http", "https", "h")
 			m.WithoutHeaders, m.Port, m.SourceNamespace = d.keyed("n", "h"), uint16(d.n(3)), d.pick("", "default", "x")
 			if d.n(2) == 1 {
 				m.SourceLabels = map[string]string{"app": d.pick("a", "b")}
@@ -148,7 +148,7 @@ func FuzzMatchAgainstTwin(f *testing.F) {
 		for range d.n(4) {
 			pairs = append(pairs, d.pick("a", "b", "%61", "a+b", "a%20b", "c")+d.pick("=", "")+d.pick("", "a", "%61b", "ba", "a+b"))
 		}
-		r := &Request{Method: d.pick("GET", "PUT"), Authority: d.pick("web", "web.a", "x"), Path: d.pick(paths...), Query: strings.Join(pairs, "&"), Port: uint16(d.n(3)),
+		r := &Request{Method: d.pick("GET", "PUT"), Scheme: d.pick("http", "https"), Authority: d.pick("web", "web.a", "x"), Path: d.pick(paths...), Query: strings.Join(pairs, "&"), Port: uint16(d.n(3)),
 			Source: Source{Identity: id(d.pick("default", "x"), "front"), Labels: mesh.Labels{"app": d.pick("a", "b")}}, Header: header(headers)}
 		c := &compiler{}
 		compiled := c.match("", m)
