@@ -25,6 +25,7 @@ func (a *analysis) edges() {
 			for _, v := range s.HTTP {
 				a.uses(v.Routes)
 				for _, r := range v.Routes {
+					a.claims(r, here)
 					a.destinations(mesh.ServiceName{}, r.Policy, r.Index, "http", r.Action.Destinations)
 					a.edgePort(s, r.Policy, r.Index, "http", r.Action.Destinations)
 				}
@@ -37,6 +38,19 @@ func (a *analysis) edges() {
 				a.clash(path, g, s, before)
 			}
 		}
+	}
+}
+
+// claims tells of a rule that asks for what no gateway there knows.
+func (a *analysis) claims(r *HTTPRoute, here []*mesh.Instance) {
+	asks := slices.ContainsFunc(r.Matches, func(m Match) bool {
+		return slices.ContainsFunc(slices.Concat(m.Headers, m.WithoutHeaders), func(k KeyMatch) bool { return k.Claim != nil })
+	})
+	if asks && len(here) > 0 && !slices.ContainsFunc(here, func(i *mesh.Instance) bool {
+		return len(a.model.tokensAt(&Target{Service: i.Service, Labels: i.Labels})) > 0
+	}) {
+		a.add(r.Policy, codeNoTokens, fmt.Sprintf("spec.http[%d]", r.Index), "apply a RequestAuthentication that selects the gateway",
+			"asks for claims, and no policy takes tokens at the gateway: there are none")
 	}
 }
 

@@ -112,3 +112,25 @@ func TestClaimsCostNothing(t *testing.T) {
 		t.Errorf("%v allocations", n)
 	}
 }
+
+// TestClaimsWithoutTokens: that nobody takes tokens where a rule asks for claims is told.
+func TestClaimsWithoutTokens(t *testing.T) {
+	i := newIssuer(t, "https://good.example", "k1")
+	rule := claimRule("{withoutHeaders: {'@request.auth.claims.sub': {}}}")
+	services := world("ingressgateway 80 gateway istio=ingressgateway")
+	for more, want := range map[string]int{taking(i, t, ""): 1, strings.Replace(taking(i, t, ""), "app: web", "istio: ingressgateway", 1): 0} {
+		ps, err := Parse("p.yaml", []byte(strings.Replace(gatewayDoc, "NAME", "edge", 1)+"---\n"+rule+"---\n"+more))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, f := range Analyze(td, ps, services) {
+			if f.Code == codeNoTokens {
+				got = append(got, f.Path+" "+f.Reason)
+			}
+		}
+		if len(got) != want || want > 0 && got[0] != "spec.http[0] asks for claims, and no policy takes tokens at the gateway: there are none" {
+			t.Errorf("%q", got)
+		}
+	}
+}

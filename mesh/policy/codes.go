@@ -25,6 +25,7 @@ const (
 	codeTLSWithin           = "MESH0120"
 	codeHashOfNothing       = "MESH0121"
 	codeNoSuchPort          = "MESH0122"
+	codeNoTokens            = "MESH0123"
 	codeConflicted          = "Conflicted"
 	codeRefNotPermitted     = "RefNotPermitted"
 	codeBackendNotFound     = "BackendNotFound"
@@ -70,6 +71,7 @@ var codes = map[string]code{
 	codeTLSWithin:           {"TLSOfMeshService", Error},
 	codeHashOfNothing:       {"HashKeyNotInConnections", Warning},
 	codeNoSuchPort:          {"PortLevelSettingsOfNoPort", Warning},
+	codeNoTokens:            {"ClaimsWithoutTokens", Warning},
 	codeConflicted:          {"Conflicted", Warning},
 	codeRefNotPermitted:     {"RefNotPermitted", Error},
 	codeBackendNotFound:     {"BackendNotFound", Error},

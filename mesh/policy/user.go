@@ -35,23 +35,28 @@ func (u *User) at(m *Model, t *Target) (a *Auth, why string) {
 	if u == nil {
 		return nil, ""
 	}
-	for _, l := range [...][]*tokens{m.tokens.root, m.tokens.by[t.Service.Namespace()]} {
-		for _, p := range l {
-			if !p.selects(t) {
-				continue
+	for _, p := range m.tokensAt(t) {
+		for _, r := range p.rules {
+			a, bad := u.by(r)
+			if a != nil {
+				return a, ""
 			}
-			for _, r := range p.rules {
-				a, bad := u.by(r)
-				if a != nil {
-					return a, ""
-				}
-				if why == "" || bad != errIssuer {
-					why = bad
-				}
+			if why == "" || bad != errIssuer {
+				why = bad
 			}
 		}
 	}
 	return nil, why
+}
+
+// tokensAt are the policies that take tokens at a target.
+func (m *Model) tokensAt(t *Target) (out []*tokens) {
+	for _, p := range slices.Concat(m.tokens.root, m.tokens.by[t.Service.Namespace()]) {
+		if p.selects(t) {
+			out = append(out, p)
+		}
+	}
+	return out
 }
 
 // by is what a rule makes of the user.
