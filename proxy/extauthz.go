@@ -135,7 +135,6 @@ func (c *call) checkOf(e *policy.Provider) (*http.Request, error) {
 	if !e.Service.IsExternal() { // the mesh's own take any
 		r.Host = string(c.host())
 	}
-	r.Header.Set("User-Agent", "") // not to be said
 	for i := range x.Request.Len() {
 		f := x.Request.Field(i)
 		if low := strings.ToLower(string(f.Name)); e.Sends(low) && passable(low) {
@@ -144,6 +143,9 @@ func (c *call) checkOf(e *policy.Provider) (*http.Request, error) {
 	}
 	for _, h := range e.Adds {
 		r.Header.Set(h.Name, string(h.Value))
+	}
+	if r.Header["User-Agent"] == nil {
+		r.Header["User-Agent"] = []string{""} // net/http would name itself
 	}
 	return r, nil
 }

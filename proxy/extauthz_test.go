@@ -98,12 +98,12 @@ func TestExternalAuthorization(t *testing.T) {
 		j := &judge{make(chan *http.Request, 1)}
 		w.host("j").serve("judge", j)
 		on.askedBy()
-		w.apply(provider(`, pathPrefix: /check, timeout: 200ms, includeRequestHeadersInCheck: [authorization, x-b3-*], includeAdditionalHeadersInCheck: {x-from: mesh},
+		w.apply(provider(`, pathPrefix: /check, timeout: 200ms, includeRequestHeadersInCheck: [authorization, x-b3-*, user-agent], includeAdditionalHeadersInCheck: {x-from: mesh},
  headersToUpstreamOnAllow: [x-user, x-role, mesh-instance], headersToDownstreamOnAllow: [x-note], headersToDownstreamOnDeny: [location, set-cookie, www-authenticate, content-type, mesh-error]`))
 		w.apply(judged("web", `[{to: [{operation: {notPaths: ["/free"]}}]}]`))
 		versions(t, c, func(t *testing.T, c *caller) {
 			c.http.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
-			got := c.send(c.request("POST", "web", "/a?b=c", strings.NewReader("body"), "Authorization", "x", "Cookie", "y", "X-B3-Traceid", "1", "X-Role", "admin", "X-User", "root"))
+			got := c.send(c.request("POST", "web", "/a?b=c", strings.NewReader("body"), "Authorization", "x", "Cookie", "y", "User-Agent", "browser", "X-B3-Traceid", "1", "X-Role", "admin", "X-User", "root"))
 			if got.StatusCode != 200 || got.Header.Get("X-Note") != "welcome" || got.Header.Get("X-Inner") != "" {
 				t.Errorf("%d %v", got.StatusCode, got.Header)
 			}
@@ -114,7 +114,7 @@ func TestExternalAuthorization(t *testing.T) {
 			if r.Method != "POST" || r.RequestURI != "/check/a?b=c" || r.Host != "web.service.mesh" || r.ContentLength > 0 {
 				t.Errorf("it was asked %s %s of %s, %d bytes", r.Method, r.RequestURI, r.Host, r.ContentLength)
 			}
-			for name, want := range map[string]string{"Authorization": "x", "X-B3-Traceid": "1", "X-From": "mesh", "Cookie": "", "X-Role": "", "X-User": ""} {
+			for name, want := range map[string]string{"Authorization": "x", "User-Agent": "browser", "X-B3-Traceid": "1", "X-From": "mesh", "Cookie": "", "X-Role": "", "X-User": ""} {
 				if got := r.Header.Get(name); got != want {
 					t.Errorf("it was told %s: %q, want %q", name, got, want)
 				}
