@@ -84,6 +84,9 @@ func (a *Agent) takeRevoked(all []control.Revocation) {
 	a.leaves.SetRevoked(set)
 	a.live.cut(set)
 	a.feedCatalog()
+	if a.proxy != nil { // else there are no calls yet
+		a.proxy.CutTo(func(node mesh.NodeID, id mesh.Identity) bool { return set.Node(node) || set.Identity(id) })
+	}
 }
 
 func (a *Agent) revocations() []control.Revocation {

@@ -48,13 +48,14 @@ var (
 	errSlow        = &fault{408, 4, "SI", "the request comes too slowly"}
 	errLoop        = &fault{508, 13, "LOOP", "the instance's address is one of the mesh's own"}
 	errAborted     = &fault{503, 14, "FI", "fault injected"}
+	errRevoked     = &fault{503, 14, "UC", "the instance or its host was revoked"}
 	errEnding      = &fault{503, 14, "UC", "the agent ends"}
 	errClient      = &fault{499, 1, "DC", "caller went away"}
 )
 
 var ownAnswers = []*fault{errToken, errDenied, errNoCaller, errNotReady, errInvalid, errNoSubset, errNoRoute, errHidden, errForeign, errMisdirected, errNoTLS, errNowhere, errNone, errNoCert, errConnect,
 	errReset, errRefused, errLimited, errOverflow, errHeld, errProtocol, errTimeout, errAmbiguous, errTooLarge, errMethod, errUpgrade, errSlow, errLoop, errAborted,
-	errEnding, errClient}
+	errRevoked, errEnding, errClient}
 
 // Flags that an answer of the service may bear, too.
 const (

@@ -213,3 +213,40 @@ func TestRetryLimits(t *testing.T) {
 		})
 	}
 }
+
+// TestCutTo: calls under way to who is revoked end at once; others go on.
+func TestCutTo(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	a, b := w.host("a"), w.host("b")
+	c := a.caller("frontend")
+	done := map[string]chan *answer{}
+	var answers []chan struct{}
+	for svc, on := range map[string]*host{"here": a, "good": b, "bad": b} {
+		x := hold(on, svc)
+		r, came := c.request("GET", svc, "/", nil), make(chan *answer, 1)
+		done[svc] = came
+		go func() { came <- c.send(r) }()
+		<-x.inside
+		answers = append(answers, x.answer)
+	}
+	a.CutTo(func(_ mesh.NodeID, id mesh.Identity) bool { return id == workload("bad") || id == workload("here") })
+	select {
+	case got := <-done["bad"]:
+		got.expect(t, 503, "UC the instance or its host was revoked")
+	case <-time.After(patience):
+		t.Error("a call to a revoked service goes on")
+	}
+	for _, ch := range answers {
+		close(ch)
+	}
+	for _, svc := range []string{"here", "good"} { // what runs here policy sees to
+		if got := <-done[svc]; got.StatusCode != 200 {
+			t.Errorf("%s: %d", svc, got.StatusCode)
+		}
+	}
+	a.CutTo(func(node mesh.NodeID, _ mesh.Identity) bool { return node == b.id })
+	if got := c.get("good", "/"); got.StatusCode != 200 { // the catalog keeps it from being called
+		t.Errorf("%d", got.StatusCode)
+	}
+}

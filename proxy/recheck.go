@@ -66,6 +66,17 @@ func (p *Proxy) endTokens() {
 
 func ended(a *policy.Auth, now time.Time) bool { return a != nil && now.After(a.Ends()) }
 
+// CutTo cuts the calls that go to instances of other hosts which must not be called any more; that they are not called anew, the catalog sees to.
+func (p *Proxy) CutTo(revoked func(node mesh.NodeID, id mesh.Identity) bool) {
+	td := p.current().snap.TrustDomain
+	p.engine.Each(func(x *engine.Call) {
+		c, ok := x.Data.(*call)
+		if ok && c.live && c.target != nil && c.target.tunnel && x.Decision.Upstream != nil && revoked(c.target.Node, c.target.Identity(td)) {
+			c.cut(errRevoked)
+		}
+	})
+}
+
 // recheck asks policy again about the calls that go to instances of this host, and cuts those that may not any more. An instance that
 // has left the catalog is still the one it was.
 func (p *Proxy) recheck(t *table) {
