@@ -316,13 +316,13 @@ func (c *call) try(now time.Time) *fault {
 	switch q := &x.Decision.Request; {
 	case !c.raw:
 		c.edit(t, l, now)
-		if t.local {
-			c.tellOf(q, c.p.current().model, &t.policy, &c.sent)
-			c.decided(t.policy.Service)
-		}
 		if c.edge != nil {
 			c.tellOf(q, c.edgeView.t.model, &c.edgeView.target, &c.asks)
 			c.decided(c.edgeView.target.Service)
+		}
+		if t.local { // whose own policy has the last word
+			c.tellOf(q, c.p.current().model, &t.policy, &c.sent)
+			c.decided(t.policy.Service)
 		}
 	case t.tunnel:
 		q.Host, q.Set = t.host, append(q.Set[:0], http1.Pair{Name: meshInstance, Value: t.id})

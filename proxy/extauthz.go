@@ -273,7 +273,10 @@ func (c *call) decided(of mesh.ServiceName) {
 	for _, v := range c.verdicts {
 		if v.of == of {
 			d := &c.x.Decision
-			d.Request.Set, d.Request.Add = append(d.Request.Set, v.request...), append(d.Request.Add, v.adds...)
+			for _, h := range v.request {
+				d.Request.Set = setTo(d.Request.Set, h)
+			}
+			d.Request.Add = append(d.Request.Add, v.adds...)
 			d.Response.Set = append(d.Response.Set, v.fields...)
 		}
 	}

@@ -232,6 +232,14 @@ func TestExternalAuthorizationAtGateways(t *testing.T) {
 	if r := j.next(t); r.Host != "shop.example.com:8081" || r.RequestURI != "/check/x" {
 		t.Errorf("it was asked for %s %s", r.Host, r.RequestURI)
 	}
+	w.apply(judged("api", "[{}]")) // which runs here: both tell it, and it gets the header once
+	got = g.ask(c, "http://shop.example.com:8081/api/v1")
+	if v := got.seen.Header.Values("X-User"); got.StatusCode != 200 || len(v) != 1 {
+		t.Errorf("%d, X-User %q", got.StatusCode, v)
+	}
+	for len(j.asked) > 0 {
+		<-j.asked
+	}
 	if got := g.ask(c, "http://shop.example.com:8081/login"); got.StatusCode != 302 || got.Header.Get("Location") == "" {
 		t.Errorf("%d %v", got.StatusCode, got.Header)
 	}
@@ -244,7 +252,10 @@ type grpcJudge struct {
 }
 
 func option(name, value string, add bool) *corev3.HeaderValueOption {
-	return &corev3.HeaderValueOption{Header: &corev3.HeaderValue{Key: name, Value: value}, Append: wrapperspb.Bool(add)}
+	o := &corev3.HeaderValueOption{Header: &corev3.HeaderValue{Key: name, Value: value}}
+	//lint:ignore SA1019 it is deprecated, and what ext_authz goes by
+	o.Append = wrapperspb.Bool(add)
+	return o
 }
 
 func (j *grpcJudge) Check(ctx context.Context, r *authv3.CheckRequest) (*authv3.CheckResponse, error) {

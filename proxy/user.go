@@ -16,10 +16,21 @@ func (c *call) tellOf(e *http1.Edit, m *policy.Model, to *policy.Target, q *poli
 	}
 	c.users = m.UserHeaders(c.users[:0], to, q, q.Auth)
 	for _, h := range c.users {
-		e.Set = append(e.Set, http1.Pair{Name: h.Name, Value: h.Value})
+		e.Set = setTo(e.Set, http1.Pair{Name: h.Name, Value: h.Value})
 	}
 	c.dropParams(e, q.Auth.TokenParams())
 	c.dropCookies(e, q.Auth.TokenCookies())
+}
+
+// setTo has a field written once, as the last who writes it says; without a value it only takes out what came.
+func setTo(set []http1.Pair, p http1.Pair) []http1.Pair {
+	for i := range set {
+		if p.Value != nil && set[i].Value != nil && len(p.Name) == len(set[i].Name) && strings.EqualFold(p.Name, set[i].Name) {
+			set[i] = p
+			return set
+		}
+	}
+	return append(set, p)
 }
 
 // dropParams takes parameters out of the query that is sent.
