@@ -148,7 +148,13 @@ func (c *call) inject(f *policy.Fault) *fault {
 // forward sends the request to an instance of one of the rule's destinations.
 func (c *call) forward(r *policy.HTTPRoute) *fault {
 	x, act := c.x, c.rule.act
-	c.split = c.draw()
+	if s := act.Session; s == nil {
+		c.split = c.draw()
+	} else if at, i := c.resume(s, x.Result.Start); at != nil {
+		c.split, c.stays = at, i+1
+	} else {
+		c.split = c.draw()
+	}
 	if w := act.Rewrite; w != nil { // the called side decides about what it is sent
 		if c.sent.Path = r.RewritePath(c.q.Path); c.sent.Path == "" {
 			return errAmbiguous
@@ -260,7 +266,11 @@ func (c *call) connect() *fault {
 
 // draw chooses a destination of the rule, as the DestinationRule for the caller has it.
 func (c *call) draw() *split {
-	s := c.rule.draw()
+	return c.scoped(c.rule.draw())
+}
+
+// scoped is a split as the DestinationRule for the caller has it.
+func (c *call) scoped(s *split) *split {
 	if len(s.scoped) == 0 {
 		return s
 	}
@@ -288,7 +298,9 @@ func (c *call) try(now time.Time) *fault {
 	if !dest.enter() {
 		return errOverflow
 	}
-	if c.picked = dest.picker.Pick(c.hash, c.avoid(), now.UnixNano()); c.picked < 0 { // none where policy sends the calls of this place
+	if c.stays > 0 { // another try goes elsewhere
+		c.picked, c.stays = c.stays-1, 0
+	} else if c.picked = dest.picker.Pick(c.hash, c.avoid(), now.UnixNano()); c.picked < 0 { // none where policy sends the calls of this place
 		dest.leave()
 		return errNone
 	}
@@ -346,6 +358,9 @@ func (c *call) edit(t *target, l *link, now time.Time) {
 	}
 	if c.cookie != nil {
 		a.Add = append(a.Add, http1.Pair{Name: "Set-Cookie", Value: c.cookie})
+	}
+	if s := c.rule.act.Session; s != nil {
+		c.handPass(a, s, t, now)
 	}
 }
 

@@ -60,6 +60,8 @@ type state struct {
 	sentAt   time.Time
 	target   *target // the last one tried
 	picked   int     // its index at the destination
+	stays    int     // 1 and the index of the instance that its session is at; 0 is none
+	pass     pass    // that the client has
 	counted  bool    // there
 	reported bool    // how it went there
 	attempts int

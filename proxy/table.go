@@ -272,6 +272,7 @@ type target struct {
 	place    *place
 	auto     *autoPlaces // what takes the place of place, where calls say what is spoken
 	endpoint *lb.Endpoint
+	session  uint64 // see sessionOf
 	policy   policy.Target
 	limits   []*limiter // of one of this host
 }
@@ -345,6 +346,7 @@ func (p *Proxy) target(t *table, i *mesh.Instance, kept kept) *target {
 	if !i.Outside {
 		v.dst = i.Identity(t.snap.TrustDomain).String()
 	}
+	v.session = sessionOf(i.Service.String(), i.Node.String(), i.ID)
 	v.tunnel = !v.local && !i.Outside
 	if v.local {
 		v.limits = p.limitersOf(t.model, i.Service, i.CallPort())

@@ -72,7 +72,7 @@ func compileHTTPRoute(key mesh.PolicyKey, s *gatewayapi.HTTPRouteSpec) (*gateway
 		r, path := &s.Rules[i], fmt.Sprintf("rules[%d]", i)
 		c.ruleName(path, r.Name, names)
 		full(c, path+".matches", orRemove, r.Matches)
-		g := gatewayRule{name: r.Name, action: Action{Retry: DefaultRetry()}}
+		g := gatewayRule{name: r.Name, action: Action{Retry: DefaultRetry(), Session: c.session(path, r.SessionPersistence, i)}}
 		for j := range r.Matches {
 			g.matches = append(g.matches, c.httpMatch(fmt.Sprintf("%s.matches[%d]", path, j), &r.Matches[j]))
 		}
@@ -117,7 +117,7 @@ func compileGRPCRoute(key mesh.PolicyKey, s *gatewayapi.GRPCRouteSpec) (*gateway
 		r, path := &s.Rules[i], fmt.Sprintf("rules[%d]", i)
 		c.ruleName(path, r.Name, names)
 		full(c, path+".matches", orRemove, r.Matches)
-		g := gatewayRule{name: r.Name, action: Action{Retry: DefaultRetry()}}
+		g := gatewayRule{name: r.Name, action: Action{Retry: DefaultRetry(), Session: c.session(path, r.SessionPersistence, i)}}
 		f := c.grpcFilters(path+".filters", r.Filters)
 		g.action.Headers, g.action.Mirrors = f.headers, f.mirrors
 		for j := range r.Matches {

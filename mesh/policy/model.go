@@ -135,6 +135,7 @@ type Action struct {
 	Retry        Retry
 	CORS         *CORS
 	Mirrors      []Mirror
+	Session      *Session // nil: each request is on its own
 }
 
 // Split is one weighted destination of a route.

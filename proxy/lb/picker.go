@@ -157,6 +157,9 @@ func (v *pass) usable(m *member) bool {
 	return len(v.tried) == 0 || !slices.Contains(v.tried, m.end)
 }
 
+// Well reports whether a candidate is neither ejected nor down.
+func (p *Picker) Well(i int, now int64) bool { return !p.cs[i].Down && !p.cs[i].Endpoint.out(now) }
+
 // Pick returns the index of a candidate, -1 when there is none with weight that is not down. key is of RingHash and Maglev: the same
 // key, the same candidate; 0 is a call that has none. Candidates that tried names, and then ejected ones, are picked only when
 // there is no other, unless most are ejected and Outlier.MinHealthPercent says that this is panic.

@@ -34,13 +34,13 @@ type ParentRef struct {
 
 // HTTPRule is one rule.
 type HTTPRule struct {
-	Name               string             `yaml:"name"`
-	Matches            []HTTPRuleMatch    `yaml:"matches"`
-	Filters            []HTTPFilter       `yaml:"filters"`
-	BackendRefs        []HTTPBackend      `yaml:"backendRefs"`
-	Timeouts           *Timeouts          `yaml:"timeouts"`
-	Retry              *RuleRetry         `yaml:"retry"`
-	SessionPersistence SessionPersistence `yaml:"sessionPersistence"`
+	Name               string              `yaml:"name"`
+	Matches            []HTTPRuleMatch     `yaml:"matches"`
+	Filters            []HTTPFilter        `yaml:"filters"`
+	BackendRefs        []HTTPBackend       `yaml:"backendRefs"`
+	Timeouts           *Timeouts           `yaml:"timeouts"`
+	Retry              *RuleRetry          `yaml:"retry"`
+	SessionPersistence *SessionPersistence `yaml:"sessionPersistence"`
 }
 
 // HTTPRuleMatch is a set of conditions, all of which must hold.
@@ -178,11 +178,11 @@ type GRPCRouteSpec struct {
 
 // GRPCRule is one rule.
 type GRPCRule struct {
-	Name               string             `yaml:"name"`
-	Matches            []GRPCRuleMatch    `yaml:"matches"`
-	Filters            []GRPCFilter       `yaml:"filters"`
-	BackendRefs        []GRPCBackend      `yaml:"backendRefs"`
-	SessionPersistence SessionPersistence `yaml:"sessionPersistence"`
+	Name               string              `yaml:"name"`
+	Matches            []GRPCRuleMatch     `yaml:"matches"`
+	Filters            []GRPCFilter        `yaml:"filters"`
+	BackendRefs        []GRPCBackend       `yaml:"backendRefs"`
+	SessionPersistence *SessionPersistence `yaml:"sessionPersistence"`
 }
 
 // GRPCRuleMatch is a set of conditions, all of which must hold.
@@ -287,12 +287,24 @@ func (d *Duration) UnmarshalNode(n *strictyaml.Node) error {
 	return nil
 }
 
+// SessionPersistence keeps a client at one instance.
+type SessionPersistence struct {
+	SessionName     string        `yaml:"sessionName"`
+	AbsoluteTimeout *Duration     `yaml:"absoluteTimeout"`
+	Type            string        `yaml:"type"`
+	CookieConfig    *CookieConfig `yaml:"cookieConfig"`
+}
+
+// CookieConfig says how long a session's cookie lives.
+type CookieConfig struct {
+	LifetimeType string `yaml:"lifetimeType"`
+}
+
 // The fields that are refused.
 type (
-	DefaultGateways    struct{}
-	SessionPersistence struct{}
-	ExternalAuth       struct{}
-	ExtensionRef       struct{}
+	DefaultGateways struct{}
+	ExternalAuth    struct{}
+	ExtensionRef    struct{}
 )
 
 func refuse(instead string) error {
@@ -302,11 +314,6 @@ func refuse(instead string) error {
 // UnmarshalNode refuses the field.
 func (*DefaultGateways) UnmarshalNode(*strictyaml.Node) error {
 	return refuse("name the Gateway in parentRefs")
-}
-
-// UnmarshalNode refuses the field.
-func (*SessionPersistence) UnmarshalNode(*strictyaml.Node) error {
-	return refuse("remove it")
 }
 
 // UnmarshalNode refuses the field.
