@@ -173,25 +173,11 @@ func (a *Agent) front(ctx context.Context, end func(), signals context.Context, 
 		a.log.Info("ready", "node", a.cfg.Name, "id", a.id, "address", a.addr, "after", time.Since(a.started).Round(time.Millisecond))
 	}
 	defer time.AfterFunc(time.Minute, a.sockets.ForgetUnasked).Stop()
-	for going := true; going; {
-		select {
-		case <-ctx.Done():
-			going = false
-		case <-a.leave:
-			end()
-			<-ctx.Done()
-			going = false
-		case <-a.handing:
-			over, err := a.handOver(ctx, signals, g)
-			if err != nil {
-				a.log.Error("not handed over", "err", err)
-			}
-			if over {
-				end()
-				<-ctx.Done()
-				return err
-			}
-		}
+	handed, err := a.awaitEnd(ctx, signals, g)
+	end()
+	<-ctx.Done()
+	if handed {
+		return err
 	}
 	systemd.Notify("STOPPING=1")
 	a.withdraw()
@@ -199,6 +185,25 @@ func (a *Agent) front(ctx context.Context, end func(), signals context.Context, 
 		time.Sleep(300 * time.Millisecond) // three rounds of gossip: the others have heard it
 	}
 	return nil
+}
+
+// awaitEnd returns when the agent is to end, or has handed the host over; the error is of that.
+func (a *Agent) awaitEnd(ctx, signals context.Context, g *run.Group) (handed bool, err error) {
+	for {
+		select {
+		case <-ctx.Done():
+			return false, nil
+		case <-a.leave:
+			return false, nil
+		case <-a.handing:
+			if handed, err = a.handOver(ctx, signals, g); err != nil {
+				a.log.Error("not handed over", "err", err)
+			}
+			if handed {
+				return true, err
+			}
+		}
+	}
 }
 
 func (a *Agent) watchdog(ctx context.Context) error {

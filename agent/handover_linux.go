@@ -22,7 +22,7 @@ import (
 const (
 	prepared = "prepared" // from the new one
 	socket   = "socket"   // from the old one, with a name and a file
-	verdict  = "verdict"  // from the old one: how an instance is
+	verdict  = "verdict"  // from the old one: how a check stands
 	yours    = "yours"    // from the old one: the host is the other's now
 	ready    = "ready"    // from the new one
 )
@@ -173,20 +173,23 @@ func (s *successor) give(sockets *systemd.Sockets, verdicts map[checks.Key]check
 		return err
 	}
 	for k, v := range verdicts {
-		b, err := json.Marshal(handedVerdict{k, v})
-		if err == nil && len(b) < maxWord/2 {
-			err = s.say(verdict, string(b))
-		}
-		if err != nil {
-			return err
+		for _, r := range v.Checks {
+			b, err := json.Marshal(handedCheck{k, r})
+			if err == nil {
+				err = s.say(verdict, string(b))
+			}
+			if err != nil {
+				return err
+			}
 		}
 	}
 	return s.say(yours, "")
 }
 
-type handedVerdict struct {
+// handedCheck is far below maxWord: outputs are bounded.
+type handedCheck struct {
 	checks.Key
-	checks.Verdict
+	checks.Result
 }
 
 // takeOver waits until the process that started this one has given all that it has. It returns nil where there is none such.
@@ -213,11 +216,13 @@ func takeOver(ctx context.Context, sockets *systemd.Sockets) (p *line, verdicts 
 		case word == socket && file != nil:
 			sockets.Take(more, file)
 		case word == verdict:
-			var v handedVerdict
-			if err := json.Unmarshal([]byte(more), &v); err != nil {
+			var h handedCheck
+			if err := json.Unmarshal([]byte(more), &h); err != nil {
 				return nil, nil, err
 			}
-			verdicts[v.Key] = v.Verdict
+			v := verdicts[h.Key]
+			v.Checks = append(v.Checks, h.Result)
+			verdicts[h.Key] = v
 		case word == yours:
 			return &l, verdicts, nil
 		default:

@@ -54,16 +54,9 @@ func (a *Agent) takeTokenKeys(keys map[policy.KeySource]*policy.KeySet) {
 
 // wantTokenKeys has the keys fetched that policies for services of this host name.
 func (a *Agent) wantTokenKeys(s *mesh.Snapshot) {
-	m, _ := s.Model.(*policy.Model)
-	var here []policy.Target
-	for _, svc := range s.Services {
-		for _, i := range svc.Instances {
-			if i.Node == s.Self {
-				here = append(here, policy.Target{Service: i.Service, Labels: i.Labels})
-			}
-		}
+	if m, ok := s.Model.(*policy.Model); ok { // else nobody knows yet
+		a.tokenKeys.Want(m.KeySources(s.Here()))
 	}
-	a.tokenKeys.Want(m.KeySources(here))
 }
 
 // tokenProblems tells which keys are not to be had.

@@ -3,6 +3,7 @@ package mesh
 import (
 	"bytes"
 	"crypto/x509"
+	"iter"
 	"maps"
 	"slices"
 )
@@ -153,6 +154,19 @@ func (s *Snapshot) NodeByName(name string) *Node {
 func (s *Snapshot) Usable(i *Instance) bool {
 	n := s.Nodes[i.Node]
 	return i.Health.Serving() && i.Weight > 0 && (i.Outside || n != nil && n.Status <= Suspect)
+}
+
+// Here returns the instances that this node runs, in no order.
+func (s *Snapshot) Here() iter.Seq[*Instance] {
+	return func(yield func(*Instance) bool) {
+		for _, svc := range s.Services {
+			for _, i := range svc.Instances {
+				if i.Node == s.Self && !yield(i) {
+					return
+				}
+			}
+		}
+	}
 }
 
 // LocalInstance returns the instance of this node with that ID, or nil.

@@ -17,21 +17,22 @@ import (
 // endpoint is what the proxy keeps of an instance as long as the catalog has it.
 type endpoint struct {
 	lb.Endpoint
-	serves atomic.Bool // when it was last looked at
+	serves  atomic.Bool // when it was last looked at
+	session uint64      // hash by which sessions know the instance, the same on all hosts
 }
 
 // endpoint returns that of an instance. One that is new, or well again, begins its warm-up.
-func (p *Proxy) endpoint(s *mesh.Snapshot, i *mesh.Instance) *lb.Endpoint {
+func (p *Proxy) endpoint(s *mesh.Snapshot, i *mesh.Instance) *endpoint {
 	k := endpointKey{i.Node, i.Service, i.ID}
 	v, known := p.endpoints.Load(k)
 	if !known {
-		v, _ = p.endpoints.LoadOrStore(k, &endpoint{})
+		v, _ = p.endpoints.LoadOrStore(k, &endpoint{session: lb.Hash(i.Service.String() + "/" + i.Node.String() + "/" + i.ID)})
 	}
 	e := v.(*endpoint)
 	if is := s.Usable(i); e.serves.Swap(is) != is && is && p.began.Load() {
 		e.Start(time.Now().UnixNano())
 	}
-	return &e.Endpoint
+	return e
 }
 
 // balance says how the instances of a destination are balanced for callers of this host.

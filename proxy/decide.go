@@ -148,11 +148,11 @@ func (c *call) inject(f *policy.Fault) *fault {
 // forward sends the request to an instance of one of the rule's destinations.
 func (c *call) forward(r *policy.HTTPRoute) *fault {
 	x, act := c.x, c.rule.act
-	if s := act.Session; s == nil {
-		c.split = c.draw()
-	} else if at, i := c.resume(s, x.Result.Start); at != nil {
-		c.split, c.stays = at, i+1
-	} else {
+	c.split = nil
+	if act.Session != nil {
+		c.split, c.stays = c.resume(act.Session, x.Result.Start)
+	}
+	if c.split == nil {
 		c.split = c.draw()
 	}
 	if w := act.Rewrite; w != nil { // the called side decides about what it is sent

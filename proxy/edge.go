@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"cmp"
 	"context"
 	"maps"
 	"net"
@@ -108,16 +107,12 @@ func (p *Proxy) followEdge(s *mesh.Snapshot) {
 
 // gatewaysHere returns the gateways that run on this host, by service and id.
 func gatewaysHere(s *mesh.Snapshot) (out []*mesh.Instance) {
-	for _, svc := range s.Services {
-		for _, i := range svc.Instances {
-			if i.Protocol == mesh.Gateway && i.Node == s.Self && i.Health.Serving() {
-				out = append(out, i)
-			}
+	for i := range s.Here() {
+		if i.Protocol == mesh.Gateway && i.Health.Serving() {
+			out = append(out, i)
 		}
 	}
-	slices.SortFunc(out, func(a, b *mesh.Instance) int {
-		return cmp.Or(a.Service.Compare(b.Service), cmp.Compare(a.ID, b.ID))
-	})
+	slices.SortFunc(out, byServiceAndID)
 	return out
 }
 

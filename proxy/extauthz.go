@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -63,21 +62,28 @@ func (c *call) custom(m *policy.Model, to *policy.Target, q *policy.Request) *fa
 		c.deniedBy = ask[0].Key.String()
 		return errDenied
 	}
-	c.toAsk, c.askedFor, c.askedAs = ask, to.Service, q
+	c.toAsk = question{ask, to.Service, q}
 	return errAsk
+}
+
+// question is what is asked about a call: whom, of which service, and as what it is known there.
+type question struct {
+	who []*policy.Provider
+	of  mesh.ServiceName
+	as  *policy.Request
 }
 
 // askLater asks where nobody waits for it, and has the call decided then.
 func (c *call) askLater() *fault {
-	p, ask, of := c.p, c.toAsk, c.askedFor
+	p, q := c.p, c.toAsk
 	if p.asking.Add(1) > maxAsking {
 		p.asking.Add(-1)
 		return errOverflow
 	}
-	checks := make([]check, len(ask))
-	for i, e := range ask {
+	checks := make([]check, len(q.who))
+	for i, e := range q.who {
 		if e.GRPC {
-			checks[i].message = c.checkMessage(c.askedAs, p.principalOf(of))
+			checks[i].message = c.checkMessage(q.as, p.principalOf(q.of))
 			continue
 		}
 		r, err := c.checkOf(e)
@@ -91,8 +97,8 @@ func (c *call) askLater() *fault {
 	pause := c.x.Later()
 	p.work.Go(func() {
 		defer p.asking.Add(-1)
-		v := &verdict{of: of}
-		for i, e := range ask {
+		v := &verdict{of: q.of}
+		for i, e := range q.who {
 			if p.ask(v, e, checks[i]); v.denied != nil {
 				break
 			}
@@ -260,11 +266,7 @@ func (p *Proxy) newAsks(grpc bool) *http.Transport {
 			if err != nil {
 				return nil, err
 			}
-			to, err := netip.ParseAddrPort(net.JoinHostPort(vip.String(), port))
-			if err != nil {
-				return nil, err
-			}
-			return (&net.Dialer{}).DialContext(ctx, "tcp", to.String())
+			return (&net.Dialer{}).DialContext(ctx, "tcp", net.JoinHostPort(vip.String(), port))
 		}}
 }
 

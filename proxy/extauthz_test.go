@@ -311,7 +311,7 @@ func TestExternalAuthorizationByGRPC(t *testing.T) {
 		w.apply(by(", timeout: 300ms"))
 		w.apply(judged("web", "[{}]"))
 		versions(t, c, func(t *testing.T, c *caller) {
-			got := c.send(c.request("POST", "web", "/a?b=c", strings.NewReader("body"), "X-One", "1", "X-One", "2", "X-Role", "admin", "X-User", "root", "X-Tag", "a"))
+			got := c.send(c.request("POST", "web", "/a?b=c", strings.NewReader("body"), "X-One", "1", "X-One", "2", "Cookie", "a=1", "Cookie", "b=2", "X-Role", "admin", "X-User", "root", "X-Tag", "a"))
 			if got.StatusCode != 200 || got.Header.Get("X-Note") != "welcome" {
 				t.Errorf("%d %v", got.StatusCode, got.Header)
 			}
@@ -327,7 +327,7 @@ func TestExternalAuthorizationByGRPC(t *testing.T) {
 					time.Since(a.GetRequest().GetTime().AsTime()).Abs() > time.Minute {
 					t.Errorf("it was told of %v", a)
 				}
-				if q.GetMethod() != "POST" || q.GetPath() != "/a?b=c" || q.GetHost() != "web.service.mesh" || q.GetScheme() != "http" || q.GetHeaders()["x-one"] != "1,2" || q.GetHeaders()["x-role"] != "admin" {
+				if q.GetMethod() != "POST" || q.GetPath() != "/a?b=c" || q.GetHost() != "web.service.mesh" || q.GetScheme() != "http" || q.GetHeaders()["x-one"] != "1,2" || q.GetHeaders()["cookie"] != "a=1; b=2" || q.GetHeaders()["x-role"] != "admin" {
 					t.Errorf("it was told of %v", q)
 				}
 				if len(r.ProtoReflect().GetUnknown())+len(a.ProtoReflect().GetUnknown())+len(q.ProtoReflect().GetUnknown()) > 0 {

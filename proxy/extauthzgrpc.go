@@ -108,7 +108,11 @@ func joined(x *http1.Request) (out [][2]string) {
 			continue
 		}
 		if n, ok := at[low]; ok {
-			out[n][1] += "," + string(f.Value)
+			sep := ","
+			if low == "cookie" { // whose values have commas in them
+				sep = "; "
+			}
+			out[n][1] += sep + string(f.Value)
 			continue
 		}
 		at[low] = len(out)
@@ -171,6 +175,16 @@ func eachField(m []byte, f func(field protowire.Number, n uint64, b []byte) erro
 	return nil
 }
 
+// readNumber reads the number that is the first field of a message, if it is there.
+func readNumber(m []byte, to *uint64) error {
+	return eachField(m, func(field protowire.Number, n uint64, _ []byte) error {
+		if field == 1 {
+			*to = n
+		}
+		return nil
+	})
+}
+
 func (o *option) read(m []byte) error {
 	return eachField(m, func(field protowire.Number, _ uint64, b []byte) error {
 		switch field {
@@ -185,10 +199,10 @@ func (o *option) read(m []byte) error {
 				return nil
 			})
 		case 2: // append
-			return eachField(b, func(field protowire.Number, n uint64, _ []byte) error {
-				o.add = field == 1 && n != 0
-				return nil
-			})
+			var yes uint64
+			err := readNumber(b, &yes)
+			o.add = yes != 0
+			return err
 		}
 		return nil
 	})
@@ -214,23 +228,13 @@ func (a *checkAnswer) read(m []byte) error {
 		}
 		switch field {
 		case 1: // status
-			return eachField(b, func(field protowire.Number, n uint64, _ []byte) error {
-				if field == 1 {
-					a.code = n
-				}
-				return nil
-			})
+			return readNumber(b, &a.code)
 		case 2: // denied_response
 			a.denied = true
 			return eachField(b, func(field protowire.Number, _ uint64, b []byte) error {
 				switch field {
 				case 1:
-					return eachField(b, func(field protowire.Number, n uint64, _ []byte) error {
-						if field == 1 {
-							a.status = n
-						}
-						return nil
-					})
+					return readNumber(b, &a.status)
 				case 2:
 					return readOption(&a.headers, b)
 				case 3:
@@ -313,12 +317,7 @@ func (v *verdict) answer(e *policy.Provider, a *checkAnswer) (result string, err
 			return "", fmt.Errorf("it denies with status %d", status)
 		}
 		v.deny(e, status)
-		v.body = []byte(a.body)
-		for _, o := range a.headers {
-			if passable(o.name) {
-				v.fields = append(v.fields, http1.Pair{Name: o.name, Value: []byte(o.value)})
-			}
-		}
+		v.body, v.fields = []byte(a.body), pairsOf(a.headers, nil)
 		return "denied", nil
 	}
 	for _, name := range a.remove {
@@ -326,20 +325,18 @@ func (v *verdict) answer(e *policy.Provider, a *checkAnswer) (result string, err
 			v.request = append(v.request, http1.Pair{Name: name})
 		}
 	}
-	for _, o := range a.headers {
-		if !passable(o.name) {
-			continue
-		}
-		to := &v.request
-		if o.add {
-			to = &v.adds
-		}
-		*to = append(*to, http1.Pair{Name: o.name, Value: []byte(o.value)})
-	}
-	for _, o := range a.client {
-		if passable(o.name) {
-			v.fields = append(v.fields, http1.Pair{Name: o.name, Value: []byte(o.value)})
-		}
-	}
+	v.request = append(v.request, pairsOf(a.headers, func(o option) bool { return !o.add })...)
+	v.adds = append(v.adds, pairsOf(a.headers, func(o option) bool { return o.add })...)
+	v.fields = append(v.fields, pairsOf(a.client, nil)...)
 	return "allowed", nil
+}
+
+// pairsOf are those options that may be passed on and are wanted; nil wants all.
+func pairsOf(os []option, wanted func(option) bool) (out []http1.Pair) {
+	for _, o := range os {
+		if passable(o.name) && (wanted == nil || wanted(o)) {
+			out = append(out, http1.Pair{Name: o.name, Value: []byte(o.value)})
+		}
+	}
+	return out
 }

@@ -77,9 +77,7 @@ type state struct {
 	deciding   bool                 // Decide is, or what comes in its place
 	unverified *policy.Verification // with errLater
 	resumed    bool                 // it is decided for the second time
-	toAsk      []*policy.Provider   // with errAsk
-	askedFor   mesh.ServiceName     // with errAsk
-	askedAs    *policy.Request      // with errAsk
+	toAsk      question             // with errAsk
 	verdicts   []*verdict           // of those that were asked
 	refusal    *verdict             // the one that denies the call
 }

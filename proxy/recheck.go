@@ -19,20 +19,14 @@ type governing struct {
 // governs returns it. Records of gossip change many times a second, these seldom.
 func (t *table) governs() governing {
 	g := governing{model: t.model}
-	if t.snap == nil {
-		return g
+	if t.snap != nil {
+		g.here = slices.SortedFunc(t.snap.Here(), byServiceAndID)
 	}
-	for _, s := range t.snap.Services {
-		for _, i := range s.Instances {
-			if i.Node == t.snap.Self {
-				g.here = append(g.here, i)
-			}
-		}
-	}
-	slices.SortFunc(g.here, func(a, b *mesh.Instance) int {
-		return cmp.Or(a.Service.Compare(b.Service), cmp.Compare(a.ID, b.ID))
-	})
 	return g
+}
+
+func byServiceAndID(a, b *mesh.Instance) int {
+	return cmp.Or(a.Service.Compare(b.Service), cmp.Compare(a.ID, b.ID))
 }
 
 func (g governing) equal(o governing) bool {

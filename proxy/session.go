@@ -8,7 +8,6 @@ import (
 
 	"github.com/meshagent/meshagent/mesh/policy"
 	"github.com/meshagent/meshagent/proxy/http1"
-	"github.com/meshagent/meshagent/proxy/lb"
 )
 
 // pass is what a client has of its session: which instance it is at, by a hash that says nothing else, and since when. Who makes one up
@@ -47,12 +46,9 @@ func (p pass) alive(s *policy.Session, now time.Time) bool {
 	return past > -time.Minute && (s.Absolute == 0 || past < s.Absolute)
 }
 
-// sessionOf is the hash by which sessions know an instance, the same on all hosts.
-func sessionOf(service, node, id string) uint64 { return lb.Hash(service + "/" + node + "/" + id) }
-
-// resume finds where the client's session is: the destination, and the instance by its index. nil where it has none that goes on, or the
+// resume finds where the client's session is: the destination, and 1 and the index of the instance. nil where it has none that goes on, or the
 // instance has gone. It is there whatever the weights of destinations are.
-func (c *call) resume(s *policy.Session, now time.Time) (*split, int) {
+func (c *call) resume(s *policy.Session, now time.Time) (at *split, stays int) {
 	c.pass = pass{}
 	var v []byte
 	if s.Header != "" {
@@ -76,7 +72,7 @@ func (c *call) resume(s *policy.Session, now time.Time) (*split, int) {
 		for j, t := range d.dest.targets {
 			if t.session == p.of && d.dest.picker.Well(j, now.UnixNano()) {
 				c.pass = p
-				return d, j
+				return d, j + 1
 			}
 		}
 	}

@@ -272,7 +272,7 @@ type target struct {
 	place    *place
 	auto     *autoPlaces // what takes the place of place, where calls say what is spoken
 	endpoint *lb.Endpoint
-	session  uint64 // see sessionOf
+	session  uint64 // of endpoint
 	policy   policy.Target
 	limits   []*limiter // of one of this host
 }
@@ -340,13 +340,13 @@ func (p *Proxy) target(t *table, i *mesh.Instance, kept kept) *target {
 	if v, ok := t.targets.Load(key); ok {
 		return v.(*target)
 	}
+	e := p.endpoint(t.snap, i)
 	v := &target{Instance: i, id: []byte(i.ID), host: fmt.Appendf(nil, "%s:%d", i.ID, i.CallPort()),
-		local: i.Node == t.snap.Self && !i.Outside, locality: t.snap.LocalityOf(i), endpoint: p.endpoint(t.snap, i),
+		local: i.Node == t.snap.Self && !i.Outside, locality: t.snap.LocalityOf(i), endpoint: &e.Endpoint, session: e.session,
 		policy: policy.Target{Service: i.Service, Labels: i.Labels, Port: i.CallPort()}}
 	if !i.Outside {
 		v.dst = i.Identity(t.snap.TrustDomain).String()
 	}
-	v.session = sessionOf(i.Service.String(), i.Node.String(), i.ID)
 	v.tunnel = !v.local && !i.Outside
 	if v.local {
 		v.limits = p.limitersOf(t.model, i.Service, i.CallPort())

@@ -194,19 +194,16 @@ func (c *Checks) keepLocked(key Key, def registry.Check, to target) *check {
 	}
 	k := &check{key: key, cfg: def, target: to, ask: c.asker(def, to), spoke: make(chan struct{}, 1),
 		result: Result{Name: def.Name, Type: def.Type, Health: mesh.Critical, Output: "not asked yet", Since: time.Now()}}
-	if f := c.former[key].Checks; i < 0 {
-		if j := slices.IndexFunc(f, func(r Result) bool { return r.Name == def.Name && r.Type == def.Type }); j >= 0 {
-			k.result = f[j]
-			if k.ask == nil && k.result.Health != mesh.Critical {
-				k.until = time.Now().Add(def.TTL.TTL)
-			}
-			return k
-		}
-	}
+	former := c.former[key].Checks
+	j := slices.IndexFunc(former, func(r Result) bool { return r.Name == def.Name && r.Type == def.Type })
 	switch {
 	case i >= 0:
 		if k.result = old[i].result; !old[i].until.IsZero() {
 			k.until = old[i].until.Add(def.TTL.TTL - old[i].cfg.TTL.TTL)
+		}
+	case j >= 0:
+		if k.result = former[j]; k.ask == nil && k.result.Health != mesh.Critical {
+			k.until = time.Now().Add(def.TTL.TTL)
 		}
 	case k.ask == nil:
 		k.result.Output = "the application has not said anything yet"

@@ -127,15 +127,13 @@ func (s *Store) follow(ctx context.Context, snap *mesh.Snapshot) (whole bool) {
 	whole = true
 	m, _ := snap.Model.(*policy.Model)
 	want := map[policy.SecretRef]uint64{}
-	for _, svc := range snap.Services {
-		for _, in := range svc.Instances {
-			if in.Protocol != mesh.Gateway || in.Node != snap.Self || m == nil {
-				continue
-			}
-			for _, ref := range m.Secrets(in) {
-				if at, ok := m.Secret(ref); ok {
-					want[ref] = at
-				}
+	for in := range snap.Here() {
+		if in.Protocol != mesh.Gateway || m == nil {
+			continue
+		}
+		for _, ref := range m.Secrets(in) {
+			if at, ok := m.Secret(ref); ok {
+				want[ref] = at
 			}
 		}
 	}

@@ -132,12 +132,15 @@ func (k *Keys) restore() error {
 	if err == nil && f.Version != 1 {
 		err = errors.New("of another version")
 	}
+	if err != nil {
+		return err
+	}
 	for _, s := range f.Keys {
-		if set, bad := policy.ParseKeySet(s.Set); err == nil && bad == nil {
+		if set, err := policy.ParseKeySet(s.Set); err == nil {
 			k.sources[s.KeySource] = &source{keys: set, raw: s.Set}
 		}
 	}
-	return err
+	return nil
 }
 
 // Load returns all keys.

@@ -377,7 +377,7 @@ func byAge(ps []mesh.Policy) []mesh.Policy {
 }
 
 func assemble(td mesh.TrustDomain, index uint64, ps []mesh.Policy, docs []*decoded) *Model {
-	m := &Model{secrets: map[SecretRef]uint64{}, providers: map[SecretRef]*Provider{}, index: index, td: td, services: map[mesh.ServiceName]*ServicePolicy{}, authz: &authzIndex{},
+	m := &Model{secrets: map[SecretRef]uint64{}, providers: map[mesh.PolicyKey]*Provider{}, index: index, td: td, services: map[mesh.ServiceName]*ServicePolicy{}, authz: &authzIndex{},
 		declared: map[mesh.ServiceName]*mesh.Entry{}, foreign: map[mesh.ServiceName]mesh.ServiceName{}, sidecars: map[string][]*sidecar{}}
 	g := &gateway{grants: map[grant]bool{}, classes: map[string]bool{}, edges: edges{gateways: map[string]*Gateway{}}, delegates: delegates{}, soonest: map[mesh.ServiceName]bool{}}
 	for i, d := range docs {
@@ -454,8 +454,7 @@ func (m *Model) add(p mesh.Policy, d *decoded, g *gateway) {
 			g.grants[x] = true
 		}
 	case *ExtensionProvider:
-		x, _ := compileProvider(p.PolicyKey, s)
-		m.providers[SecretRef{p.Namespace, p.Name}] = x
+		m.providers[p.PolicyKey], _ = compileProvider(p.PolicyKey, s)
 	case *MeshTrafficPolicy:
 		services, limits, _ := compileTraffic(p.PolicyKey, s)
 		for _, svc := range services {
@@ -515,7 +514,8 @@ func namedHosts(p mesh.Policy) (out []mesh.ServiceName, all bool) {
 	if err != nil || len(docs) != 1 {
 		return nil, false
 	}
-	if p.Kind == "ReferenceGrant" || p.Kind == "WorkloadEntry" || p.Kind == SecretKind || p.Kind == "GatewayClass" || p.Kind == "ExtensionProvider" {
+	switch p.Kind {
+	case "ReferenceGrant", "WorkloadEntry", SecretKind, "GatewayClass", "ExtensionProvider":
 		return nil, true
 	}
 	spec := docs[0].Root.Get("spec")

@@ -16,7 +16,7 @@ type Model struct {
 	services  map[mesh.ServiceName]*ServicePolicy
 	gateways  []*Gateway
 	secrets   map[SecretRef]uint64 // index of the store at which each was last written
-	providers map[SecretRef]*Provider
+	providers map[mesh.PolicyKey]*Provider
 	authz     *authzIndex
 	tokens    tokenIndex
 	problems  []Problem

@@ -161,7 +161,7 @@ func (c *compiler) headerPatterns(path string, in []string) []pattern {
 func (m *Model) provided() {
 	for _, a := range m.authz.asking {
 		for _, ns := range [...]string{a.key.Namespace, RootNamespace} {
-			if a.ask = m.providers[SecretRef{ns, a.provider}]; a.ask != nil {
+			if a.ask = m.providers[mesh.PolicyKey{Group: trafficGroup, Kind: "ExtensionProvider", Namespace: ns, Name: a.provider}]; a.ask != nil {
 				break
 			}
 		}

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
 	"net/url"
 	"slices"
 	"strings"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/go-jose/go-jose/v4"
 
+	"github.com/meshagent/meshagent/mesh"
 	"github.com/meshagent/meshagent/mesh/policy/istio"
 )
 
@@ -85,23 +87,17 @@ func (c *compiler) keySource(path string, in *istio.JWTRule, r *tokenRule) {
 	}
 }
 
-// KeySources returns from where the keys come by which tokens for some targets are checked, and how long a fetch may take: 0 is not said.
-func (m *Model) KeySources(targets []Target) map[KeySource]time.Duration {
-	if m == nil || !m.tokens.remote {
+// KeySources returns from where the keys come by which tokens for some instances are checked, and how long a fetch may take: 0 is not said.
+func (m *Model) KeySources(instances iter.Seq[*mesh.Instance]) map[KeySource]time.Duration {
+	if !m.tokens.remote {
 		return nil
 	}
 	out := map[KeySource]time.Duration{}
-	for i := range targets {
-		t := &targets[i]
-		for _, l := range [...][]*tokens{m.tokens.root, m.tokens.by[t.Service.Namespace()]} {
-			for _, p := range l {
-				if !p.remote || !p.selects(t) {
-					continue
-				}
-				for _, r := range p.rules {
-					if r.source.URI != "" {
-						out[r.source] = max(out[r.source], r.timeout)
-					}
+	for i := range instances {
+		for _, p := range m.tokensAt(&Target{Service: i.Service, Labels: i.Labels}) {
+			for _, r := range p.rules {
+				if r.source.URI != "" {
+					out[r.source] = max(out[r.source], r.timeout)
 				}
 			}
 		}

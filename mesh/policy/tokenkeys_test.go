@@ -2,6 +2,7 @@ package policy
 
 import (
 	"fmt"
+	"iter"
 	"maps"
 	"strings"
 	"testing"
@@ -9,6 +10,17 @@ import (
 
 	"github.com/meshagent/meshagent/mesh"
 )
+
+// running are instances of services.
+func running(services ...string) iter.Seq[*mesh.Instance] {
+	return func(yield func(*mesh.Instance) bool) {
+		for _, s := range services {
+			if !yield(&mesh.Instance{Service: mesh.MustServiceName(s)}) {
+				return
+			}
+		}
+	}
+}
 
 // TestS49FetchedKeys: tokens of an issuer whose keys are fetched are refused until they are here, and again when the key has gone; a token that was
 // verified stays known as long as the keys are the same.
@@ -45,10 +57,10 @@ spec:
 		return s
 	}
 	m := compile("")
-	if got := m.KeySources([]Target{{Service: mesh.MustServiceName("api")}, *web}); !maps.Equal(got, map[KeySource]time.Duration{at: 2 * time.Second}) {
+	if got := m.KeySources(running("api", "web")); !maps.Equal(got, map[KeySource]time.Duration{at: 2 * time.Second}) {
 		t.Errorf("keys come from %v", got)
 	}
-	if got := m.KeySources([]Target{{Service: mesh.MustServiceName("api")}}); len(got) != 0 {
+	if got := m.KeySources(running("api")); len(got) != 0 {
 		t.Errorf("for another service keys come from %v", got)
 	}
 	expect(m, "no keys", "the issuer's keys have not been fetched yet")
@@ -70,7 +82,7 @@ spec:
 // TestKeysOfTheIssuer: without jwks and jwksUri the issuer's own configuration tells where they are, if its name is an address.
 func TestKeysOfTheIssuer(t *testing.T) {
 	m := tokenModel(t, "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {name: a}\nspec: {jwtRules: [{issuer: \"https://a.example\"}]}\n")
-	got := m.KeySources([]Target{{Service: mesh.MustServiceName("web")}})
+	got := m.KeySources(running("web"))
 	if !maps.Equal(got, map[KeySource]time.Duration{{URI: "https://a.example", Issuer: true}: 0}) {
 		t.Error(got)
 	}

@@ -4,6 +4,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -39,7 +40,7 @@ var targets = []goal{
 	{newConns, workload{way{2, "tls"}, 0, 8, 1, 0}, 1, []string{"nginx"}},
 }
 
-// memoryTargets are in MB of RSS on the caller's side.
+// Targets of memory, in MB of RSS on the caller's side.
 const (
 	idleTarget  = 40
 	connsTarget = 60 // with 10,000 connections
@@ -79,8 +80,9 @@ func (r *run) targetTable() string {
 		fmt.Fprintf(&b, "| %s, %s, %s | %s | %s | %s %.2f | %s | %s | %s |\n", title, hops, t.row.protocol(), t.row.load(), beside, sign, t.ratio, is,
 			judge(is, func(v float64) bool { return v == t.ratio || m.more == (v > t.ratio) }), least)
 	}
-	for name, got := range r.memory {
-		if p := r.product(name); p == nil || p.kind != ours {
+	for _, p := range r.products {
+		got, ok := r.memory[p.name]
+		if !ok || p.kind != ours {
 			continue
 		}
 		is := significant(float64(got.idle.rss) / 1e6)
@@ -95,15 +97,7 @@ func (r *run) targetTable() string {
 }
 
 func (t goal) isBeside(name string) bool {
-	if t.peers == nil {
-		return true
-	}
-	for _, p := range t.peers {
-		if strings.HasPrefix(name, p) {
-			return true
-		}
-	}
-	return false
+	return t.peers == nil || slices.ContainsFunc(t.peers, func(p string) bool { return strings.HasPrefix(name, p) })
 }
 
 // judge says what a written figure means; nothing where there is none.
@@ -116,13 +110,4 @@ func judge(is string, met func(float64) bool) string {
 		return "met"
 	}
 	return "**missed**"
-}
-
-func (r *run) product(name string) *product {
-	for _, p := range r.products {
-		if p.name == name {
-			return p
-		}
-	}
-	return nil
 }
