@@ -84,12 +84,12 @@ type Gossip struct {
 
 // known is one node's record and what membership says of it.
 type known struct {
-	rec      *mesh.Record // without status; nil while only membership knows the node
-	enc      []byte
-	status   mesh.Status
-	member   bool      // membership has spoken of it
-	since    time.Time // of the status
-	restored time.Time // when the record came from the cache
+	rec    *mesh.Record // without status; nil while only membership knows the node
+	enc    []byte
+	status mesh.Status
+	member bool      // membership has spoken of it
+	living bool      // ... and says that it is there
+	since  time.Time // of the status
 }
 
 type fetch struct {
@@ -284,10 +284,14 @@ func (g *Gossip) apply(enc []byte, source string) bool {
 	case rec.Node.Status == mesh.Left && k.status != mesh.Left:
 		k.status, k.since = mesh.Left, time.Now()
 	case rec.Node.Status != mesh.Left && k.status >= mesh.Failed && k.rec != nil && rec.Node.Incarnation > k.rec.Node.Incarnation:
-		// It has begun anew. What membership says of that may come half a minute later.
-		k.status, k.member, k.since = mesh.Suspect, false, time.Now()
+		// It has begun anew. What membership says of that may come half a minute later, or came before: then it does not say it again.
+		if k.since = time.Now(); k.living {
+			k.status = mesh.Alive
+		} else {
+			k.status, k.member = mesh.Suspect, false
+		}
 	}
-	k.rec, k.enc, k.restored = rec, slices.Clone(enc), time.Time{}
+	k.rec, k.enc = rec, slices.Clone(enc)
 	g.touchLocked()
 	g.spread(rec.Node.ID, k.enc, stampOf(&rec.Node))
 	return true
@@ -387,7 +391,7 @@ func (g *Gossip) Restore(encs [][]byte) {
 			continue
 		}
 		if rec.Node.ID != g.cfg.Self.ID && g.nodes[rec.Node.ID] == nil {
-			g.nodes[rec.Node.ID] = &known{rec: rec, enc: e, status: mesh.Suspect, since: now, restored: now}
+			g.nodes[rec.Node.ID] = &known{rec: rec, enc: e, status: mesh.Suspect, since: now}
 		}
 	}
 	g.touchLocked()
@@ -690,6 +694,7 @@ func (g *Gossip) status(n *memberlist.Node, s mesh.Status, members int) {
 		k = &known{}
 		g.nodes[id] = k
 	}
+	k.living = s == mesh.Alive
 	if s == mesh.Failed && k.rec != nil && k.rec.Node.Status == mesh.Left {
 		s = mesh.Left
 	}

@@ -332,6 +332,12 @@ func TestBackBeforeMembershipSays(t *testing.T) {
 		h.status(&memberlist.Node{Name: id.String()}, mesh.Alive, 0)
 		time.Sleep(2 * time.Minute)
 		want(mesh.Alive)
+		record(10, 2, mesh.Left) // an old good-bye that comes late, from somebody who had heard it
+		want(mesh.Left)
+		record(11, 1, mesh.Alive) // membership has spoken already, and does not again
+		want(mesh.Alive)
+		time.Sleep(2 * time.Minute)
+		want(mesh.Alive)
 		h.stop()
 	})
 }
