@@ -180,7 +180,7 @@ func TestDocsLimits(t *testing.T) {
 	}
 	var code []string
 	for _, v := range []any{dialTimeout, handshakeTimeout, certTimeout, headerTimeout, bodyIdle, bodyRate, idleTimeout, appIdleTimeout, deadAfter, stallTimeout,
-		drainTimeout, lastCalls, handedTimeout, handedIdle, maxHeader, maxFields, maxReplay, maxStreams, maxTunnels, maxCallerStreams, maxConns, maxConnsOfOne, maxHeld} {
+		drainTimeout, lastIdle, lastCalls, handedTimeout, handedIdle, maxHeader, maxFields, maxReplay, maxStreams, maxTunnels, maxCallerStreams, maxConns, maxConnsOfOne, maxHeld} {
 		code = append(code, fmt.Sprint(v))
 	}
 	if !slices.Equal(doc, code) {

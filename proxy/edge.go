@@ -325,18 +325,19 @@ func (c *edgeConn) gone() {
 	c.port.count(c.from, clients{conns: -1})
 }
 
-// each calls f for each connection, without the lock: f may end in closed.
-func (l *edgePort) each(f func(*engine.Conn)) {
+// each calls f for each connection, without the lock: f may end in closed. It returns their number.
+func (l *edgePort) each(f func(*engine.Conn)) int {
 	l.mu.Lock()
 	all := slices.Collect(maps.Keys(l.conns))
 	l.mu.Unlock()
 	for _, c := range all {
 		f(c)
 	}
+	return len(all)
 }
 
-// drainEdge stops accepting from outside; connections end after the calls that they have.
-func (p *Proxy) drainEdge(end func(*engine.Conn)) {
+// closeEdge stops accepting from outside, for good, and returns the ports.
+func (p *Proxy) closeEdge() []*edgePort {
 	p.edge.mu.Lock()
 	p.edge.closed = true
 	all := slices.Collect(maps.Values(p.edge.ports))
@@ -346,6 +347,6 @@ func (p *Proxy) drainEdge(end func(*engine.Conn)) {
 	}
 	for _, l := range all {
 		<-l.done
-		l.each(end)
 	}
+	return all
 }

@@ -314,6 +314,32 @@ func TestConfig(t *testing.T) {
 	}
 }
 
+// TestEndAfterHandOver: a proxy that has handed over and is told to end lets the calls that it has end, as others do.
+func TestEndAfterHandOver(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	a := w.host("a")
+	x := hold(a, "web")
+	c := a.caller("frontend")
+	r, came := c.request("GET", "web", "/", nil), make(chan *answer, 1)
+	go func() { came <- c.send(r) }()
+	<-x.inside
+	told, end := context.WithCancel(t.Context())
+	a.HandOver(told)
+	a.quit()
+	end()
+	select {
+	case got := <-came:
+		t.Fatalf("cut with %d %s", got.StatusCode, got.Header.Get("Mesh-Error"))
+	case <-time.After(200 * time.Millisecond): // what cuts does so at once
+	}
+	close(x.answer)
+	if got := <-came; got.StatusCode != 200 || !got.Close {
+		t.Errorf("%d, is it the last: %v", got.StatusCode, got.Close)
+	}
+	<-a.ended
+}
+
 // TestVIPsAreKept: when another process gives addresses, services have those that they had, and no new ones.
 func TestVIPsAreKept(t *testing.T) {
 	t.Parallel()

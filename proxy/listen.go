@@ -155,14 +155,15 @@ func (p *Proxy) listenLocked(ctx context.Context, svc mesh.ServiceName, at netip
 	return nil
 }
 
-// each calls f for each connection, without the lock: f may end in closed.
-func (l *listener) each(f func(*engine.Conn)) {
+// each calls f for each connection, without the lock: f may end in closed. It returns their number.
+func (l *listener) each(f func(*engine.Conn)) int {
 	l.mu.Lock()
 	all := slices.Collect(maps.Keys(l.conns))
 	l.mu.Unlock()
 	for _, c := range all {
 		f(c)
 	}
+	return len(all)
 }
 
 // opened takes in a connection, if there is room for it.

@@ -49,21 +49,22 @@ const (
 	deadAfter        = 2 * time.Second  // a tunnel on which nothing comes for so long, not even to a ping
 	stallTimeout     = 30 * time.Second // of a peer that takes no byte
 	drainTimeout     = 10 * time.Second
-	handedTimeout    = time.Minute     // as drainTimeout, when another process serves already
-	handedIdle       = 5 * time.Second // then, for the next request on a connection
-	lastCalls        = 5 * time.Second // of it, in which applications that others called may call
-	lastTimeout      = time.Second     // for what is cut to end, and for the last lines of the log
-	maxHeader        = 64 << 10        // bytes of a head
-	maxFields        = 100             // of a head
-	hopHeader        = 16 << 10        // more bytes of it between agents, for what they add and how HTTP/2 counts
-	hopFields        = 16              // more fields
-	maxReplay        = 64 << 10        // bytes of a body that is kept for another try
-	maxStreams       = 100             // of a tunnel at one time
-	maxCallerStreams = 250             // of a caller's connection of HTTP/2 at one time
-	maxConns         = 4096            // of callers to one port of a service
-	maxConnsOfOne    = 3072            // of them, of one caller
-	maxHeld          = 256 << 20       // bytes that calls of one service hold
-	maxTunnels       = 32              // connections of one caller to one service on another node
+	lastIdle         = 100 * time.Millisecond // of it, for the next request on a connection
+	handedTimeout    = time.Minute            // as drainTimeout, when another process serves already
+	handedIdle       = 5 * time.Second        // then, for the next request on a connection
+	lastCalls        = 5 * time.Second        // of it, in which applications that others called may call
+	lastTimeout      = time.Second            // for what is cut to end, and for the last lines of the log
+	maxHeader        = 64 << 10               // bytes of a head
+	maxFields        = 100                    // of a head
+	hopHeader        = 16 << 10               // more bytes of it between agents, for what they add and how HTTP/2 counts
+	hopFields        = 16                     // more fields
+	maxReplay        = 64 << 10               // bytes of a body that is kept for another try
+	maxStreams       = 100                    // of a tunnel at one time
+	maxCallerStreams = 250                    // of a caller's connection of HTTP/2 at one time
+	maxConns         = 4096                   // of callers to one port of a service
+	maxConnsOfOne    = 3072                   // of them, of one caller
+	maxHeld          = 256 << 20              // bytes that calls of one service hold
+	maxTunnels       = 32                     // connections of one caller to one service on another node
 )
 
 // Snapshots gives the current picture of the mesh. Watch blocks until there is a version after the given one.
@@ -239,14 +240,19 @@ func (p *Proxy) Run(ctx context.Context) error {
 			p.links.prune(s, time.Now())
 		}
 	}
-	dctx, most := context.WithoutCancel(ctx), drainTimeout
-	if h := p.handed.Load(); h != nil {
-		dctx, most = h.until, handedTimeout
+	most := drainTimeout
+	h := p.handed.Load()
+	if h != nil {
+		most = handedTimeout
 	}
-	dctx, stop := context.WithTimeout(dctx, most)
+	began := time.Now()
+	dctx, stop := context.WithTimeout(context.WithoutCancel(ctx), most)
 	defer stop()
+	if h != nil {
+		defer context.AfterFunc(h.until, func() { time.AfterFunc(drainTimeout, stop) })()
+	}
 	if err := p.drain(dctx); err != nil {
-		p.c.Log.Warn("calls are cut at the end of the drain time", "after", most)
+		p.c.Log.Warn("calls are cut at the end of the drain time", "after", time.Since(began).Round(time.Second))
 	}
 	p.close()
 	if broken != nil {
@@ -262,7 +268,7 @@ type handed struct{ until context.Context }
 func (p *Proxy) Keep() { p.vips.keep() }
 
 // HandOver makes the end of Run that of a process whose sockets another one serves, too: it stops accepting at once, and has a minute for
-// what it carries, or until ctx ends.
+// what it carries; from the end of ctx on, as long as others have at theirs.
 func (p *Proxy) HandOver(ctx context.Context) { p.handed.Store(&handed{ctx}) }
 
 // follow does what a new snapshot asks for: it cuts calls that policy no longer allows, opens new ports, and forgets what is gone.
@@ -327,12 +333,13 @@ func (p *progress) set(at uint64) {
 // this host, waits until nothing is in flight, and asks other agents to leave their tunnels, which are served until then. Its
 // error is that of ctx.
 func (p *Proxy) drain(ctx context.Context) error {
-	handed, end := p.handed.Load() != nil, (*engine.Conn).Drain
-	if handed { // who connects now comes to another process
-		end = (*engine.Conn).Retire
+	h := p.handed.Load()
+	edges := p.closeEdge()
+	open := 0 // connections
+	for _, l := range edges {
+		open += l.each((*engine.Conn).Retire)
 	}
-	p.drainEdge(end)
-	if !handed {
+	if h == nil { // else who calls now calls another process
 		lctx, cancel := context.WithTimeout(ctx, lastCalls)
 		p.fromOthers.wait(lctx)
 		cancel()
@@ -346,13 +353,24 @@ func (p *Proxy) drain(ctx context.Context) error {
 	}
 	for _, l := range all { // no port is open any more when idle connections are closed
 		<-l.done
-		l.each(end)
+		open += l.each((*engine.Conn).Retire)
 	}
-	if handed {
-		select { // connections that are used get a last answer meanwhile
-		case <-ctx.Done():
-		case <-time.After(handedIdle):
+	if open > 0 { // who sends a request just now is answered, and told that it is the last
+		idle, hurry := lastIdle, context.Background()
+		if h != nil {
+			idle, hurry = handedIdle, h.until
 		}
+		select {
+		case <-time.After(idle):
+		case <-hurry.Done():
+		case <-ctx.Done():
+		}
+	}
+	for _, l := range edges {
+		l.each((*engine.Conn).Drain)
+	}
+	for _, l := range all {
+		l.each((*engine.Conn).Drain)
 	}
 	p.inflight.wait(ctx)
 	p.fromOthers.wait(ctx)
