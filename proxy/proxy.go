@@ -336,6 +336,7 @@ func (p *Proxy) drain(ctx context.Context) error {
 	h := p.handed.Load()
 	edges := p.closeEdge()
 	open := 0 // connections
+	p.settle()
 	for _, l := range edges {
 		open += l.each((*engine.Conn).Retire)
 	}
@@ -353,6 +354,9 @@ func (p *Proxy) drain(ctx context.Context) error {
 	}
 	for _, l := range all { // no port is open any more when idle connections are closed
 		<-l.done
+	}
+	p.settle()
+	for _, l := range all {
 		open += l.each((*engine.Conn).Retire)
 	}
 	if open > 0 { // who sends a request just now is answered, and told that it is the last
@@ -377,6 +381,9 @@ func (p *Proxy) drain(ctx context.Context) error {
 	p.engine.Drain(ctx)
 	return ctx.Err()
 }
+
+// settle waits until every connection that was accepted is known here: a loop that accepts one may give it to another.
+func (p *Proxy) settle() { p.engine.Each(func(*engine.Call) {}) }
 
 // close cuts what is left.
 func (p *Proxy) close() {
