@@ -280,7 +280,7 @@ func TestB11RetryAfter(t *testing.T) {
 func TestB12GRPC(t *testing.T) {
 	t.Parallel()
 	both(t, func(t *testing.T, w *world, c *caller, on *host) {
-		app := on.serveGRPC("chat")
+		app := on.serveChat("chat")
 		w.apply(strings.ReplaceAll(virtualService("  - {timeout: 300ms, route: [{destination: {host: web}}]}\n"), "web", "chat"))
 		_, err := health.NewHealthClient(c.grpc("chat")).Check(t.Context(), &health.HealthCheckRequest{Service: "wait"})
 		if s := status.Convert(err); s.Code() != codes.DeadlineExceeded || s.Message() != "timed out" {

@@ -73,6 +73,9 @@ func (c *call) act(r *policy.HTTPRoute) *fault {
 			return f
 		}
 	}
+	if f := c.count(atRoute, c.rule.limits, &c.q); f != nil {
+		return f
+	}
 	switch {
 	case act.Redirect != nil:
 		location := http1.Pair{Name: "Location", Value: []byte(act.Redirect.Location(&c.q, text(c.host())))}
@@ -148,12 +151,14 @@ func (c *call) inject(f *policy.Fault) *fault {
 // forward sends the request to an instance of one of the rule's destinations.
 func (c *call) forward(r *policy.HTTPRoute) *fault {
 	x, act := c.x, c.rule.act
-	c.split = nil
-	if act.Session != nil {
-		c.split, c.stays = c.resume(act.Session, x.Result.Start)
-	}
-	if c.split == nil {
-		c.split = c.draw()
+	if !c.resumed || c.split == nil {
+		c.split = nil
+		if act.Session != nil {
+			c.split, c.stays = c.resume(act.Session, x.Result.Start)
+		}
+		if c.split == nil {
+			c.split = c.draw()
+		}
 	}
 	if w := act.Rewrite; w != nil { // the called side decides about what it is sent
 		if c.sent.Path = r.RewritePath(c.q.Path); c.sent.Path == "" {

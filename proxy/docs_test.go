@@ -126,6 +126,7 @@ func TestDocsMetrics(t *testing.T) {
 	m.watched.With("x", "audit").Inc()
 	m.asked.With("default/x", "denied").Inc()
 	m.limited.With("x", "default/x/0").Inc()
+	m.quotas.With("x", "ok").Inc()
 	label := regexp.MustCompile(`([a-z]+)=`)
 	for _, l := range gather(t, reg) {
 		series, _, _ := strings.Cut(l, "} ")

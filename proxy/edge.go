@@ -84,6 +84,7 @@ type edgeView struct {
 	t      *table
 	spec   *edgeSpec
 	target policy.Target // of calls from outside
+	limits []*limiter    // of the gateway
 	none   *rule         // of calls that come to no rule
 	rules  sync.Map      // *policy.HTTPRoute or *policy.TCPRoute -> *rule
 }
@@ -229,13 +230,17 @@ func (l *edgePort) current() *edgeView {
 		return v
 	}
 	v := &edgeView{t: t, spec: x, none: &rule{}, target: policy.Target{Service: x.gateway.Service, Labels: x.gateway.Labels, Port: l.at.Port()}}
+	if t.model != nil {
+		v.limits = l.p.limitersOf(t.model, v.target.Service, v.target.Port)
+	}
 	l.view.Store(v)
 	return v
 }
 
 // newRule resolves a rule of a route, for the calls of one snapshot.
-func (l *edgePort) newRule(v *edgeView, of any, act *policy.Action, l7 bool, name string) *rule {
+func (l *edgePort) newRule(v *edgeView, of any, act *policy.Action, limits []*limiter, l7 bool, name string) *rule {
 	r := l.p.rule(v.t, v.target.Service, l.at.Port(), act, l7, name)
+	r.limits = limits
 	if secure(l.kind) {
 		for i := range r.splits {
 			r.splits[i].cameByTLS()

@@ -290,6 +290,15 @@ func (j *grpcJudge) Check(ctx context.Context, r *authv3.CheckRequest) (*authv3.
 		ResponseHeadersToAdd: []*corev3.HeaderValueOption{option("x-note", "welcome", false)}}}}, nil
 }
 
+// serveGRPC runs a server of gRPC as a service of the host.
+func (h *host) serveGRPC(svc string, srv *grpc.Server) {
+	ln := h.listen()
+	h.register(svc, mesh.GRPC, ln)
+	var wg sync.WaitGroup
+	wg.Go(func() { srv.Serve(ln) })
+	h.w.t.Cleanup(func() { srv.Stop(); wg.Wait() })
+}
+
 // TestExternalAuthorizationByGRPC: as by HTTP, with a real server of Envoy's protocol.
 func TestExternalAuthorizationByGRPC(t *testing.T) {
 	t.Parallel()
@@ -298,12 +307,7 @@ func TestExternalAuthorizationByGRPC(t *testing.T) {
 		j := &grpcJudge{asked: make(chan *authv3.CheckRequest, 1)}
 		srv := grpc.NewServer()
 		authv3.RegisterAuthorizationServer(srv, j)
-		h := w.host("j")
-		ln := h.listen()
-		h.register("judge", mesh.GRPC, ln)
-		var wg sync.WaitGroup
-		wg.Go(func() { srv.Serve(ln) })
-		t.Cleanup(func() { srv.Stop(); wg.Wait() })
+		w.host("j").serveGRPC("judge", srv)
 		on.askedBy()
 		by := func(more string) string {
 			return strings.Replace(provider(more), "envoyExtAuthzHttp", "envoyExtAuthzGrpc", 1)

@@ -10,10 +10,12 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/net/http/httpguts"
 	"google.golang.org/protobuf/encoding/protowire"
 
+	"github.com/meshagent/meshagent/mesh"
 	"github.com/meshagent/meshagent/mesh/policy"
 	"github.com/meshagent/meshagent/proxy/http1"
 )
@@ -140,7 +142,7 @@ type option struct {
 	add         bool
 }
 
-var errAnswer = errors.New("what it answers is no CheckResponse")
+var errAnswer = errors.New("what it answers is no message of the protocol")
 
 // eachField calls f for the fields of a message: with n for a number, b for what has a length.
 func eachField(m []byte, f func(field protowire.Number, n uint64, b []byte) error) error {
@@ -188,21 +190,26 @@ func readNumber(m []byte, to *uint64) error {
 func (o *option) read(m []byte) error {
 	return eachField(m, func(field protowire.Number, _ uint64, b []byte) error {
 		switch field {
-		case 1: // header
-			return eachField(b, func(field protowire.Number, _ uint64, b []byte) error {
-				switch field {
-				case 1:
-					o.name = strings.ToLower(string(b))
-				case 2, 3:
-					o.value = string(b)
-				}
-				return nil
-			})
+		case 1:
+			return o.header(b)
 		case 2: // append
 			var yes uint64
 			err := readNumber(b, &yes)
 			o.add = yes != 0
 			return err
+		}
+		return nil
+	})
+}
+
+// header reads a HeaderValue.
+func (o *option) header(m []byte) error {
+	return eachField(m, func(field protowire.Number, _ uint64, b []byte) error {
+		switch field {
+		case 1:
+			o.name = strings.ToLower(string(b))
+		case 2, 3:
+			o.value = string(b)
 		}
 		return nil
 	})
@@ -265,20 +272,33 @@ func (a *checkAnswer) read(m []byte) error {
 
 // askGRPC has a service decide by Envoy's ext_authz.
 func (p *Proxy) askGRPC(ctx context.Context, v *verdict, e *policy.Provider, check []byte) (result string, err error) {
-	body := binary.BigEndian.AppendUint32([]byte{0}, uint32(len(check)))
-	r, err := http.NewRequestWithContext(ctx, http.MethodPost, fmt.Sprintf("http://%s:%d%s", e.Service.FQDN(), e.Port, checkMethod), bytes.NewReader(append(body, check...)))
+	got, err := p.callGRPC(ctx, e.Service, e.Port, checkMethod, e.Timeout, check)
 	if err != nil {
 		return "", err
 	}
-	r.Header = http.Header{"Content-Type": {"application/grpc"}, "Te": {"trailers"}, "User-Agent": {"meshagent"}, "Grpc-Timeout": {fmt.Sprintf("%dm", e.Timeout.Milliseconds())}}
+	var a checkAnswer
+	if err := a.read(got); err != nil {
+		return "", err
+	}
+	return v.answer(e, &a)
+}
+
+// callGRPC makes a unary call of a service of the mesh, and returns the message that it answers. within is said to it; ctx is what ends the call.
+func (p *Proxy) callGRPC(ctx context.Context, svc mesh.ServiceName, port uint16, method string, within time.Duration, m []byte) ([]byte, error) {
+	body := binary.BigEndian.AppendUint32([]byte{0}, uint32(len(m)))
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, fmt.Sprintf("http://%s:%d%s", svc.FQDN(), port, method), bytes.NewReader(append(body, m...)))
+	if err != nil {
+		return nil, err
+	}
+	r.Header = http.Header{"Content-Type": {"application/grpc"}, "Te": {"trailers"}, "User-Agent": {"meshagent"}, "Grpc-Timeout": {fmt.Sprintf("%dm", within.Milliseconds())}}
 	resp, err := p.asksGRPC.RoundTrip(r)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	defer resp.Body.Close()
 	got, err := io.ReadAll(io.LimitReader(resp.Body, maxCheckAnswer+1))
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	status := resp.Trailer.Get("Grpc-Status")
 	if status == "" {
@@ -286,15 +306,11 @@ func (p *Proxy) askGRPC(ctx context.Context, v *verdict, e *policy.Provider, che
 	}
 	switch {
 	case resp.StatusCode != http.StatusOK || status != "0":
-		return "", fmt.Errorf("it answers with status %d, grpc-status %.10q", resp.StatusCode, status)
+		return nil, fmt.Errorf("it answers with status %d, grpc-status %.10q", resp.StatusCode, status)
 	case len(got) < 5 || got[0] != 0 || uint64(binary.BigEndian.Uint32(got[1:])) != uint64(len(got)-5):
-		return "", errAnswer
+		return nil, errAnswer
 	}
-	var a checkAnswer
-	if err := a.read(got[5:]); err != nil {
-		return "", err
-	}
-	return v.answer(e, &a)
+	return got[5:], nil
 }
 
 // answer makes an answer the verdict.

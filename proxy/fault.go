@@ -38,6 +38,7 @@ var (
 	errRefused     = &fault{503, 14, "UR", "refused by the instance's host"}
 	errProtocol    = &fault{502, 14, "UPE", "not an answer of the protocol"}
 	errLimited     = &fault{429, 8, "RL", "called too often"}
+	errUncounted   = &fault{503, 14, "RLSE", "the service that counts calls does not answer"}
 	errOverflow    = &fault{503, 14, "UO", "too many calls at one time"}
 	errHeld        = &fault{503, 14, "UO", "too much waits for callers of the service"}
 	errTimeout     = &fault{504, 4, "UT", "timed out"}
@@ -54,7 +55,7 @@ var (
 )
 
 var ownAnswers = []*fault{errToken, errDenied, errNoCaller, errNotReady, errInvalid, errNoSubset, errNoRoute, errHidden, errForeign, errMisdirected, errNoTLS, errNowhere, errNone, errNoCert, errConnect,
-	errReset, errRefused, errLimited, errOverflow, errHeld, errProtocol, errTimeout, errAmbiguous, errTooLarge, errMethod, errUpgrade, errSlow, errLoop, errAborted,
+	errReset, errRefused, errLimited, errUncounted, errOverflow, errHeld, errProtocol, errTimeout, errAmbiguous, errTooLarge, errMethod, errUpgrade, errSlow, errLoop, errAborted,
 	errRevoked, errEnding, errClient}
 
 // Flags that an answer of the service may bear, too.
@@ -115,7 +116,7 @@ func faultOf(meshError []byte) *fault {
 type flags uint32
 
 // flagNames are the flags by their bits, in the order in which they are written.
-var flagNames = []string{"DI", "RBAC", "NC", "NR", "UH", "UF", "UC", "UR", "UPE", "UO", "UT", "DPE", "SI", "LOOP", "FI", "DC", "URX", "DT", "RL"}
+var flagNames = []string{"DI", "RBAC", "NC", "NR", "UH", "UF", "UC", "UR", "UPE", "UO", "UT", "DPE", "SI", "LOOP", "FI", "DC", "URX", "DT", "RL", "RLSE"}
 
 // add adds a flag; "" is none.
 func (s *flags) add(flag string) {

@@ -8,7 +8,6 @@ import (
 	"net"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -18,8 +17,6 @@ import (
 	health "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
-
-	"github.com/meshagent/meshagent/mesh"
 )
 
 // chat is a gRPC service: Check answers as it is asked, Talk echoes a stream.
@@ -63,19 +60,15 @@ func (c *chat) talk(_ any, s grpc.ServerStream) error {
 	}
 }
 
-// serveGRPC adds an instance of chat, by the real gRPC library.
-func (h *host) serveGRPC(svc string) *chat {
+// serveChat adds an instance of chat, by the real gRPC library.
+func (h *host) serveChat(svc string) *chat {
 	h.w.t.Helper()
-	ln := h.listen()
 	c := &chat{gone: make(chan struct{}, 10)}
 	s := grpc.NewServer()
 	health.RegisterHealthServer(s, c)
 	s.RegisterService(&grpc.ServiceDesc{ServiceName: "Chat", HandlerType: (*any)(nil),
 		Streams: []grpc.StreamDesc{{StreamName: "Talk", Handler: c.talk, ServerStreams: true, ClientStreams: true}}}, c)
-	var wg sync.WaitGroup
-	wg.Go(func() { s.Serve(ln) })
-	h.w.t.Cleanup(func() { s.Stop(); wg.Wait() })
-	h.register(svc, mesh.GRPC, ln)
+	h.serveGRPC(svc, s)
 	return c
 }
 
@@ -99,7 +92,7 @@ func (c *caller) grpc(svc string) *grpc.ClientConn {
 func TestGRPC(t *testing.T) {
 	t.Parallel()
 	both(t, func(t *testing.T, w *world, c *caller, on *host) {
-		app := on.serveGRPC("chat")
+		app := on.serveChat("chat")
 		conn := c.grpc("chat")
 		client := health.NewHealthClient(conn)
 		check := func(what string, opts ...grpc.CallOption) error {
@@ -187,7 +180,7 @@ spec: {hosts: [chat], http: [{timeout: 200ms, retries: {attempts: 0}, route: [{d
 func TestGRPCOwnErrors(t *testing.T) {
 	t.Parallel()
 	both(t, func(t *testing.T, w *world, c *caller, on *host) {
-		on.serveGRPC("chat")
+		on.serveChat("chat")
 		client := health.NewHealthClient(c.grpc("chat"))
 		expect := func(code codes.Code, reason, flags string) {
 			t.Helper()

@@ -68,11 +68,12 @@ type state struct {
 	again    bool // the try is a retry, which the budget counts
 	flags    flags
 	deniedBy string
-	audit    string        // the policy that watches it
-	dryRun   string        // what policies that are only tried would change
-	spent    *limiter      // that has nothing left for the call
-	wait     time.Duration // until it has
-	reset    time.Duration // until it is as at first
+	audit    string  // the policy that watches it
+	dryRun   string  // what policies that are only tried would change
+	counts   counted // where it was counted, or is being
+	spentAt  counted // where it is over a limit
+	spent    spent   // that limit
+	toCount  []quota // with errCount
 
 	deciding   bool                 // Decide is, or what comes in its place
 	unverified *policy.Verification // with errLater
@@ -209,6 +210,8 @@ func (c *call) decide() {
 		f = c.verifyLater()
 	case errAsk:
 		f = c.askLater()
+	case errCount:
+		f = c.countLater()
 	}
 	if f != nil {
 		c.answer(f)
@@ -260,6 +263,9 @@ func (p *Proxy) verify(v *policy.Verification, then func()) {
 // anew forgets what was decided so far, but that it was: what chance decides, and what counts, is not done twice.
 func (c *call) anew() {
 	c.ended()
+	if c.target != nil && c.peer == nil { // what it was counted and asked about is done where that was
+		c.stays = c.picked + 1
+	}
 	c.tried, c.attempts, c.target, c.unverified, c.resumed = c.tried[:0], 0, nil, nil, true
 }
 
@@ -490,7 +496,7 @@ func (c *call) answer(f *fault) {
 	if f == errToken {
 		a.Fields = append(a.Fields, wwwAuthenticate)
 	}
-	if f == errLimited && c.spent != nil {
+	if f == errLimited && c.spent.of != nil {
 		c.sayLimit()
 	}
 	kind := c.x.Request.Get("content-type")
@@ -506,6 +512,10 @@ func (c *call) answer(f *fault) {
 	}
 	if v := c.refusal; v != nil && v.denied == f && len(v.fields)+len(v.body) > 0 {
 		a.Fields, a.Body = append(a.Fields, v.fields...), v.body
+		return
+	}
+	if f == errLimited && c.spent.body != nil {
+		a.Body = c.spent.body
 		return
 	}
 	a.Fields = append(a.Fields, plainText)
@@ -557,7 +567,7 @@ func (c *call) permit() *fault {
 	if f := c.denied(d); f != nil {
 		return f
 	}
-	return c.count()
+	return c.count(atService, c.target.limits, &c.sent)
 }
 
 // watch notes what policies see in the call that decide nothing: the first time, as another try of it, or its way on from a gateway, is no

@@ -59,7 +59,7 @@ func (c *call) ingress() *fault {
 	if known, ok := v.rules.Load(r); ok {
 		c.rule = known.(*rule)
 	} else {
-		c.rule = l.newRule(v, r, &r.Action, true, ruleName(r.Policy, r.Name, r.Index))
+		c.rule = l.newRule(v, r, &r.Action, l.p.routeLimiters(v.t.model, r, v.target.Service), true, ruleName(r.Policy, r.Name, r.Index))
 	}
 	return c.act(r)
 }
@@ -72,7 +72,10 @@ func (e *edgeConn) covers(server *edgeServer, host string) bool {
 
 // letIn asks policy whether the client may use the gateway. It has no identity of the mesh, whatever certificate it shows.
 func (c *call) letIn() *fault {
-	return c.admission(c.edgeView.t.model)
+	if f := c.admission(c.edgeView.t.model); f != nil {
+		return f
+	}
+	return c.count(atGateway, c.edgeView.limits, &c.asks)
 }
 
 func (c *call) admission(m *policy.Model) *fault {
@@ -111,7 +114,7 @@ func (c *call) ingressTCP() *fault {
 	if known, ok := v.rules.Load(r); ok {
 		c.rule = known.(*rule)
 	} else {
-		c.rule = l.newRule(v, r, &policy.Action{Destinations: r.Destinations}, false, ruleName(r.Policy, "", r.Index))
+		c.rule = l.newRule(v, r, &policy.Action{Destinations: r.Destinations}, nil, false, ruleName(r.Policy, "", r.Index))
 	}
 	return c.open()
 }

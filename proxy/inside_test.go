@@ -114,31 +114,31 @@ func TestModelIsActedOn(t *testing.T) {
 		of     reflect.Type
 		fields string
 	}{
-		{reflect.TypeFor[policy.ServicePolicy](), "Invalid HTTP TCP TLS Bound Exported Destination Scoped Limits"},                  // table.go, decide.go; Bound by RouteHTTP and RouteTCP
-		{reflect.TypeFor[policy.Limit](), "Policy Name Index Port Connections Matches Every Burst ByCaller ByHeader"},               // ratelimit.go; two by Covers
-		{reflect.TypeFor[policy.HTTPRoute](), "Policy Name Stat Index Matches Action"},                                              // table.go; Matches by RouteHTTP
-		{reflect.TypeFor[policy.Action](), "Destinations Redirect Direct Rewrite Headers Fault Timeout Retry CORS Mirrors Session"}, // table.go, decide.go, retry.go
-		{reflect.TypeFor[policy.Session](), "Cookie Header Absolute Permanent"},                                                     // session.go
-		{reflect.TypeFor[policy.KeyMatch](), "Name Claim Value"},                                                                    // RouteHTTP; ingress.go
-		{reflect.TypeFor[policy.Split](), "Service Subset Port Weight Headers"},                                                     // table.go
-		{reflect.TypeFor[policy.DirectResponse](), "Status Body"},                                                                   // decide.go
-		{reflect.TypeFor[policy.Rewrite](), "Path Prefix Pattern Template Authority"},                                               // decide.go; two by RewritePath
-		{reflect.TypeFor[policy.HeaderOps](), "RequestSet RequestAdd ResponseSet ResponseAdd RequestRemove ResponseRemove"},         // decide.go
-		{reflect.TypeFor[policy.Fault](), "DelayPerMillion Delay AbortPerMillion AbortStatus AbortGRPC"},                            // decide.go
-		{reflect.TypeFor[policy.Retry](), "Attempts PerTry On Codes Backoff SameAgain Elsewhere"},                                   // retry.go
-		{reflect.TypeFor[policy.CORS](), "Any Origins Methods Headers Expose MaxAge Credentials Forward"},                           // cors.go
-		{reflect.TypeFor[policy.TCPRoute](), "Policy TLS Index Matches Destinations"},                                               // table.go; Matches by RouteTCP
-		{reflect.TypeFor[policy.Destination](), "Policy Subsets Traffic Callers Selector Ports"},                                    // table.go
-		{reflect.TypeFor[policy.Subset](), "Name Labels Traffic Ports"},                                                             // table.go
-		{reflect.TypeFor[policy.TrafficPolicy](), "Balance Pool Outlier Budget TLS"},                                                // table.go
-		{reflect.TypeFor[policy.Balance](), "LB Hash RingSize TableSize Warmup Locality Off"},                                       // balance.go
-		{reflect.TypeFor[policy.HashKey](), "Header Query SourceIP Cookie"},                                                         // balance.go
-		{reflect.TypeFor[policy.Outlier](), "Outlier Codes"},                                                                        // balance.go, circuit.go
-		{reflect.TypeFor[policy.Pool](), "Connect Keepalive TCPIdle Idle Streams Conns Pending Calls Life Requests Retries"},        // table.go, links.go, decide.go, circuit.go
-		{reflect.TypeFor[policy.RetryBudget](), "Percent Min Interval"},                                                             // circuit.go
-		{reflect.TypeFor[policy.Request](), "Source Port TLS SNI Method Scheme Authority Path Query Auth Header"},                   // decide.go
-		{reflect.TypeFor[policy.Source](), "Identity Labels IP Remote"},                                                             // handler.go
-		{reflect.TypeFor[policy.Target](), "Service Labels Port"},                                                                   // table.go
+		{reflect.TypeFor[policy.ServicePolicy](), "Invalid HTTP TCP TLS Bound Exported Destination Scoped Limits"},                     // table.go, decide.go; Bound by RouteHTTP and RouteTCP
+		{reflect.TypeFor[policy.Limit](), "Policy Name Index Port Connections Matches Every Burst ByCaller ByHeader ByAddress Global"}, // ratelimit.go; two by Covers
+		{reflect.TypeFor[policy.HTTPRoute](), "Policy Name Stat Index Matches Action"},                                                 // table.go; Matches by RouteHTTP
+		{reflect.TypeFor[policy.Action](), "Destinations Redirect Direct Rewrite Headers Fault Timeout Retry CORS Mirrors Session"},    // table.go, decide.go, retry.go
+		{reflect.TypeFor[policy.Session](), "Cookie Header Absolute Permanent"},                                                        // session.go
+		{reflect.TypeFor[policy.KeyMatch](), "Name Claim Value"},                                                                       // RouteHTTP; ingress.go
+		{reflect.TypeFor[policy.Split](), "Service Subset Port Weight Headers"},                                                        // table.go
+		{reflect.TypeFor[policy.DirectResponse](), "Status Body"},                                                                      // decide.go
+		{reflect.TypeFor[policy.Rewrite](), "Path Prefix Pattern Template Authority"},                                                  // decide.go; two by RewritePath
+		{reflect.TypeFor[policy.HeaderOps](), "RequestSet RequestAdd ResponseSet ResponseAdd RequestRemove ResponseRemove"},            // decide.go
+		{reflect.TypeFor[policy.Fault](), "DelayPerMillion Delay AbortPerMillion AbortStatus AbortGRPC"},                               // decide.go
+		{reflect.TypeFor[policy.Retry](), "Attempts PerTry On Codes Backoff SameAgain Elsewhere"},                                      // retry.go
+		{reflect.TypeFor[policy.CORS](), "Any Origins Methods Headers Expose MaxAge Credentials Forward"},                              // cors.go
+		{reflect.TypeFor[policy.TCPRoute](), "Policy TLS Index Matches Destinations"},                                                  // table.go; Matches by RouteTCP
+		{reflect.TypeFor[policy.Destination](), "Policy Subsets Traffic Callers Selector Ports"},                                       // table.go
+		{reflect.TypeFor[policy.Subset](), "Name Labels Traffic Ports"},                                                                // table.go
+		{reflect.TypeFor[policy.TrafficPolicy](), "Balance Pool Outlier Budget TLS"},                                                   // table.go
+		{reflect.TypeFor[policy.Balance](), "LB Hash RingSize TableSize Warmup Locality Off"},                                          // balance.go
+		{reflect.TypeFor[policy.HashKey](), "Header Query SourceIP Cookie"},                                                            // balance.go
+		{reflect.TypeFor[policy.Outlier](), "Outlier Codes"},                                                                           // balance.go, circuit.go
+		{reflect.TypeFor[policy.Pool](), "Connect Keepalive TCPIdle Idle Streams Conns Pending Calls Life Requests Retries"},           // table.go, links.go, decide.go, circuit.go
+		{reflect.TypeFor[policy.RetryBudget](), "Percent Min Interval"},                                                                // circuit.go
+		{reflect.TypeFor[policy.Request](), "Source Port TLS SNI Method Scheme Authority Path Query Auth Header"},                      // decide.go
+		{reflect.TypeFor[policy.Source](), "Identity Labels IP Remote"},                                                                // handler.go
+		{reflect.TypeFor[policy.Target](), "Service Labels Port"},                                                                      // table.go
 	} {
 		var got []string
 		for f := range c.of.Fields() {

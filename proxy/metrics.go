@@ -19,6 +19,7 @@ type metrics struct {
 	watched    *telemetry.CounterVec
 	asked      *telemetry.CounterVec
 	limited    *telemetry.CounterVec
+	quotas     *telemetry.CounterVec
 	mirrored   *telemetry.CounterVec
 	refused    *telemetry.CounterVec
 	handshakes *telemetry.CounterVec
@@ -60,7 +61,8 @@ func newMetrics(m *telemetry.Metrics) *metrics {
 		asked:      m.Counter("meshagent_external_authorizations_total", "Calls that services of CUSTOM policies were asked about.", "provider", "result"),
 		watched:    m.Counter("meshagent_policy_watched_total", "Calls that policies saw that decide nothing.", "dst", "seen"),
 		ejections:  m.Counter("meshagent_ejections_total", "Times that an instance was found to fail and sat out.", "dst"),
-		limited:    m.Counter("meshagent_rate_limited_total", "Calls of services of this host that a rate limit refused.", "dst", "limit"),
+		limited:    m.Counter("meshagent_rate_limited_total", "Calls of services, gateways and routes that a rate limit refused on this host.", "dst", "limit"),
+		quotas:     m.Counter("meshagent_rate_limit_checks_total", "Calls that a service that counts for the mesh was asked about.", "service", "result"),
 		panics:     m.Counter("meshagent_proxy_panics_total", "Calls that ended by a panic.").With(),
 		handshakes: m.Counter("meshagent_gateway_handshakes_failed_total", "Handshakes of TLS at gateways that came to nothing.", "dst"),
 		refused:    m.Counter("meshagent_connections_refused_total", "Connections of callers that found no room.", "dst"),

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"hash/maphash"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -13,17 +14,27 @@ import (
 	"github.com/meshagent/meshagent/proxy/http1"
 )
 
-// limiter is a rate limit of a service of this host, with what was used of it.
+// limiter is a rate limit of a service or gateway of this host, or of a route, with what was used of it.
 type limiter struct {
 	*policy.Limit
-	*rate
-	name string
-	hits telemetry.Counter
+	*rate // nil with Global
+	name  string
+	hits  telemetry.Counter
 }
+
+// counted are the places at which a call is counted, each of them once.
+type counted uint8
+
+const (
+	atRoute   counted = 1 << iota // where it is decided where the call goes
+	atGateway                     // that it came by
+	atService                     // that is called, and of this host
+)
 
 // rateKey names what is kept of a limit over snapshots: whoever changes numbers or key of a limit begins it anew.
 type rateKey struct {
-	svc         mesh.ServiceName
+	svc         mesh.ServiceName // or
+	route       policy.RouteRef
 	policy      mesh.PolicyKey
 	index       int
 	connections bool
@@ -31,6 +42,7 @@ type rateKey struct {
 	burst       uint32
 	caller      bool
 	header      string
+	address     bool
 }
 
 // rate is what was used of a limit. A bucket is one number: when it will be full, in nanoseconds of the proxy's life (that of the past is
@@ -101,45 +113,92 @@ func (r *rate) own(key uint64, now, every, window int64) (full, wait int64) {
 // limitersOf returns the limits of a port of a service, with what was used of them.
 func (p *Proxy) limitersOf(m *policy.Model, svc mesh.ServiceName, port uint16) (out []*limiter) {
 	for _, l := range m.Service(svc).Limits {
-		if !l.At(port) {
-			continue
+		if l.At(port) {
+			out = append(out, p.limiter(rateKeyOf(svc, policy.RouteRef{}, l), l, svc))
 		}
-		k := rateKeyOf(svc, l)
-		v, ok := p.rates.Load(k)
-		if !ok {
-			r := &rate{seed: maphash.MakeSeed()}
-			if l.ByCaller || l.ByHeader != "" {
-				r.sets = make([]rateSet, rateSets)
-			}
-			v, _ = p.rates.LoadOrStore(k, r)
-		}
-		out = append(out, &limiter{l, v.(*rate), l.Full(), p.metrics.limited.With(svc.String(), l.Full())})
 	}
 	return out
 }
 
-func rateKeyOf(svc mesh.ServiceName, l *policy.Limit) rateKey {
-	return rateKey{svc, l.Policy, l.Index, l.Connections, l.Every, l.Burst, l.ByCaller, l.ByHeader}
+// routeLimiters returns the limits of a rule, for calls of a service.
+func (p *Proxy) routeLimiters(m *policy.Model, r *policy.HTTPRoute, svc mesh.ServiceName) (out []*limiter) {
+	for _, ref := range [...]policy.RouteRef{{Route: r.Policy}, {Route: r.Policy, Rule: r.Name}} {
+		if ref.Rule == "" && out != nil {
+			break
+		}
+		for _, l := range m.LimitsOf(ref) {
+			out = append(out, p.limiter(rateKeyOf(mesh.ServiceName{}, ref, l), l, svc))
+		}
+	}
+	return out
+}
+
+func (p *Proxy) limiter(k rateKey, l *policy.Limit, svc mesh.ServiceName) *limiter {
+	out := &limiter{Limit: l, name: l.Full(), hits: p.metrics.limited.With(svc.String(), l.Full())}
+	if l.Global != nil {
+		return out
+	}
+	v, ok := p.rates.Load(k)
+	if !ok {
+		r := &rate{seed: maphash.MakeSeed()}
+		if l.ByCaller || l.ByHeader != "" || l.ByAddress {
+			r.sets = make([]rateSet, rateSets)
+		}
+		v, _ = p.rates.LoadOrStore(k, r)
+	}
+	out.rate = v.(*rate)
+	return out
+}
+
+func rateKeyOf(svc mesh.ServiceName, route policy.RouteRef, l *policy.Limit) rateKey {
+	return rateKey{svc, route, l.Policy, l.Index, l.Connections, l.Every, l.Burst, l.ByCaller, l.ByHeader, l.ByAddress}
 }
 
 // forgetLimits drops what was used of limits that are no more.
 func (p *Proxy) forgetLimits(m *policy.Model) {
 	p.rates.Range(func(k, _ any) bool {
 		key := k.(rateKey)
-		for _, l := range m.Service(key.svc).Limits {
-			if rateKeyOf(key.svc, l) == key {
-				return true
-			}
+		limits := m.LimitsOf(key.route)
+		if key.route == (policy.RouteRef{}) {
+			limits = m.Service(key.svc).Limits
 		}
-		p.rates.Delete(k)
+		if !slices.ContainsFunc(limits, func(l *policy.Limit) bool { return rateKeyOf(key.svc, key.route, l) == key }) {
+			p.rates.Delete(k)
+		}
 		return true
 	})
 }
 
-// count counts the call at each rate limit of the called instance's service that covers it, up to one that is used up.
-func (c *call) count() *fault {
-	for _, l := range c.target.limits {
-		if !l.Covers(&c.sent) {
+// spent is a limit that has nothing left for a call.
+type spent struct {
+	of          *limiter
+	limit       int64         // what it has at first; 0 is not known
+	wait, reset time.Duration // until it has something, until it is as at first; 0 is not known
+	failed      bool          // nobody knows
+	fields      []http1.Pair  // of the answer
+	body        []byte
+}
+
+// count counts the call at those of some limits that cover it, up to one that is used up. Those that services count are asked last, together.
+// Another try counts nothing.
+func (c *call) count(at counted, limits []*limiter, q *policy.Request) *fault {
+	if len(limits) == 0 {
+		return nil
+	}
+	if c.counts&at != 0 {
+		if c.spentAt == at {
+			return c.spent.fault()
+		}
+		return nil
+	}
+	c.counts |= at
+	global := false
+	for _, l := range limits {
+		if !l.Covers(q) {
+			continue
+		}
+		if l.Global != nil {
+			global = true
 			continue
 		}
 		now, every := int64(time.Since(c.p.born)), int64(l.Every)
@@ -148,24 +207,42 @@ func (c *call) count() *fault {
 		if l.sets == nil {
 			full, wait = l.shared(now, every, window)
 		} else {
-			full, wait = l.own(c.keyOf(l), now, every, window)
+			full, wait = l.own(c.keyOf(l, q), now, every, window)
 		}
 		if wait > 0 {
-			c.spent, c.wait, c.reset = l, time.Duration(wait), time.Duration(full-now)
-			c.deniedBy = l.name
-			l.hits.Inc()
-			return errLimited
+			return c.over(at, spent{of: l, limit: int64(l.Burst), wait: time.Duration(wait), reset: time.Duration(full - now)})
 		}
+	}
+	if global {
+		return c.countGlobal(at, limits, q)
 	}
 	return nil
 }
 
+// over is what a limit that has nothing left means for the call.
+func (c *call) over(at counted, s spent) *fault {
+	c.spent, c.spentAt, c.deniedBy = s, at, s.of.name
+	s.of.hits.Inc()
+	return s.fault()
+}
+
+func (s *spent) fault() *fault {
+	if s.failed {
+		return errUncounted
+	}
+	return errLimited
+}
+
 // keyOf says whose bucket the call takes from. Calls without the header share one.
-func (c *call) keyOf(l *limiter) uint64 {
+func (c *call) keyOf(l *limiter, q *policy.Request) uint64 {
 	var h maphash.Hash
 	h.SetSeed(l.seed)
 	if l.ByCaller {
 		h.WriteString(c.who.text)
+	}
+	if l.ByAddress {
+		a := clientOf(q.Source.IP).As16()
+		h.Write(a[:])
 	}
 	if l.ByHeader != "" {
 		for _, v := range c.sent.Header(l.ByHeader) {
@@ -185,10 +262,19 @@ func (c *call) sayLimit() {
 		a := &x.Decision.Answer
 		a.Fields = append(a.Fields, http1.Pair{Name: name, Value: x.Scratch[at:len(x.Scratch):len(x.Scratch)]})
 	}
-	number("Retry-After", seconds(c.wait))
-	number("X-Ratelimit-Limit", int64(c.spent.Burst))
+	s := &c.spent
+	if s.wait > 0 {
+		number("Retry-After", seconds(s.wait))
+	}
+	if s.limit > 0 {
+		number("X-Ratelimit-Limit", s.limit)
+	}
 	number("X-Ratelimit-Remaining", 0)
-	number("X-Ratelimit-Reset", seconds(c.reset))
+	if s.reset > 0 {
+		number("X-Ratelimit-Reset", seconds(s.reset))
+	}
+	a := &c.x.Decision.Answer
+	a.Fields = append(a.Fields, s.fields...)
 }
 
 // seconds rounds up.

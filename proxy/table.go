@@ -78,7 +78,9 @@ func (l *listener) current() *view {
 		v.http = map[*policy.HTTPRoute]*rule{nil: l.p.rule(t, l.svc, port, &own, true, "")}
 		for r := range v.policy.AllHTTP() {
 			if v.http[r] == nil {
-				v.http[r] = l.p.rule(t, l.svc, port, &r.Action, true, ruleName(r.Policy, cmp.Or(r.Stat, r.Name), r.Index))
+				to := l.p.rule(t, l.svc, port, &r.Action, true, ruleName(r.Policy, cmp.Or(r.Stat, r.Name), r.Index))
+				to.limits = l.p.routeLimiters(t.model, r, l.svc)
+				v.http[r] = to
 			}
 		}
 	}
@@ -107,8 +109,9 @@ type rule struct {
 	name   string // "" for the default
 	act    *policy.Action
 	splits []split
-	total  uint64   // of their weights
-	cors   *cors    // nil: the rule has none
+	total  uint64 // of their weights
+	cors   *cors  // nil: the rule has none
+	limits []*limiter
 	stats  sync.Map // *who -> *stats
 
 	mirrors []mirror

@@ -270,6 +270,9 @@ func printExplanation(w io.Writer, e *policy.Explanation, names map[mesh.NodeID]
 	line("fault", e.Fault...)
 	line("pages of", e.CORS)
 	line("headers", e.Headers...)
+	for _, l := range e.Limits {
+		line("rate", l)
+	}
 	if a := e.Answer; a != nil {
 		printReply(w, a)
 		return

@@ -44,6 +44,7 @@ func analyze(m *Model, services map[mesh.ServiceName]*mesh.Service) []Finding {
 		a.service(svc, m.services[svc])
 	}
 	a.edges()
+	a.routeLimits()
 	a.unused()
 	for _, ns := range slices.Concat([]*nsAuthz{&m.authz.root}, slices.Collect(maps.Values(m.authz.by))) {
 		for _, p := range slices.Concat(ns.custom.all(), ns.deny.all(), ns.allow.all(), ns.audit.all(), ns.dryDeny.all(), ns.dryAllow.all()) {

@@ -295,7 +295,7 @@ func read[T any](d *doc) {
 	case *gatewayapi.ReferenceGrantSpec:
 		_, probs = compileGrant(d.key, s)
 	case *MeshTrafficPolicy:
-		_, _, probs = compileTraffic(d.key, s)
+		_, probs = compileTraffic(d.key, s)
 	case *ExtensionProvider:
 		_, probs = compileProvider(d.key, s)
 	default:
@@ -377,7 +377,7 @@ func byAge(ps []mesh.Policy) []mesh.Policy {
 }
 
 func assemble(td mesh.TrustDomain, index uint64, ps []mesh.Policy, docs []*decoded) *Model {
-	m := &Model{secrets: map[SecretRef]uint64{}, providers: map[mesh.PolicyKey]*Provider{}, index: index, td: td, services: map[mesh.ServiceName]*ServicePolicy{}, authz: &authzIndex{},
+	m := &Model{secrets: map[SecretRef]uint64{}, providers: map[mesh.PolicyKey]*Provider{}, limited: map[RouteRef][]*Limit{}, index: index, td: td, services: map[mesh.ServiceName]*ServicePolicy{}, authz: &authzIndex{},
 		declared: map[mesh.ServiceName]*mesh.Entry{}, foreign: map[mesh.ServiceName]mesh.ServiceName{}, sidecars: map[string][]*sidecar{}}
 	g := &gateway{grants: map[grant]bool{}, classes: map[string]bool{}, edges: edges{gateways: map[string]*Gateway{}}, delegates: delegates{}, soonest: map[mesh.ServiceName]bool{}}
 	for i, d := range docs {
@@ -456,13 +456,16 @@ func (m *Model) add(p mesh.Policy, d *decoded, g *gateway) {
 	case *ExtensionProvider:
 		m.providers[p.PolicyKey], _ = compileProvider(p.PolicyKey, s)
 	case *MeshTrafficPolicy:
-		services, limits, _ := compileTraffic(p.PolicyKey, s)
-		for _, svc := range services {
+		t, _ := compileTraffic(p.PolicyKey, s)
+		for _, svc := range t.services {
 			sp := m.service(svc)
-			sp.Limits = append(sp.Limits, limits...)
-			if s.LoadBalancer != nil {
+			sp.Limits = append(sp.Limits, t.limits...)
+			if t.soonest {
 				g.soonest[svc] = true
 			}
+		}
+		for _, r := range t.routes {
+			m.limited[r] = append(m.limited[r], t.limits...)
 		}
 	default:
 		r, _ := compileRoute(p.PolicyKey, s)

@@ -38,7 +38,8 @@ type Explanation struct {
 	CORS    string           `json:"cors,omitempty"`    // which pages of other origins may use it
 	Timeout string           `json:"timeout,omitempty"` // of the whole
 	PerTry  string           `json:"perTry,omitempty"`
-	Retries int              `json:"retries"` // the first try not counted
+	Limits  []string         `json:"limits,omitempty"` // of the rate at which the rule may be taken
+	Retries int              `json:"retries"`          // the first try not counted
 	RetryOn string           `json:"retryOn,omitempty"`
 	Shares  []Share          `json:"shares"` // where it goes
 }
@@ -138,6 +139,12 @@ func (e *Explanation) http(m *Model, v View, sp *ServicePolicy, r *Request) {
 		e.fault(f)
 	}
 	e.Headers, e.CORS = changes(&a.Headers), a.CORS.String()
+	for _, l := range m.RouteLimits(RouteRef{rt.Policy, rt.Name}) {
+		if l.Covers(r) {
+			_, words, _ := strings.Cut(l.String(), ": ")
+			e.Limits = append(e.Limits, words)
+		}
+	}
 	if d := a.Redirect; d != nil {
 		host := r.Authority
 		if r.Port != 0 && r.Port != defaultPort(r.Scheme) {

@@ -138,10 +138,12 @@ func TestEveryFieldOfRateLimitsIsInTheModel(t *testing.T) {
 	for typ, want := range map[reflect.Type]string{
 		reflect.TypeFor[MeshTrafficPolicy](): "TargetRefs LoadBalancer RateLimits",
 		reflect.TypeFor[SoonestAnswer]():     "Simple",
-		reflect.TypeFor[TrafficTarget]():     "Group Kind Name",
-		reflect.TypeFor[RateLimit]():         "Name Port Requests Connections Per Burst By Match",
-		reflect.TypeFor[RateLimitKey]():      "Caller Header",
-		reflect.TypeFor[RateLimitMatch]():    "URI Method Headers SourceNamespace",
+		reflect.TypeFor[TrafficTarget]():     "Group Kind Name SectionName",
+		reflect.TypeFor[RateLimit]():         "Name Port Requests Connections Global Per Burst By Match",
+		reflect.TypeFor[RateLimitKey]():      "Caller Header Address",
+		reflect.TypeFor[RateLimitMatch]():    "URI Method Authority Headers SourceNamespace",
+		reflect.TypeFor[GlobalRateLimit](): "Service Port Domain Timeout FailureModeDeny Descriptor",
+		reflect.TypeFor[DescriptorEntry](): "Key Value Header Caller Address Method Path",
 	} {
 		var got []string
 		for f := range typ.Fields() {
