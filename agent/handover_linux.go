@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -116,7 +117,9 @@ type successor struct {
 
 func (s *successor) pid() int { return s.process.Pid }
 
-// startSuccessor starts the program that is installed now, as this process was started, and returns when it is prepared.
+// startSuccessor starts the program that is installed now, as this process was started, and returns when it is prepared. Under systemd it
+// is systemd's child, not ours: of another's child systemd would not see the end, and where it cannot watch the unit's cgroup either, as in some
+// containers, it would not wait for that end when it stops the unit, and kill at once.
 func startSuccessor(ctx context.Context) (*successor, error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -141,12 +144,18 @@ func startSuccessor(ctx context.Context) (*successor, error) {
 		}
 	}
 	cmd.Env = append(cmd.Env, successorEnv+"=1")
+	supervised := os.Getenv("NOTIFY_SOCKET") != ""
+	if supervised {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_PARENT}
+	}
 	if err := cmd.Start(); err != nil {
 		l.close()
 		return nil, err
 	}
 	theirs.Close() // so that its end is heard
-	go cmd.Wait()
+	if !supervised {
+		go cmd.Wait()
+	}
 	ctx, cancel := context.WithTimeout(ctx, preparing)
 	defer cancel()
 	if err := l.await(ctx, prepared); err != nil {

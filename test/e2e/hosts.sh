@@ -266,9 +266,13 @@ await "h3: web has three instances to call" 20 usable h3 web 3
 check "h3: systemctl reload meshagent: another process takes over" under_load $web replaced h3
 check "no call of this host failed while the process changed" all_ok
 sum_up | sed "s/^/      /"
+check "h3: systemd has it as its own child" on h3 sh -c '! journalctl -u meshagent -o cat | grep "not our child"'
 check "h2: systemctl reload meshagent" under_load $web replaced h2
 check "no call from another host failed while the process changed" all_ok
 sum_up | sed "s/^/      /"
+check "h2: kill -9 of the process that took over" on h2 systemctl kill -s KILL meshagent
+await "h2: systemd starts it anew" 15 on h2 sh -c '[ "$(systemctl show -P NRestarts meshagent)" = 2 ] && systemctl is-active meshagent'
+await "h3: web has three instances to call" 20 usable h3 web 3
 check "h2: systemctl restart meshagent" under_load $web on h2 systemctl restart meshagent
 check "no call from another host failed" all_ok
 sum_up | sed "s/^/      /"
