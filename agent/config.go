@@ -12,7 +12,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/meshagent/meshagent/agent/tokenkeys"
+	"github.com/meshagent/meshagent/internal/fetch"
 	"github.com/meshagent/meshagent/internal/strictyaml"
 	"github.com/meshagent/meshagent/mesh"
 )
@@ -225,7 +225,7 @@ func (c *Config) check(file string) error {
 		}
 	}
 	for i, s := range c.Tokens.Allow {
-		if err := tokenkeys.CheckAllow(s); err != nil {
+		if err := fetch.CheckAllow(s); err != nil {
 			bad(fmt.Sprintf("tokens.allow[%d]", i), "%v", err)
 		}
 	}

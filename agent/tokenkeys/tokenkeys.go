@@ -9,7 +9,6 @@ package tokenkeys
 
 import (
 	"context"
-	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
@@ -18,18 +17,16 @@ import (
 	"io/fs"
 	"log/slog"
 	"math/rand/v2"
-	"net"
 	"net/http"
-	"net/netip"
 	"net/url"
 	"os"
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/meshagent/meshagent/internal/backoff"
+	"github.com/meshagent/meshagent/internal/fetch"
 	"github.com/meshagent/meshagent/internal/telemetry"
 	"github.com/meshagent/meshagent/mesh/policy"
 )
@@ -46,7 +43,7 @@ const (
 
 // Config is what New needs.
 type Config struct {
-	Allow   []string                                  // see CheckAllow: what may be private, or have no TLS
+	Allow   []string                                  // see fetch.CheckAllow: what may be private, or have no TLS
 	Roots   *x509.CertPool                            // who vouches for servers; nil: the system's
 	File    string                                    // where keys are kept
 	Write   func(name string, data []byte) error      // replaces a file as a whole
@@ -55,19 +52,10 @@ type Config struct {
 	Metrics *telemetry.Metrics
 }
 
-// CheckAllow reports what is wrong with an entry of Config.Allow: a host, or a prefix of addresses.
-func CheckAllow(s string) error {
-	if _, err := netip.ParsePrefix(s); err != nil && (s == "" || strings.ContainsAny(s, "/:@* ")) {
-		return fmt.Errorf("%q is neither a host, as keys.example.com, nor addresses, as 10.0.0.0/8", s)
-	}
-	return nil
-}
-
 // Keys are those that were fetched. Its methods are safe for concurrent use.
 type Keys struct {
 	c       Config
-	nets    []netip.Prefix
-	hosts   []string
+	guard   *fetch.Guard
 	fetches *telemetry.CounterVec
 	slots   chan struct{}
 	ask     func(context.Context, policy.KeySource) ([]byte, error) // fetch
@@ -104,16 +92,9 @@ type keptSet struct {
 
 // New returns Keys with those of an earlier run.
 func New(c Config) *Keys {
-	k := &Keys{c: c, slots: make(chan struct{}, inFlight), sources: map[policy.KeySource]*source{}, asked: make(chan struct{}),
+	k := &Keys{c: c, guard: fetch.New("tokens.allow", c.Allow), slots: make(chan struct{}, inFlight), sources: map[policy.KeySource]*source{}, asked: make(chan struct{}),
 		fetches: c.Metrics.Counter("meshagent_token_key_fetches_total", "Fetches of the keys by which tokens of users are checked, by result.", "result")}
 	k.ask = k.fetch
-	for _, a := range c.Allow {
-		if p, err := netip.ParsePrefix(a); err == nil {
-			k.nets = append(k.nets, p.Masked())
-		} else {
-			k.hosts = append(k.hosts, strings.ToLower(a))
-		}
-	}
 	if err := k.restore(); err != nil {
 		c.Log.Warn("the kept keys of token issuers are not used", "err", err)
 	}
@@ -375,21 +356,8 @@ func (k *Keys) get(ctx context.Context, uri string) ([]byte, error) {
 	if err != nil || u.Host == "" || u.User != nil {
 		return nil, fmt.Errorf("%.200q is no address", uri)
 	}
-	named := slices.Contains(k.hosts, strings.ToLower(u.Hostname()))
-	if u.Scheme != "https" && (u.Scheme != "http" || !named) {
+	if u.Scheme != "https" && (u.Scheme != "http" || !k.guard.Names(u.Hostname())) {
 		return nil, fmt.Errorf("%.200s has no TLS: only hosts of tokens.allow are asked without", uri)
-	}
-	d := net.Dialer{Control: func(_, address string, _ syscall.RawConn) error {
-		a, err := netip.ParseAddrPort(address)
-		if err == nil && !named && !k.mayReach(a.Addr()) {
-			err = fmt.Errorf("%v is an address of this host, its link or a private network: tokens.allow has neither it nor its host", a.Addr())
-		}
-		return err
-	}}
-	client := http.Client{
-		Transport: &http.Transport{DialContext: d.DialContext, TLSClientConfig: &tls.Config{RootCAs: k.c.Roots, MinVersion: tls.VersionTLS12},
-			DisableKeepAlives: true, DisableCompression: true, ForceAttemptHTTP2: true, MaxResponseHeaderBytes: 64 << 10},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, uri, nil)
 	if err != nil {
@@ -397,7 +365,7 @@ func (k *Keys) get(ctx context.Context, uri string) ([]byte, error) {
 	}
 	r.Header.Set("Accept", "application/json")
 	r.Header.Set("User-Agent", "meshagent")
-	resp, err := client.Do(r)
+	resp, err := k.guard.Client(k.c.Roots).Do(r)
 	if err != nil {
 		return nil, err
 	}
@@ -414,20 +382,4 @@ func (k *Keys) get(ctx context.Context, uri string) ([]byte, error) {
 		err = fmt.Errorf("the answer of %.200s is longer than %d bytes", uri, maxAnswer)
 	}
 	return b, err
-}
-
-// elsewhere are networks that are no part of the Internet beside those that netip knows: RFC 6890, and what leads to IPv4 in IPv6.
-var elsewhere = []netip.Prefix{
-	netip.MustParsePrefix("0.0.0.0/8"), netip.MustParsePrefix("100.64.0.0/10"), netip.MustParsePrefix("192.0.0.0/24"), netip.MustParsePrefix("198.18.0.0/15"),
-	netip.MustParsePrefix("240.0.0.0/4"), netip.MustParsePrefix("64:ff9b::/96"), netip.MustParsePrefix("64:ff9b:1::/48"), netip.MustParsePrefix("2002::/16"),
-	netip.MustParsePrefix("2001::/32"), netip.MustParsePrefix("::/96"),
-}
-
-// mayReach reports whether an address is one of the Internet, or allowed.
-func (k *Keys) mayReach(a netip.Addr) bool {
-	a = a.Unmap().WithZone("")
-	in := func(l []netip.Prefix) bool {
-		return slices.ContainsFunc(l, func(p netip.Prefix) bool { return p.Contains(a) })
-	}
-	return in(k.nets) || a.IsGlobalUnicast() && !a.IsPrivate() && !in(elsewhere)
 }
