@@ -222,7 +222,10 @@ func bindError(at netip.AddrPort, network string, err error) error {
 	return fmt.Errorf("%s: %w", what, err)
 }
 
-// Run serves until ctx ends; then it closes the sockets, waits for the questions in work and returns nil. It calls Listen
+// lastAnswers is how long answers to questions that have come may take after the end of Run's context.
+const lastAnswers = time.Second
+
+// Run serves until ctx ends; then it reads no more, answers what it has read, closes the sockets and returns nil. It calls Listen
 // when nobody did. A socket that fails is the error it returns. A Server runs once.
 func (s *Server) Run(ctx context.Context) error {
 	if err := s.Listen(ctx); err != nil {
@@ -234,11 +237,18 @@ func (s *Server) Run(ctx context.Context) error {
 	s.log.Info("dns listens", "addr", s.Addr())
 
 	ctx, cancel := context.WithCancelCause(ctx)
-	stop := context.AfterFunc(ctx, func() { udp.Close(); tcp.Close() })
+	answers, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	stop := context.AfterFunc(ctx, func() {
+		udp.SetReadDeadline(time.Unix(1, 0)) // what has not been read is for whoever has the socket next
+		tcp.Close()
+		time.AfterFunc(lastAnswers, end)
+	})
 	defer stop()
+	defer udp.Close()
 	var wg sync.WaitGroup
-	wg.Go(func() { cancel(s.serveUDP(ctx, udp)) })
-	wg.Go(func() { cancel(s.serveTCP(ctx, tcp)) })
+	wg.Go(func() { cancel(s.serveUDP(ctx, answers, udp)) })
+	wg.Go(func() { cancel(s.serveTCP(ctx, answers, tcp)) })
 	<-ctx.Done()
 	s.end()
 	wg.Wait()

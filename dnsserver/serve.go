@@ -24,8 +24,8 @@ type datagram struct {
 
 var datagrams = sync.Pool{New: func() any { return new(datagram) }}
 
-// serveUDP answers datagrams until the socket is closed, and returns when all answers are out.
-func (s *Server) serveUDP(ctx context.Context, c *net.UDPConn) error {
+// serveUDP answers datagrams until ctx ends, and returns when all answers are out, which may take until the end of answers.
+func (s *Server) serveUDP(ctx, answers context.Context, c *net.UDPConn) error {
 	slots := make(chan struct{}, s.limits.udpInFlight)
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -52,7 +52,7 @@ func (s *Server) serveUDP(ctx context.Context, c *net.UDPConn) error {
 		}
 		wg.Go(func() {
 			defer func() { <-slots; datagrams.Put(d) }()
-			if out := s.handle(ctx, d.buf[:n], from.Addr().Unmap(), true); out != nil {
+			if out := s.handle(answers, d.buf[:n], from.Addr().Unmap(), true); out != nil {
 				c.WriteMsgUDPAddrPort(out, replyFrom(d.oob[:on]), from) // who cannot be reached asks again
 			}
 		})
@@ -60,7 +60,7 @@ func (s *Server) serveUDP(ctx context.Context, c *net.UDPConn) error {
 }
 
 // serveTCP accepts connections until the listener is closed, and returns when all are done.
-func (s *Server) serveTCP(ctx context.Context, ln *net.TCPListener) error {
+func (s *Server) serveTCP(ctx, answers context.Context, ln *net.TCPListener) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	open := &counts{per: map[netip.Addr]int{}}
@@ -87,7 +87,7 @@ func (s *Server) serveTCP(ctx context.Context, ln *net.TCPListener) error {
 		s.met.conns.Add(1)
 		wg.Go(func() {
 			defer func() { open.remove(from); s.met.conns.Add(-1) }()
-			s.serveConn(ctx, c, from)
+			s.serveConn(ctx, answers, c, from)
 		})
 	}
 }
@@ -129,9 +129,10 @@ func (c *counts) remove(a netip.Addr) {
 }
 
 // serveConn answers the questions of one connection as they get ready, in any order (RFC 7766 section 6.2.1.1). It closes
-// the connection when nothing whole arrives within the idle time while no answer is owed, or when an answer cannot be sent.
-func (s *Server) serveConn(ctx context.Context, c net.Conn, from netip.Addr) {
-	stop := context.AfterFunc(ctx, func() { c.Close() })
+// the connection when nothing whole arrives within the idle time while no answer is owed, when an answer cannot be sent, or when ctx has ended
+// and no answer is owed.
+func (s *Server) serveConn(ctx, answers context.Context, c *net.TCPConn, from netip.Addr) {
+	stop := context.AfterFunc(ctx, func() { c.CloseRead() })
 	defer stop()
 	defer c.Close()
 	var (
@@ -150,7 +151,7 @@ func (s *Server) serveConn(ctx context.Context, c net.Conn, from netip.Addr) {
 		owed.Add(1)
 		wg.Go(func() {
 			defer func() { owed.Add(-1); <-slots }()
-			out := s.handle(ctx, pkt, from, false)
+			out := s.handle(answers, pkt, from, false)
 			if out == nil {
 				c.Close() // not DNS: the stream has no next question
 				return

@@ -205,6 +205,54 @@ func TestPanicCostsOneAnswer(t *testing.T) {
 	}
 }
 
+// gate holds answers up until it is opened.
+type gate struct {
+	fakeVIPs
+	asked, open chan struct{}
+}
+
+func (g gate) VIP(ctx context.Context, _ mesh.ServiceName) (netip.Addr, error) {
+	g.asked <- struct{}{}
+	select {
+	case <-g.open:
+		return vip, nil
+	case <-ctx.Done():
+		return netip.Addr{}, ctx.Err()
+	}
+}
+
+// TestLastAnswers: a question that was read before the end is answered.
+func TestLastAnswers(t *testing.T) {
+	for _, network := range []string{"udp", "tcp"} {
+		g := gate{asked: make(chan struct{}), open: make(chan struct{})}
+		s := newServer(t, func(c *Config) { c.VIPs = g })
+		if err := s.Listen(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- s.Run(ctx) }()
+		type reply struct {
+			m   *dns.Msg
+			err error
+		}
+		came := make(chan reply, 1)
+		go func() {
+			m, _, err := (&dns.Client{Net: network, Timeout: 20 * time.Second}).Exchange(question("web.service.mesh.", dns.TypeA), s.Addr().String())
+			came <- reply{m, err}
+		}()
+		<-g.asked
+		cancel()
+		close(g.open)
+		if r := <-came; r.err != nil || len(r.m.Answer) != 1 {
+			t.Errorf("%s: %v, %v", network, r.m, r.err)
+		}
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 func dial(t testing.TB, addr string) net.Conn {
 	t.Helper()
 	c, err := net.Dial("tcp", addr)
