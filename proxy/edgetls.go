@@ -157,10 +157,16 @@ func serverConfig(s *policy.GatewayServer, cred *Credential) (*tls.Config, error
 	if t.Mode == policy.TLSSimple {
 		return cfg, nil
 	}
-	if cred.ClientCAs == nil { // crypto/tls would take those of the system
+	cas := cred.ClientCAs
+	if t.HasCAs {
+		if cas = x509.NewCertPool(); !cas.AppendCertsFromPEM([]byte(t.CAs)) {
+			cas = nil
+		}
+	}
+	if cas == nil { // crypto/tls would take those of the system
 		return nil, errors.New("there are no authorities to know clients by")
 	}
-	cfg.ClientCAs, cfg.ClientAuth = cred.ClientCAs, tls.RequireAndVerifyClientCert
+	cfg.ClientCAs, cfg.ClientAuth = cas, tls.RequireAndVerifyClientCert
 	if t.Mode == policy.TLSOptionalMutual {
 		cfg.ClientAuth = tls.VerifyClientCertIfGiven
 	}

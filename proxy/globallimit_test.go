@@ -28,7 +28,8 @@ func (s *counter) ShouldRateLimit(ctx context.Context, r *rlsv3.RateLimitRequest
 	for _, d := range r.GetDescriptors() {
 		st := &rlsv3.RateLimitResponse_DescriptorStatus{Code: rlsv3.RateLimitResponse_OK, CurrentLimit: &rlsv3.RateLimitResponse_RateLimit{RequestsPerUnit: 2, Unit: rlsv3.RateLimitResponse_RateLimit_HOUR},
 			DurationUntilReset: &durationpb.Duration{Seconds: 99, Nanos: 1}}
-		key := r.GetDomain()
+		var key strings.Builder
+		key.WriteString(r.GetDomain())
 		for _, e := range d.GetEntries() {
 			switch e.GetValue() {
 			case "fails":
@@ -37,9 +38,9 @@ func (s *counter) ShouldRateLimit(ctx context.Context, r *rlsv3.RateLimitRequest
 				<-ctx.Done()
 				return nil, ctx.Err()
 			}
-			key += "/" + e.GetKey() + "=" + e.GetValue()
+			key.WriteString("/" + e.GetKey() + "=" + e.GetValue())
 		}
-		if s.used[key]++; s.used[key] > 2 {
+		if s.used[key.String()]++; s.used[key.String()] > 2 {
 			st.Code, out.OverallCode = rlsv3.RateLimitResponse_OVER_LIMIT, rlsv3.RateLimitResponse_OVER_LIMIT
 			out.RawBody = []byte("slowly\n")
 			out.ResponseHeadersToAdd = []*corev3.HeaderValue{{Key: "X-Note", Value: "slowly"}, {Key: "mesh-error", Value: "forged"}, {Key: "Retry-After", Value: "1"}, {Key: "x-split", Value: "a\r\nb: c"}}
@@ -54,11 +55,12 @@ func (s *counter) told() (out []string) {
 	for len(s.asked) > 0 {
 		r := <-s.asked
 		for _, d := range r.GetDescriptors() {
-			text := r.GetDomain()
+			var text strings.Builder
+			text.WriteString(r.GetDomain())
 			for _, e := range d.GetEntries() {
-				text += fmt.Sprintf("/%s=%s", e.GetKey(), e.GetValue())
+				text.WriteString(fmt.Sprintf("/%s=%s", e.GetKey(), e.GetValue()))
 			}
-			out = append(out, text)
+			out = append(out, text.String())
 		}
 		out = append(out, ".")
 	}

@@ -74,7 +74,14 @@ func (o *origin) load() (*tls.Config, error) {
 	case engine.HTTP2:
 		c.NextProtos = []string{"h2"}
 	}
-	if o.CAFile != "" {
+	switch {
+	case o.Untrusted:
+		return nil, errors.New("what its BackendTLSPolicy trusts is not there")
+	case o.CA != "":
+		if c.RootCAs = x509.NewCertPool(); !c.RootCAs.AppendCertsFromPEM([]byte(o.CA)) {
+			return nil, errors.New("its BackendTLSPolicy has no certificate of an authority")
+		}
+	case o.CAFile != "":
 		pem, err := os.ReadFile(o.CAFile)
 		if err != nil {
 			return nil, err

@@ -37,12 +37,14 @@ var kinds = []kind{
 	{"networking.istio.io", "WorkloadEntry", []string{"v1", "v1beta1", "v1alpha3"}, read[istio.WorkloadEntry]},
 	{"networking.istio.io", "Sidecar", []string{"v1", "v1beta1", "v1alpha3"}, read[istio.Sidecar]},
 	{"", SecretKind, []string{"v1"}, read[secretSpec]},
+	{"", configMapKind, []string{"v1"}, read[configMapSpec]},
 	{gatewayGroup, "GatewayClass", []string{"v1", "v1beta1"}, read[gatewayapi.GatewayClassSpec]},
 	{gatewayGroup, "Gateway", []string{"v1", "v1beta1"}, read[gatewayapi.GatewaySpec]},
 	{gatewayGroup, "HTTPRoute", []string{"v1", "v1beta1"}, read[gatewayapi.HTTPRouteSpec]},
 	{gatewayGroup, "GRPCRoute", []string{"v1"}, read[gatewayapi.GRPCRouteSpec]},
 	{gatewayGroup, "TLSRoute", []string{"v1", "v1alpha3", "v1alpha2"}, read[gatewayapi.TLSRouteSpec]},
 	{gatewayGroup, "TCPRoute", []string{"v1", "v1alpha2"}, read[gatewayapi.TCPRouteSpec]},
+	{gatewayGroup, "BackendTLSPolicy", []string{"v1", "v1alpha3"}, read[gatewayapi.BackendTLSPolicySpec]},
 	{gatewayGroup, "ReferenceGrant", []string{"v1", "v1beta1"}, read[gatewayapi.ReferenceGrantSpec]},
 	{trafficGroup, "MeshTrafficPolicy", []string{"v1"}, read[MeshTrafficPolicy]},
 	{trafficGroup, "ExtensionProvider", []string{"v1"}, read[ExtensionProvider]},
@@ -60,7 +62,7 @@ func Kinds() []string {
 // FindKind returns group and kind of a name as people type it: virtualservice, VirtualService, virtualservices, vs.
 func FindKind(s string) (group, name string, ok bool) {
 	l := strings.ToLower(s)
-	for short, full := range map[string]string{"vs": "virtualservice", "dr": "destinationrule", "ap": "authorizationpolicy", "ra": "requestauthentication", "pa": "peerauthentication", "se": "serviceentry", "we": "workloadentry", "refgrant": "referencegrant", "mtp": "meshtrafficpolicy", "gw": "gateway"} {
+	for short, full := range map[string]string{"vs": "virtualservice", "dr": "destinationrule", "ap": "authorizationpolicy", "ra": "requestauthentication", "pa": "peerauthentication", "se": "serviceentry", "we": "workloadentry", "refgrant": "referencegrant", "mtp": "meshtrafficpolicy", "gw": "gateway", "cm": "configmap", "btlspolicy": "backendtlspolicy"} {
 		if l == short {
 			l = full
 		}
@@ -292,6 +294,10 @@ func read[T any](d *doc) {
 		_, probs = compileAPIGateway(d.key, s)
 	case *secretSpec:
 		_, probs = compileSecret(d.key, s)
+	case *configMapSpec:
+		probs = compileConfigMap(d.key, s)
+	case *gatewayapi.BackendTLSPolicySpec:
+		_, probs = compileBackendTLS(d.key, s)
 	case *gatewayapi.ReferenceGrantSpec:
 		_, probs = compileGrant(d.key, s)
 	case *MeshTrafficPolicy:
@@ -377,7 +383,7 @@ func byAge(ps []mesh.Policy) []mesh.Policy {
 }
 
 func assemble(td mesh.TrustDomain, index uint64, ps []mesh.Policy, docs []*decoded) *Model {
-	m := &Model{secrets: map[SecretRef]uint64{}, providers: map[mesh.PolicyKey]*Provider{}, limited: map[RouteRef][]*Limit{}, index: index, td: td, services: map[mesh.ServiceName]*ServicePolicy{}, authz: &authzIndex{},
+	m := &Model{secrets: map[SecretRef]uint64{}, configMaps: map[mesh.PolicyKey]string{}, providers: map[mesh.PolicyKey]*Provider{}, limited: map[RouteRef][]*Limit{}, index: index, td: td, services: map[mesh.ServiceName]*ServicePolicy{}, authz: &authzIndex{},
 		declared: map[mesh.ServiceName]*mesh.Entry{}, foreign: map[mesh.ServiceName]mesh.ServiceName{}, sidecars: map[string][]*sidecar{}}
 	g := &gateway{grants: map[grant]bool{}, classes: map[string]bool{}, edges: edges{gateways: map[string]*Gateway{}}, delegates: delegates{}, soonest: map[mesh.ServiceName]bool{}}
 	for i, d := range docs {
@@ -393,6 +399,7 @@ func assemble(td mesh.TrustDomain, index uint64, ps []mesh.Policy, docs []*decod
 	g.edges.bind(m)
 	m.settle()
 	m.provided()
+	m.secureBackends(g.backends)
 	m.preferSoonest(g.soonest)
 	return m
 }
@@ -446,6 +453,11 @@ func (m *Model) add(p mesh.Policy, d *decoded, g *gateway) {
 	case *gatewayapi.GatewaySpec:
 		gw, _ := compileAPIGateway(p.PolicyKey, s)
 		g.gateways = append(g.gateways, gw)
+	case *configMapSpec:
+		m.configMaps[p.PolicyKey] = s.Data[caKey]
+	case *gatewayapi.BackendTLSPolicySpec:
+		b, _ := compileBackendTLS(p.PolicyKey, s)
+		g.backends = append(g.backends, b)
 	case *secretSpec:
 		m.secrets[SecretRef{p.Namespace, p.Name}] = p.Modified
 	case *gatewayapi.ReferenceGrantSpec:
@@ -518,15 +530,15 @@ func namedHosts(p mesh.Policy) (out []mesh.ServiceName, all bool) {
 		return nil, false
 	}
 	switch p.Kind {
-	case "ReferenceGrant", "WorkloadEntry", SecretKind, "GatewayClass", "ExtensionProvider":
+	case "ReferenceGrant", "WorkloadEntry", SecretKind, configMapKind, "GatewayClass", "ExtensionProvider":
 		return nil, true
 	}
 	spec := docs[0].Root.Get("spec")
-	if p.Kind == "MeshTrafficPolicy" {
-		return namedParents(spec.Get("targetRefs"), p.Namespace)
+	if p.Kind == "MeshTrafficPolicy" || p.Kind == "BackendTLSPolicy" {
+		return namedRefs(spec.Get("targetRefs"), p.Namespace, "")
 	}
 	if p.Group == gatewayGroup {
-		return namedParents(spec.Get("parentRefs"), p.Namespace)
+		return namedRefs(spec.Get("parentRefs"), p.Namespace, "Gateway")
 	}
 	var names []*strictyaml.Node
 	switch p.Kind {
@@ -550,8 +562,8 @@ func namedHosts(p mesh.Policy) (out []mesh.ServiceName, all bool) {
 	return out, all
 }
 
-// namedParents is namedHosts for parentRefs. What is no Service governs no call of one.
-func namedParents(refs *strictyaml.Node, from string) (out []mesh.ServiceName, all bool) {
+// namedRefs is namedHosts for references, whose kind may be left out. What is a Gateway governs no call of a service; what is neither may.
+func namedRefs(refs *strictyaml.Node, from, kind string) (out []mesh.ServiceName, all bool) {
 	if refs == nil || refs.Kind != strictyaml.List || len(refs.Vals) == 0 {
 		return nil, false
 	}
@@ -563,7 +575,12 @@ func namedParents(refs *strictyaml.Node, from string) (out []mesh.ServiceName, a
 			}
 			return absent
 		}
-		if text("kind", "Gateway") != "Service" {
+		switch text("kind", kind) {
+		case "Service":
+		case "Gateway":
+			continue
+		default:
+			all = false
 			continue
 		}
 		if s, err := mesh.NewServiceName(text("namespace", from), text("name", "")); err == nil {

@@ -30,6 +30,7 @@ func (c *destinationCompiler) tls(path string, t *istio.ClientTLS) (out TLS) {
 		case t.Mode == "ISTIO_MUTUAL" && !c.ours:
 			c.fail(path+".mode", "write SIMPLE or MUTUAL", "ISTIO_MUTUAL: a host outside of the mesh does not know the mesh's certificates")
 		}
+		out.Set = true
 		return out
 	case "SIMPLE", "MUTUAL":
 	default:
@@ -63,7 +64,7 @@ func (c *destinationCompiler) tls(path string, t *istio.ClientTLS) (out TLS) {
 			c.fail(fmt.Sprintf("%s.subjectAltNames[%d]", path, i), "write a DNS name, an address or a URI", "%q is no name of a certificate", s)
 		}
 	}
-	return TLS{On: true, CertFile: t.ClientCertificate, KeyFile: t.PrivateKey, CAFile: t.CACertificates, SNI: t.SNI, SANs: strings.Join(t.SubjectAltNames, ",")}
+	return TLS{On: true, Set: true, CertFile: t.ClientCertificate, KeyFile: t.PrivateKey, CAFile: t.CACertificates, SNI: t.SNI, SANs: strings.Join(t.SubjectAltNames, ",")}
 }
 
 // isHost reports whether s is a DNS name.

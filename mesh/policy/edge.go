@@ -98,6 +98,8 @@ type ServerTLS struct {
 	CAFile       string
 	Secrets      []SecretRef // without a namespace: in that of the gateway's instance
 	CASecret     SecretRef
+	HasCAs       bool     // the authorities of clients are CAs,
+	CAs          string   // in PEM; "" are none: nobody is let in
 	SANs         []string // of clients' certificates, any of them; empty is all
 	SPKI, Hash   [][32]byte
 	Min, Max     uint16 // versions, as in crypto/tls

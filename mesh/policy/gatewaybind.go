@@ -22,6 +22,7 @@ type gateway struct {
 	classes  map[string]bool
 
 	delegates delegates
+	backends  []*backendTLS             // the older first
 	soonest   map[mesh.ServiceName]bool // services that want PeakEWMA
 }
 

@@ -28,6 +28,8 @@ type listener struct {
 	all   bool     // routes of all namespaces; else those of the Gateway's
 	none  bool     // nobody
 	kinds []string // of routes
+
+	clients []string // ConfigMaps with the authorities of clients; nil when they show no certificate
 }
 
 func compileGatewayClass(key mesh.PolicyKey, s *gatewayapi.GatewayClassSpec) []fieldError {
@@ -71,6 +73,7 @@ func compileAPIGateway(key mesh.PolicyKey, s *gatewayapi.GatewaySpec) (*apiGatew
 			c.fail(path+".type", "write Hostname or IPAddress", "%q is not supported", a.Type)
 		}
 	}
+	clients := c.frontend("tls.frontend", s.TLS)
 	names := map[string]bool{}
 	for i := range s.Listeners {
 		path, l := fmt.Sprintf("listeners[%d]", i), &s.Listeners[i]
@@ -79,10 +82,58 @@ func compileAPIGateway(key mesh.PolicyKey, s *gatewayapi.GatewaySpec) (*apiGatew
 		}
 		c.ruleName(path, l.Name, names)
 		server, who := c.listener(path, i, l)
-		server.Bind = bind
+		if server.Bind = bind; server.TLS != nil && server.TLS.Mode == TLSSimple {
+			var own bool
+			if who.clients, own = clients[l.Port]; !own {
+				who.clients = clients[0]
+			}
+			if who.clients != nil {
+				server.TLS.Mode, server.TLS.HasCAs = TLSMutual, true
+			}
+		}
 		g.Servers, g.listeners = append(g.Servers, server), append(g.listeners, who)
 	}
 	return g, c.errs
+}
+
+// frontend says by which ConfigMaps clients are known at each port; 0 are all others. nil is a port whose clients show no certificate.
+func (c *compiler) frontend(path string, t *gatewayapi.GatewayTLS) map[uint16][]string {
+	if t == nil || t.Frontend == nil {
+		return nil
+	}
+	f, out := t.Frontend, map[uint16][]string{}
+	out[0] = c.clientTLS(path+".default", &f.Default)
+	for i, p := range f.PerPort {
+		path := fmt.Sprintf("%s.perPort[%d]", path, i)
+		if _, twice := out[p.Port]; p.Port == 0 || twice {
+			c.fail(path+".port", "name each port once", "is missing, or %d is there twice", p.Port)
+		}
+		out[p.Port] = c.clientTLS(path+".tls", &p.TLS)
+	}
+	return out
+}
+
+func (c *compiler) clientTLS(path string, t *gatewayapi.FrontendClients) (names []string) {
+	v := t.Validation
+	if v == nil {
+		return nil
+	}
+	path += ".validation"
+	if v.Mode != "" && v.Mode != "AllowValidOnly" {
+		c.fail(path+".mode", "write AllowValidOnly, or leave it out", "%q: a certificate that nobody vouches for proves nothing", v.Mode)
+	}
+	if len(v.CACertificateRefs) == 0 {
+		c.fail(path+".caCertificateRefs", "name a ConfigMap", "is missing or empty")
+	}
+	for i, r := range v.CACertificateRefs {
+		path := fmt.Sprintf("%s.caCertificateRefs[%d]", path, i)
+		c.caRef(path, r.Group, r.Kind, r.Name)
+		if r.Namespace != "" && r.Namespace != c.key.Namespace {
+			c.fail(path+".namespace", "put the ConfigMap beside the Gateway", "%q is not the Gateway's", r.Namespace)
+		}
+		names = append(names, r.Name)
+	}
+	return names
 }
 
 // kindsOf are the kinds of routes that a listener may have, by its protocol.
@@ -206,6 +257,11 @@ func (g *gateway) bindGateways(m *Model) {
 		by[gw.Key.Namespace+"/"+gw.Key.Name] = gw
 		m.gateways = append(m.gateways, gw.Gateway)
 		g.checkSecrets(m, gw)
+		for i, l := range gw.listeners {
+			if l.clients != nil {
+				gw.Servers[i].TLS.CAs = m.authorities(gw.Key, gw.Key.Namespace, l.clients)
+			}
+		}
 	}
 	at := map[*GatewayServer]map[string][]*gatewayRoute{}
 	for _, r := range g.routes {

@@ -142,8 +142,8 @@ func TestEveryFieldOfRateLimitsIsInTheModel(t *testing.T) {
 		reflect.TypeFor[RateLimit]():         "Name Port Requests Connections Global Per Burst By Match",
 		reflect.TypeFor[RateLimitKey]():      "Caller Header Address",
 		reflect.TypeFor[RateLimitMatch]():    "URI Method Authority Headers SourceNamespace",
-		reflect.TypeFor[GlobalRateLimit](): "Service Port Domain Timeout FailureModeDeny Descriptor",
-		reflect.TypeFor[DescriptorEntry](): "Key Value Header Caller Address Method Path",
+		reflect.TypeFor[GlobalRateLimit]():   "Service Port Domain Timeout FailureModeDeny Descriptor",
+		reflect.TypeFor[DescriptorEntry]():   "Key Value Header Caller Address Method Path",
 	} {
 		var got []string
 		for f := range typ.Fields() {

@@ -30,7 +30,6 @@ var refused = map[string]string{
 	"networking.k8s.io/NetworkPolicy": "write an AuthorizationPolicy of security.istio.io/v1: it knows callers by their certificates, not by addresses",
 	"/Namespace":                      "namespaces are there as soon as a service or policy is in one: remove it",
 	"/ServiceAccount":                 "a service's account is in its definition, docs/services.md: remove it",
-	"/ConfigMap":                      "the mesh is configured by policies and by each agent's file: remove it",
 	"/Pod":                            "meshagent runs no containers: systemd runs the service, a section [X-Mesh] of its unit registers it, docs/services.md",
 	"apps/Deployment":                 "meshagent runs no containers: systemd runs the service, a section [X-Mesh] of its unit registers it, docs/services.md",
 	"apps/StatefulSet":                "meshagent runs no containers: systemd runs the service, a section [X-Mesh] of its unit registers it, docs/services.md",

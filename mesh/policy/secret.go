@@ -58,7 +58,7 @@ func (v *secretValues) UnmarshalNode(n *strictyaml.Node) error {
 	return nil
 }
 
-// lift moves what is a Secret's own from beside its head into a spec, so that it is read as all other resources are.
+// lift moves what is a Secret's or ConfigMap's own from beside its head into a spec, so that it is read as all other resources are.
 func lift(d strictyaml.Document) (strictyaml.Document, bool) {
 	text := func(key string) string {
 		if n := d.Root.Get(key); n != nil {
@@ -66,7 +66,7 @@ func lift(d strictyaml.Document) (strictyaml.Document, bool) {
 		}
 		return ""
 	}
-	if text("apiVersion") != "v1" || text("kind") != SecretKind || d.Root.Get("spec") != nil {
+	if text("apiVersion") != "v1" || text("kind") != SecretKind && text("kind") != configMapKind || d.Root.Get("spec") != nil {
 		return d, false
 	}
 	spec := &strictyaml.Node{Kind: strictyaml.Map, Line: d.Line}
@@ -211,7 +211,7 @@ func (r SecretRef) In(namespace string) SecretRef {
 // CASecrets are where the authorities of clients may be, the first that has them counts; none where no client shows a certificate.
 func (t *ServerTLS) CASecrets() []SecretRef {
 	switch {
-	case t.Mode == TLSSimple || t.CAFile != "":
+	case t.Mode == TLSSimple || t.CAFile != "" || t.HasCAs:
 		return nil
 	case t.CASecret.Name != "":
 		return []SecretRef{t.CASecret}

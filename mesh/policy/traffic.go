@@ -157,6 +157,9 @@ type TLS struct {
 	CertFile, KeyFile, CAFile string // on the caller's host; "" for CAFile are the system's roots
 	SNI                       string // "" is the host that is called
 	SANs                      string // by comma: one of them must be the certificate's; "" is the name of SNI
+	CA                        string // certificates of authorities, in PEM, in the place of CAFile
+	Untrusted                 bool   // the authorities that should be here are not: nobody is trusted
+	Set                       bool   // a policy says it, even if that is not On
 }
 
 // RetryBudget bounds the retries in flight towards a destination: a part of the calls in flight, or of those that began in the last

@@ -12,7 +12,7 @@ import (
 )
 
 // TestEveryFieldOfTheGatewayAPIIsKnown holds the types to testdata/fields-v1.6.1.txt: the paths of the properties below spec in
-// version v1 of config/crd/experimental/gateway.networking.k8s.io_{httproutes,grpcroutes,tlsroutes,tcproutes,referencegrants,gateways,gatewayclasses}.yaml of that
+// version v1 of config/crd/experimental/gateway.networking.k8s.io_{httproutes,grpcroutes,tlsroutes,tcproutes,referencegrants,gateways,gatewayclasses,backendtlspolicies}.yaml of that
 // release. Below a field that is refused nothing is compared.
 func TestEveryFieldOfTheGatewayAPIIsKnown(t *testing.T) {
 	b, err := os.ReadFile("testdata/fields-v1.6.1.txt")
@@ -22,7 +22,7 @@ func TestEveryFieldOfTheGatewayAPIIsKnown(t *testing.T) {
 	theirs := strings.Fields(string(b))
 	var ours, refused []string
 	for name, typ := range map[string]reflect.Type{"HTTPRoute": reflect.TypeFor[HTTPRouteSpec](), "GRPCRoute": reflect.TypeFor[GRPCRouteSpec](),
-		"TLSRoute": reflect.TypeFor[TLSRouteSpec](), "TCPRoute": reflect.TypeFor[TCPRouteSpec](), "Gateway": reflect.TypeFor[GatewaySpec](), "GatewayClass": reflect.TypeFor[GatewayClassSpec](), "ReferenceGrant": reflect.TypeFor[ReferenceGrantSpec]()} {
+		"TLSRoute": reflect.TypeFor[TLSRouteSpec](), "TCPRoute": reflect.TypeFor[TCPRouteSpec](), "Gateway": reflect.TypeFor[GatewaySpec](), "GatewayClass": reflect.TypeFor[GatewayClassSpec](), "ReferenceGrant": reflect.TypeFor[ReferenceGrantSpec](), "BackendTLSPolicy": reflect.TypeFor[BackendTLSPolicySpec]()} {
 		walk(name, typ, &ours, &refused)
 	}
 	theirs = slices.DeleteFunc(theirs, func(p string) bool {

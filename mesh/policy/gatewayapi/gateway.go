@@ -16,8 +16,45 @@ type GatewaySpec struct {
 	Addresses        []GatewayAddress `yaml:"addresses"`
 	Infrastructure   Infrastructure   `yaml:"infrastructure"`
 	AllowedListeners AllowedListeners `yaml:"allowedListeners"`
-	TLS              GatewayTLS       `yaml:"tls"`
+	TLS              *GatewayTLS      `yaml:"tls"`
 	DefaultScope     DefaultScope     `yaml:"defaultScope"`
+}
+
+// GatewayTLS is what holds for all listeners that speak TLS.
+type GatewayTLS struct {
+	Backend  GatewayBackendTLS `yaml:"backend"`
+	Frontend *FrontendTLS      `yaml:"frontend"`
+}
+
+// FrontendTLS is how clients prove who they are.
+type FrontendTLS struct {
+	Default FrontendClients `yaml:"default"`
+	PerPort []TLSOfAPort    `yaml:"perPort"`
+}
+
+// TLSOfAPort takes the place of the default at a port.
+type TLSOfAPort struct {
+	Port uint16          `yaml:"port"`
+	TLS  FrontendClients `yaml:"tls"`
+}
+
+// FrontendClients is how clients are known; without Validation they show no certificate.
+type FrontendClients struct {
+	Validation *ClientValidation `yaml:"validation"`
+}
+
+// ClientValidation is how a client's certificate is checked. Mode is AllowValidOnly, the default.
+type ClientValidation struct {
+	CACertificateRefs []ClientCARef `yaml:"caCertificateRefs"`
+	Mode              string        `yaml:"mode"`
+}
+
+// ClientCARef names a ConfigMap with the certificates of authorities.
+type ClientCARef struct {
+	Group     string `yaml:"group"`
+	Kind      string `yaml:"kind"`
+	Name      string `yaml:"name"`
+	Namespace string `yaml:"namespace"`
 }
 
 // Listener is a port, or one of several that share it and differ by their host.
@@ -71,13 +108,13 @@ type GatewayAddress struct {
 
 // The fields that are refused.
 type (
-	ParametersRef    struct{}
-	Infrastructure   struct{}
-	AllowedListeners struct{}
-	GatewayTLS       struct{}
-	DefaultScope     struct{}
-	TLSOptions       struct{}
-	RouteSelector    struct{}
+	ParametersRef     struct{}
+	Infrastructure    struct{}
+	AllowedListeners  struct{}
+	GatewayBackendTLS struct{}
+	DefaultScope      struct{}
+	TLSOptions        struct{}
+	RouteSelector     struct{}
 )
 
 // UnmarshalNode refuses the field.
@@ -96,8 +133,8 @@ func (*AllowedListeners) UnmarshalNode(*strictyaml.Node) error {
 }
 
 // UnmarshalNode refuses the field.
-func (*GatewayTLS) UnmarshalNode(*strictyaml.Node) error {
-	return refuse("write a Gateway of networking.istio.io with mode MUTUAL for certificates of clients")
+func (*GatewayBackendTLS) UnmarshalNode(*strictyaml.Node) error {
+	return refuse("write a DestinationRule with mode MUTUAL, clientCertificate and privateKey for the services that want a certificate")
 }
 
 // UnmarshalNode refuses the field.
