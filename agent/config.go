@@ -78,7 +78,13 @@ type Proxy struct {
 type Gateway struct {
 	Addresses    []netip.Addr `yaml:"addresses"`    // where they listen; all of this host but loopback; if address is loopback, that one
 	Certificates string       `yaml:"certificates"` // directory of the files that Gateways name; /etc/meshagent/certificates
+
+	TrustedProxies    []netip.Prefix `yaml:"trustedProxies"`    // networks of proxies that stand before gateways; none by default
+	ProxyProtocol     bool           `yaml:"proxyProtocol"`     // their connections begin with a PROXY header, of version 1 or 2
+	NumTrustedProxies int            `yaml:"numTrustedProxies"` // of them in a row, which add to X-Forwarded-For; 0: it is not believed
 }
+
+const maxTrustedProxies = 16
 
 // Tokens says how the keys of those who sign tokens of users are fetched.
 type Tokens struct {
@@ -223,6 +229,17 @@ func (c *Config) check(file string) error {
 		if a.IsUnspecified() || a.IsMulticast() || a.Zone() != "" {
 			bad(fmt.Sprintf("gateway.addresses[%d]", i), "%v is no address of a host: leave addresses out for all of them", a)
 		}
+	}
+	for i, p := range c.Gateway.TrustedProxies {
+		if p != p.Masked() {
+			bad(fmt.Sprintf("gateway.trustedProxies[%d]", i), "%v has bits beyond its length: write %v", p, p.Masked())
+		}
+	}
+	if n := c.Gateway.NumTrustedProxies; n < 0 || n > maxTrustedProxies {
+		bad("gateway.numTrustedProxies", "%d is not from 0 to %d", n, maxTrustedProxies)
+	}
+	if g := &c.Gateway; len(g.TrustedProxies) == 0 && (g.ProxyProtocol || g.NumTrustedProxies > 0) {
+		bad("gateway.trustedProxies", "is missing: without it everybody could say who he is; write the networks of the proxies, such as 10.0.0.0/8")
 	}
 	for i, s := range c.Tokens.Allow {
 		if err := fetch.CheckAllow(s); err != nil {

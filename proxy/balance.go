@@ -65,7 +65,7 @@ func (c *call) key(d *destination) uint64 {
 	switch {
 	case h == nil:
 	case h.SourceIP:
-		if ip := c.caller.source.IP; !ip.IsLoopback() || !d.self.IsValid() {
+		if ip := c.clientIP(); !ip.IsLoopback() || !d.self.IsValid() {
 			return lb.HashAddr(ip)
 		}
 		return lb.HashAddr(d.self) // as other hosts see callers of this one

@@ -24,6 +24,7 @@ const (
 )
 
 var (
+	cameByHTTPS  = []byte("https")
 	dropReserved = route.Reserved()
 	protected    = http1.NewNames(requestID) // a caller's Connection does not strike it out
 )
@@ -376,7 +377,11 @@ func (c *call) change(q *http1.Edit, s *split, t *target, l *link, now time.Time
 	q.Set, q.Add = q.Set[:0], append(q.Add[:0], s.request.Add...)
 	for _, p := range s.request.Set {
 		if p.Value == nil && p.Name == forwardedFor {
-			p.Value = c.caller.ip
+			if p.Value = c.caller.ip; c.remoteText != nil {
+				p.Value = c.remoteText
+			}
+		} else if c.https && p.Name == forwardedProto {
+			p.Value = cameByHTTPS
 		} else if p.Value == nil {
 			p.Value = c.wireID
 		}

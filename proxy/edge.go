@@ -76,6 +76,7 @@ type edgeConn struct {
 	from   netip.Addr  // that is counted
 	server *edgeServer // that the client asked for by SNI; nil without TLS
 	sni    string
+	front  bool   // what the peer says of its clients is believed
 	cert   []byte // what X-Forwarded-Client-Cert says of the client's certificate; nil without one
 }
 
@@ -213,8 +214,8 @@ func (p *Proxy) listenEdge(at netip.AddrPort, x *edgeSpec) (*edgePort, error) {
 	p.work.Go(func() {
 		defer close(l.done)
 		serve := func() error { return p.engine.Serve(ctx, ln, l) }
-		if secure(l.kind) {
-			serve = func() error { return l.serveTLS(ctx, ln) }
+		if secure(l.kind) || l.p.c.Fronts.Proxy {
+			serve = func() error { return l.serveNet(ctx, ln) }
 		}
 		if err := serve(); err != nil {
 			p.warn("a port of a gateway was closed", "address", at, "err", err)
@@ -259,12 +260,12 @@ func clientOf(a netip.Addr) netip.Addr {
 	return a
 }
 
-// enter counts a connection, if there is room for it. With hand its handshake is counted, too.
-func (l *edgePort) enter(from netip.Addr, hand int) bool {
+// enter counts a connection, if there is room for it. With hand its handshake is counted, too. Of a front any number may come.
+func (l *edgePort) enter(from netip.Addr, hand int, front bool) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	c := l.clients[from]
-	if l.all.conns >= maxEdgeConns || c.conns >= maxEdgeSource || hand > 0 && (l.all.hands >= maxEdgeHandshakes || c.hands >= maxEdgeHands) {
+	if l.all.conns >= maxEdgeConns || hand > 0 && l.all.hands >= maxEdgeHandshakes || !front && (c.conns >= maxEdgeSource || hand > 0 && c.hands >= maxEdgeHands) {
 		l.p.metrics.refused.With(l.asks.Load().gateway.Service.String()).Inc()
 		return false
 	}
@@ -289,10 +290,10 @@ func (l *edgePort) countLocked(from netip.Addr, d clients) {
 }
 
 // conn makes what is kept of a client's connection.
-func (l *edgePort) conn(remote netip.Addr) *edgeConn {
+func (l *edgePort) conn(remote netip.Addr, front bool) *edgeConn {
 	in, td := l.asks.Load().gateway, l.p.current().snap.TrustDomain
 	ip, id := remote.Unmap().WithZone(""), in.Identity(td)
-	return &edgeConn{port: l, from: clientOf(remote), caller: caller{who: l.p.links.arrive(id),
+	return &edgeConn{port: l, from: clientOf(remote), front: front && l.p.c.Fronts.Hops > 0, caller: caller{who: l.p.links.arrive(id),
 		source: policy.Source{Identity: id, Labels: in.Labels, IP: ip}, ip: ip.AppendTo(nil)}}
 }
 

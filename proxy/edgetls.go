@@ -34,8 +34,9 @@ type secured struct {
 	config *tls.Config
 }
 
-// serveTLS accepts until ctx ends. Handshakes are in goroutines; then the connection moves into an event loop.
-func (l *edgePort) serveTLS(ctx context.Context, ln net.Listener) error {
+// serveNet accepts until ctx ends. What comes before the first request, as a handshake, is in goroutines; then the connection moves into an
+// event loop.
+func (l *edgePort) serveNet(ctx context.Context, ln net.Listener) error {
 	defer context.AfterFunc(ctx, func() { ln.Close() })()
 	for {
 		nc, err := ln.Accept()
@@ -55,28 +56,46 @@ func (l *edgePort) serveTLS(ctx context.Context, ln net.Listener) error {
 			}
 			continue
 		}
-		remote := netip.AddrPortFrom(netip.IPv4Unspecified(), 0)
+		peer := netip.IPv4Unspecified()
 		if a, ok := nc.RemoteAddr().(*net.TCPAddr); ok {
-			remote = a.AddrPort()
+			peer = a.AddrPort().Addr()
 		}
-		from := clientOf(remote.Addr())
-		if !l.enter(from, 1) {
+		front := l.p.c.Fronts.Has(peer)
+		if !l.enter(clientOf(peer), 1, front) {
 			nc.Close()
 			continue
 		}
-		l.p.work.Go(func() {
-			c := l.conn(remote.Addr())
-			t, first, err := l.welcome(c, nc)
-			l.count(from, clients{hands: -1})
-			if err != nil {
-				nc.Close()
-				l.p.metrics.handshakes.With(l.asks.Load().gateway.Service.String()).Inc()
-				l.p.c.Log.Debug("a client shook hands in vain", "address", l.at, "client", remote, "sni", c.sni, "err", err)
-			}
-			if err != nil || !l.p.engine.AddRead(t, c, first) {
-				c.gone()
-			}
-		})
+		l.p.work.Go(func() { l.receive(nc, peer, front) })
+	}
+}
+
+// receive takes in a connection that was counted with its handshake.
+func (l *edgePort) receive(nc net.Conn, peer netip.Addr, front bool) {
+	client, err := peer, error(nil)
+	if front && l.p.c.Fronts.Proxy {
+		if client, err = readProxy(l.p.life, nc, edgeHandshake); !client.IsValid() {
+			client = peer
+		}
+		l.count(clientOf(peer), clients{-1, -1})
+		if !l.enter(clientOf(client), 1, client == peer) {
+			nc.Close()
+			return
+		}
+	}
+	c := l.conn(client, front)
+	var first []byte
+	t := nc
+	if err == nil && secure(l.kind) {
+		t, first, err = l.welcome(c, nc)
+	}
+	l.count(c.from, clients{hands: -1})
+	if err != nil {
+		nc.Close()
+		l.p.metrics.handshakes.With(l.asks.Load().gateway.Service.String()).Inc()
+		l.p.c.Log.Debug("a client shook hands in vain", "address", l.at, "client", client, "sni", c.sni, "err", err)
+	}
+	if err != nil || !l.p.engine.AddRead(t, c, first) {
+		c.gone()
 	}
 }
 

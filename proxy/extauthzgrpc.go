@@ -62,7 +62,7 @@ func (c *call) checkMessage(q *policy.Request, principal string) []byte {
 		m.inner(1, func(m *message) { // source
 			m.inner(1, func(m *message) { // address
 				m.inner(1, func(m *message) { // socket_address
-					m.text(2, q.Source.IP.String())
+					m.text(2, q.Source.First().String())
 				})
 			})
 			if !q.Source.Identity.IsZero() {

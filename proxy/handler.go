@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"net/http"
+	"net/netip"
 	"strconv"
 	"strings"
 	"time"
@@ -43,8 +44,12 @@ type state struct {
 	edge     *edgeConn // nil but for a client of a gateway
 	edgeView *edgeView
 	asks     policy.Request // as the gateway is asked about its client
-	rule     *rule
-	split    *split
+	remote   netip.Addr     // of that client, as a front says; the zero value is that of the connection
+	https    bool           // the client came by it, as a front says
+
+	remoteText []byte // of remote
+	rule       *rule
+	split      *split
 
 	q, sent  policy.Request // as it came, as it is sent
 	wire     []byte         // path and query as they are sent, nil for those that came
@@ -112,8 +117,9 @@ func (h handler) Accept(conn *engine.Conn) {
 		conn.Admit(nil)
 	case *edgePort:
 		conn.Account = h.account(t.asks.Load().gateway.Service)
-		if from := clientOf(conn.Remote.Addr()); t.enter(from, 0) {
-			t.accept(conn, t.conn(conn.Remote.Addr()))
+		peer := conn.Remote.Addr()
+		if front := h.c.Fronts.Has(peer); t.enter(clientOf(peer), 0, front) {
+			t.accept(conn, t.conn(peer, front))
 		} else {
 			conn.Close()
 		}

@@ -24,8 +24,16 @@ func (c *call) ingress() *fault {
 	case x.Request.Host == nil:
 		return errAmbiguous // nobody says whom it is for
 	}
-	if f := c.read(c.edge.source, l.at.Port()); f != nil {
+	source := c.edge.source
+	if c.edge.front {
+		c.behindFronts()
+		source.Remote = c.remote
+	}
+	if f := c.read(source, l.at.Port()); f != nil {
 		return f
+	}
+	if c.https {
+		c.q.Scheme = "https"
 	}
 	server, ok := v.spec.byHost.Find(c.q.Authority)
 	if secure(l.kind) {
@@ -41,7 +49,7 @@ func (c *call) ingress() *fault {
 	if !ok {
 		return errNoRoute
 	}
-	if server.Redirect {
+	if server.Redirect && !c.https {
 		c.respond(&noAction, toHTTPS.Code, nil, http1.Pair{Name: "Location", Value: []byte(toHTTPS.Location(&c.q, text(x.Request.Host)))})
 		return nil
 	}
@@ -80,7 +88,7 @@ func (c *call) letIn() *fault {
 
 func (c *call) admission(m *policy.Model) *fault {
 	c.asks = c.q // not of the stack: policy is asked by pointer
-	c.asks.Source = policy.Source{IP: c.edge.source.IP}
+	c.asks.Source = policy.Source{IP: c.edge.source.IP, Remote: c.remote}
 	if f := c.verifyUser(m, &c.edgeView.target, &c.asks); f != nil {
 		return f
 	}

@@ -84,7 +84,7 @@ type Callers interface {
 	Caller(ctx context.Context, client, server netip.AddrPort) (mesh.Identity, *mesh.Instance)
 }
 
-// Config is what New needs; all but HTTPPort, VIPFile, AccessLog, Metrics, Dial, Held, Loops, Sockets, EdgeAddrs and Credentials is required.
+// Config is what New needs; all but HTTPPort, VIPFile, AccessLog, Metrics, Dial, Held, Loops, Sockets, EdgeAddrs, Fronts and Credentials is required.
 type Config struct {
 	Snapshots Snapshots
 	TLS       TLS
@@ -101,6 +101,7 @@ type Config struct {
 	Sockets   Sockets                                                        // opens the ports of services and gateways; nil: the network
 	// EdgeAddrs returns where gateways of this host listen if their Gateway names no address; nil: nowhere.
 	EdgeAddrs   func() []netip.Addr
+	Fronts      Fronts      // before gateways; the zero value: none
 	Credentials Credentials // of gateways; nil: none
 }
 

@@ -241,7 +241,7 @@ func (c *call) keyOf(l *limiter, q *policy.Request) uint64 {
 		h.WriteString(c.who.text)
 	}
 	if l.ByAddress {
-		a := clientOf(q.Source.IP).As16()
+		a := clientOf(q.Source.First()).As16()
 		h.Write(a[:])
 	}
 	if l.ByHeader != "" {

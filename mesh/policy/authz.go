@@ -458,7 +458,7 @@ func (f *authzSource) matches(r *Request, who caller, deny bool) bool {
 		}
 	}
 	return (len(f.domains) == 0 || domain(f.domains)) && !domain(f.notDomains) &&
-		inBlocks(f.ips, f.notIPs, src.IP) && inBlocks(f.remotes, f.notRemotes, src.remote()) &&
+		inBlocks(f.ips, f.notIPs, src.IP) && inBlocks(f.remotes, f.notRemotes, src.First()) &&
 		(len(f.accounts) == 0 || anyAccount(f.accounts, src.Identity)) && !anyAccount(f.notAccounts, src.Identity)
 }
 

@@ -214,7 +214,7 @@ func (a *authz) holds(c *clause, t *Target, r *Request, who caller) bool {
 	case ofSourceIP:
 		return inBlocks(c.in, c.notIn, r.Source.IP)
 	case ofRemoteIP:
-		return inBlocks(c.in, c.notIn, r.Source.remote())
+		return inBlocks(c.in, c.notIn, r.Source.First())
 	case ofNamespace:
 		ns := r.Source.Identity.Namespace()
 		return (len(c.values) == 0 || anyString(c.values, ns)) && !anyString(c.not, ns)
@@ -270,8 +270,8 @@ func inBlocks(in, notIn []netip.Prefix, a netip.Addr) bool {
 	return (len(in) == 0 || anyBlock(in, a)) && !anyBlock(notIn, a)
 }
 
-// remote is who called first.
-func (s *Source) remote() netip.Addr {
+// First is the address of who called first.
+func (s *Source) First() netip.Addr {
 	if s.Remote.IsValid() {
 		return s.Remote
 	}

@@ -130,7 +130,7 @@ func (c *compiler) descriptorEntry(path string, e *DescriptorEntry) entry {
 		}
 		return q.Source.Identity.String()
 	})
-	is(e.Address, func(q *Request) string { return q.Source.IP.String() })
+	is(e.Address, func(q *Request) string { return q.Source.First().String() })
 	is(e.Method, func(q *Request) string { return q.Method })
 	is(e.Path, func(q *Request) string { return q.Path })
 	switch {
