@@ -31,6 +31,7 @@ type Config struct {
 	Proxy       Proxy       `yaml:"proxy"`
 	Gateway     Gateway     `yaml:"gateway"`
 	Tokens      Tokens      `yaml:"tokens"`
+	ACME        ACME        `yaml:"acme"`
 	Log         Log         `yaml:"log"`
 	Raft        Raft        `yaml:"raft"`
 	CA          CA          `yaml:"ca"`
@@ -90,6 +91,11 @@ const maxTrustedProxies = 16
 type Tokens struct {
 	Allow []string `yaml:"allow"` // hosts and networks (10.0.0.0/8) that may be private; the hosts may be asked without TLS; none by default
 	Roots string   `yaml:"roots"` // file of certificates (PEM) that vouch for their servers, beside the system's
+}
+
+// ACME says how servers order certificates.
+type ACME struct {
+	Allow []string `yaml:"allow"` // hosts and networks (10.0.0.0/8) of authorities that may be private; none by default
 }
 
 // Log says what the agent writes to standard error.
@@ -244,6 +250,11 @@ func (c *Config) check(file string) error {
 	for i, s := range c.Tokens.Allow {
 		if err := fetch.CheckAllow(s); err != nil {
 			bad(fmt.Sprintf("tokens.allow[%d]", i), "%v", err)
+		}
+	}
+	for i, s := range c.ACME.Allow {
+		if err := fetch.CheckAllow(s); err != nil {
+			bad(fmt.Sprintf("acme.allow[%d]", i), "%v", err)
 		}
 	}
 	if r := c.Tokens.Roots; r != "" && !filepath.IsAbs(r) {

@@ -117,6 +117,9 @@ func (a *Agent) takeChanges(c *control.Changes) {
 	if c.Revoked != nil {
 		a.takeRevoked(*c.Revoked)
 	}
+	if c.Challenges != nil {
+		a.proxy.SetChallenges(*c.Challenges)
+	}
 	a.policyMu.Lock()
 	defer a.policyMu.Unlock()
 	changed := c.Full || len(c.Policies)+len(c.Deleted) > 0

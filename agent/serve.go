@@ -154,6 +154,7 @@ func (a *Agent) problems() []api.Problem {
 	}
 	out = append(out, a.keyProblems()...)
 	out = append(out, a.tokenProblems()...)
+	out = append(out, a.certificateProblems()...)
 	if a.store != nil && a.store.Status().Leader.IsZero() {
 		out = append(out, api.Problem{Subject: "servers", Reason: raftstore.ErrNoLeader.Error(), Hint: "start the other servers; changes of policy wait"})
 	}

@@ -11,7 +11,7 @@ type PolicyStatus struct {
 
 // Condition is one thing that is so, or not.
 type Condition struct {
-	Type               string `json:"type"`   // Reconciled; of a parent: Accepted, ResolvedRefs, Programmed
+	Type               string `json:"type"`   // Reconciled; of a Certificate: Ready; of a parent: Accepted, ResolvedRefs, Programmed
 	Status             string `json:"status"` // True or False
 	Reason             string `json:"reason"` // one word
 	Message            string `json:"message,omitempty"`

@@ -91,6 +91,8 @@ func (l *edgePort) receive(nc net.Conn, peer netip.Addr, front bool) {
 	l.count(c.from, clients{hands: -1})
 	if err != nil {
 		nc.Close()
+	}
+	if err != nil && err != errAnswered {
 		l.p.metrics.handshakes.With(l.asks.Load().gateway.Service.String()).Inc()
 		l.p.c.Log.Debug("a client shook hands in vain", "address", l.at, "client", client, "sni", c.sni, "err", err)
 	}
@@ -111,7 +113,7 @@ func (l *edgePort) welcome(c *edgeConn, nc net.Conn) (conn net.Conn, first []byt
 		return nil, nil, err
 	}
 	x := l.asks.Load()
-	if s, ok := x.byHost.Find(hello.ServerName); ok && s.Passes() {
+	if s, ok := x.byHost.Find(hello.ServerName); ok && s.Passes() && l.p.acme.Load().asked(hello.ServerName, hello.Protocols) == nil {
 		c.sni, c.server = hello.ServerName, s
 		return nc, first, nil
 	}
@@ -128,7 +130,12 @@ func (l *edgePort) handshake(c *edgeConn, nc net.Conn, first []byte) (*tls.Conn,
 	if err := t.HandshakeContext(ctx); err != nil {
 		return nil, err
 	}
-	if st := t.ConnectionState(); len(st.PeerCertificates) > 0 {
+	st := t.ConnectionState()
+	if st.NegotiatedProtocol == challengeProto {
+		t.Close()
+		return nil, errAnswered
+	}
+	if len(st.PeerCertificates) > 0 {
 		c.cert = clientCert(st.PeerCertificates[0])
 	}
 	return t, nil
@@ -141,6 +148,9 @@ var errUnknownHost = errors.New("no Gateway has the host that the client asks fo
 func (l *edgePort) configFor(ctx context.Context, c *edgeConn, hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	x := l.asks.Load()
 	c.sni = strings.ToLower(hello.ServerName)
+	if answer := l.p.acme.Load().asked(c.sni, hello.SupportedProtos); answer != nil {
+		return answer, nil
+	}
 	s, ok := x.byHost.Find(c.sni)
 	if !ok {
 		return nil, errUnknownHost

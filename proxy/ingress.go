@@ -35,6 +35,9 @@ func (c *call) ingress() *fault {
 	if c.https {
 		c.q.Scheme = "https"
 	}
+	if !secure(l.kind) && c.answersChallenge() {
+		return nil
+	}
 	server, ok := v.spec.byHost.Find(c.q.Authority)
 	if secure(l.kind) {
 		if c.q.Scheme = "https"; !ok || !c.edge.covers(server, c.q.Authority) {

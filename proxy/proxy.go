@@ -141,6 +141,7 @@ type Proxy struct {
 	vips      *vips
 	listeners listeners
 	edge      edge
+	acme      atomic.Pointer[challenges] // nil while there are none
 
 	handed         atomic.Pointer[handed]
 	life           context.Context // of everything that is carried; ends when Run does

@@ -12,6 +12,8 @@
 //	apitoken  HASH                        tokens for the HTTP API: name, what they allow, expiry
 //	revoked   node/NODE-ID, service/NS/ACCOUNT   who is refused though its certificates are good
 //	mesh      gossip                      keyring of gossip, sealed
+//	acme      account/HASH, order/NS/NAME, challenge/NS/NAME   accounts at authorities, their keys sealed; how the orders of Certificates stand; what
+//	                                      gateways answer while one is under way
 //
 // # Guarantees
 //
@@ -45,6 +47,7 @@ const (
 	tableAPIToken = "apitoken"
 	tableMesh     = "mesh"
 	tableRevoked  = "revoked"
+	tableACME     = "acme"
 
 	keyBundle = "current"
 	keyCA     = "state"

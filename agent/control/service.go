@@ -16,6 +16,7 @@ import (
 	"github.com/meshagent/meshagent/ca"
 	"github.com/meshagent/meshagent/internal/backoff"
 	"github.com/meshagent/meshagent/internal/run"
+	"github.com/meshagent/meshagent/internal/telemetry"
 	"github.com/meshagent/meshagent/mesh"
 	"github.com/meshagent/meshagent/raftstore"
 	"github.com/meshagent/meshagent/raftstore/state"
@@ -48,7 +49,10 @@ type Config struct {
 	Records func() []*mesh.Record
 	// Audit records that somebody was allowed, or not, to change something, before it is done; its error stops that. nil: none.
 	Audit func(audit.Event) error
-	Log   *slog.Logger // not nil
+	// Orders gets the certificates of Certificates; nil: nobody does.
+	Orders  Orderer
+	Log     *slog.Logger       // not nil
+	Metrics *telemetry.Metrics // may be nil
 }
 
 // Service is the server's end. Its methods are safe for concurrent use; each takes who asks.
@@ -430,11 +434,14 @@ func (s *Service) AddServer(ctx context.Context, caller mesh.Identity, addr stri
 	return s.cfg.Raft.AddServer(ctx, n.entry.ID, addr)
 }
 
-// Run publishes the CA's bundle whenever the CA changes, and rotates gossip keys, on the leader, until ctx ends.
+// Run publishes the CA's bundle whenever the CA changes, rotates gossip keys, and orders certificates, on the leader, until ctx ends.
 func (s *Service) Run(ctx context.Context) error {
 	var g run.Group
 	g.Add("bundle", s.publishBundles)
 	g.Add("keyring", s.turnKeyring)
+	if s.cfg.Orders != nil {
+		g.Add("certificates", s.orderCertificates)
+	}
 	return g.Run(ctx)
 }
 

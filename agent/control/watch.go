@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	"github.com/meshagent/meshagent/mesh"
@@ -9,7 +10,7 @@ import (
 	"github.com/meshagent/meshagent/raftstore/state"
 )
 
-// Changes is what agents hear of the store: policy, trust, who is revoked and the keys of gossip, nothing else.
+// Changes is what agents hear of the store: policy, trust, who is revoked, the keys of gossip and what authorities ask gateways, nothing else.
 type Changes struct {
 	Index    uint64           `json:"index"`
 	Full     bool             `json:"full,omitempty"` // Policies are all there are
@@ -18,6 +19,8 @@ type Changes struct {
 	Bundle   []byte           `json:"bundle,omitempty"`  // when it changed
 	Keyring  *Keyring         `json:"keyring,omitempty"` // when it changed
 	Revoked  *[]Revocation    `json:"revoked,omitempty"` // all there are, when they changed
+	// Challenges are all that gateways answer, when they changed.
+	Challenges *[]mesh.Challenge `json:"challenges,omitempty"`
 }
 
 // behindTime is how long a server that knows less than the caller has to catch up, before it answers with what it has.
@@ -49,7 +52,7 @@ func (s *Service) Watch(ctx context.Context, caller mesh.Identity, after uint64)
 			return nil, err
 		}
 		out, err := s.changesOf(wctx, c)
-		if err != nil || wctx.Err() != nil || c.Index == at || out.Full || out.Bundle != nil || out.Keyring != nil || out.Revoked != nil || len(out.Policies)+len(out.Deleted) > 0 {
+		if err != nil || wctx.Err() != nil || c.Index == at || out.Full || out.Bundle != nil || out.Keyring != nil || out.Revoked != nil || out.Challenges != nil || len(out.Policies)+len(out.Deleted) > 0 {
 			return out, err
 		}
 		at = c.Index // a token, a host: nothing to wake every agent for
@@ -71,11 +74,13 @@ func (s *Service) catchUp(ctx context.Context, at, want uint64) {
 
 func (s *Service) changesOf(ctx context.Context, c state.Changes) (*Changes, error) {
 	out := &Changes{Index: c.Index, Full: c.Full}
-	revoked := c.Full
+	revoked, challenges := c.Full, c.Full
 	for _, e := range c.Entries {
 		switch e.Table {
 		case tableRevoked:
 			revoked = true
+		case tableACME:
+			challenges = challenges || strings.HasPrefix(e.Key, acmeChallenge)
 		case tableMesh:
 			if e.Key != keyGossip {
 				continue
@@ -97,6 +102,7 @@ func (s *Service) changesOf(ctx context.Context, c state.Changes) (*Changes, err
 	}
 	for _, d := range c.Deleted {
 		revoked = revoked || d.Table == tableRevoked
+		challenges = challenges || d.Table == tableACME && strings.HasPrefix(d.Key, acmeChallenge)
 		if d.Table != tablePolicy {
 			continue
 		}
@@ -112,6 +118,13 @@ func (s *Service) changesOf(ctx context.Context, c state.Changes) (*Changes, err
 			return nil, err
 		}
 		out.Revoked = &all
+	}
+	if challenges {
+		all, err := s.challenges(ctx)
+		if err != nil {
+			return nil, err
+		}
+		out.Challenges = &all
 	}
 	return out, nil
 }

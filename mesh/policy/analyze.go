@@ -44,6 +44,7 @@ func analyze(m *Model, services map[mesh.ServiceName]*mesh.Service) []Finding {
 		a.service(svc, m.services[svc])
 	}
 	a.edges()
+	a.certificates()
 	a.routeLimits()
 	a.unused()
 	for _, ns := range slices.Concat([]*nsAuthz{&m.authz.root}, slices.Collect(maps.Values(m.authz.by))) {

@@ -77,7 +77,7 @@ func (a *analysis) secrets(g *Gateway, path string, s *GatewayServer, here []*me
 	}
 	for _, in := range here {
 		for _, r := range refs {
-			if r = r.In(in.Service.Namespace()); !a.model.has(r) {
+			if r = r.In(in.Service.Namespace()); !a.model.has(r) && a.model.orderOf(r) == nil {
 				a.add(g.Key, codeNotFound, path+".tls", "apply it", "names the Secret %s of namespace %s, which is not there: clients are turned away", r.Name, r.Namespace)
 			}
 		}

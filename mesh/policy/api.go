@@ -48,6 +48,7 @@ var kinds = []kind{
 	{gatewayGroup, "ReferenceGrant", []string{"v1", "v1beta1"}, read[gatewayapi.ReferenceGrantSpec]},
 	{trafficGroup, "MeshTrafficPolicy", []string{"v1"}, read[MeshTrafficPolicy]},
 	{trafficGroup, "ExtensionProvider", []string{"v1"}, read[ExtensionProvider]},
+	{trafficGroup, CertificateKind, []string{"v1"}, read[Certificate]},
 }
 
 // Kinds returns the kinds that are accepted, as apiVersion and kind.
@@ -304,6 +305,8 @@ func read[T any](d *doc) {
 		_, probs = compileTraffic(d.key, s)
 	case *ExtensionProvider:
 		_, probs = compileProvider(d.key, s)
+	case *Certificate:
+		_, probs = compileCertificate(d.key, s)
 	default:
 		_, probs = compileRoute(d.key, s)
 	}
@@ -467,6 +470,9 @@ func (m *Model) add(p mesh.Policy, d *decoded, g *gateway) {
 		}
 	case *ExtensionProvider:
 		m.providers[p.PolicyKey], _ = compileProvider(p.PolicyKey, s)
+	case *Certificate:
+		o, _ := compileCertificate(p.PolicyKey, s)
+		m.addCertificate(o)
 	case *MeshTrafficPolicy:
 		t, _ := compileTraffic(p.PolicyKey, s)
 		for _, svc := range t.services {
@@ -530,7 +536,7 @@ func namedHosts(p mesh.Policy) (out []mesh.ServiceName, all bool) {
 		return nil, false
 	}
 	switch p.Kind {
-	case "ReferenceGrant", "WorkloadEntry", SecretKind, configMapKind, "GatewayClass", "ExtensionProvider":
+	case "ReferenceGrant", "WorkloadEntry", SecretKind, configMapKind, "GatewayClass", "ExtensionProvider", CertificateKind:
 		return nil, true
 	}
 	spec := docs[0].Root.Get("spec")

@@ -26,6 +26,7 @@ const (
 	codeHashOfNothing       = "MESH0121"
 	codeNoSuchPort          = "MESH0122"
 	codeNoTokens            = "MESH0123"
+	codeNoChallenge         = "MESH0124"
 	codeConflicted          = "Conflicted"
 	codeRefNotPermitted     = "RefNotPermitted"
 	codeBackendNotFound     = "BackendNotFound"
@@ -72,6 +73,7 @@ var codes = map[string]code{
 	codeHashOfNothing:       {"HashKeyNotInConnections", Warning},
 	codeNoSuchPort:          {"PortLevelSettingsOfNoPort", Warning},
 	codeNoTokens:            {"ClaimsWithoutTokens", Warning},
+	codeNoChallenge:         {"ChallengeReachesNobody", Warning},
 	codeConflicted:          {"Conflicted", Warning},
 	codeRefNotPermitted:     {"RefNotPermitted", Error},
 	codeBackendNotFound:     {"BackendNotFound", Error},

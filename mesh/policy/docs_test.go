@@ -44,7 +44,7 @@ func TestDocsNameEveryField(t *testing.T) {
 	want := map[string][]string{}
 	for _, root := range []reflect.Type{reflect.TypeFor[istio.VirtualService](), reflect.TypeFor[istio.Gateway](), reflect.TypeFor[istio.DestinationRule](), reflect.TypeFor[istio.AuthorizationPolicy](), reflect.TypeFor[istio.RequestAuthentication](), reflect.TypeFor[istio.PeerAuthentication](),
 		reflect.TypeFor[istio.ServiceEntry](), reflect.TypeFor[istio.Sidecar](),
-		reflect.TypeFor[gatewayapi.GatewayClassSpec](), reflect.TypeFor[gatewayapi.GatewaySpec](), reflect.TypeFor[gatewayapi.HTTPRouteSpec](), reflect.TypeFor[gatewayapi.GRPCRouteSpec](), reflect.TypeFor[gatewayapi.TLSRouteSpec](), reflect.TypeFor[gatewayapi.TCPRouteSpec](), reflect.TypeFor[gatewayapi.ReferenceGrantSpec](), reflect.TypeFor[gatewayapi.BackendTLSPolicySpec](), reflect.TypeFor[MeshTrafficPolicy](), reflect.TypeFor[ExtensionProvider]()} {
+		reflect.TypeFor[gatewayapi.GatewayClassSpec](), reflect.TypeFor[gatewayapi.GatewaySpec](), reflect.TypeFor[gatewayapi.HTTPRouteSpec](), reflect.TypeFor[gatewayapi.GRPCRouteSpec](), reflect.TypeFor[gatewayapi.TLSRouteSpec](), reflect.TypeFor[gatewayapi.TCPRouteSpec](), reflect.TypeFor[gatewayapi.ReferenceGrantSpec](), reflect.TypeFor[gatewayapi.BackendTLSPolicySpec](), reflect.TypeFor[MeshTrafficPolicy](), reflect.TypeFor[ExtensionProvider](), reflect.TypeFor[Certificate]()} {
 		fieldsOf(root, want)
 	}
 	for name, fields := range want {

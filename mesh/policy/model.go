@@ -17,6 +17,7 @@ type Model struct {
 	gateways   []*Gateway
 	secrets    map[SecretRef]uint64 // index of the store at which each was last written
 	providers  map[mesh.PolicyKey]*Provider
+	orders     []*CertificateOrder       // of Certificates, the oldest first, each for a Secret of its own
 	configMaps map[mesh.PolicyKey]string // certificates of authorities, in PEM
 	limited    map[RouteRef][]*Limit     // the older policy's first
 	authz      *authzIndex

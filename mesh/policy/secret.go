@@ -83,8 +83,8 @@ func lift(d strictyaml.Document) (strictyaml.Document, bool) {
 	return d, true
 }
 
-// secretKeys are those that gateways read: Istio's and Kubernetes'.
-var secretKeys = []string{"tls.crt", "tls.key", "ca.crt", "cert", "key", "cacert"}
+// secretKeys are those that are read: Istio's and Kubernetes', and that of an external account of a Certificate.
+var secretKeys = []string{"tls.crt", "tls.key", "ca.crt", "cert", "key", "cacert", "hmac"}
 
 // SecretData is what a Secret says of certificates; what is not there is nil.
 type SecretData struct{ Cert, Key, CA []byte }
@@ -121,7 +121,7 @@ func compileSecret(key mesh.PolicyKey, s *secretSpec) (map[string][]byte, []fiel
 	}
 	for _, k := range slices.Sorted(maps.Keys(data)) {
 		if !slices.Contains(secretKeys, k) {
-			c.fail("data."+k, "gateways read "+strings.Join(secretKeys, ", "), "is read by nobody")
+			c.fail("data."+k, "what is read is "+strings.Join(secretKeys, ", "), "is read by nobody")
 		}
 	}
 	p := Pick(data)
@@ -132,7 +132,7 @@ func compileSecret(key mesh.PolicyKey, s *secretSpec) (map[string][]byte, []fiel
 			return data, c.errs
 		}
 	case "", "Opaque", "generic":
-		if p.Cert == nil && p.Key == nil && p.CA == nil {
+		if p.Cert == nil && p.Key == nil && p.CA == nil && data["hmac"] == nil {
 			c.fail("data", "write tls.crt and tls.key, or ca.crt", "is missing or empty")
 		}
 	default:
@@ -141,6 +141,11 @@ func compileSecret(key mesh.PolicyKey, s *secretSpec) (map[string][]byte, []fiel
 	if p.Cert != nil || p.Key != nil {
 		if _, err := tls.X509KeyPair(p.Cert, p.Key); err != nil {
 			c.fail("data", "write the certificate with its chain, and its key, in PEM", "certificate and key do not do: %v", err)
+		}
+	}
+	if v := data["hmac"]; v != nil {
+		if _, err := readHMAC(v); err != nil {
+			c.fail("data.hmac", "write the key as the authority gave it", "%v", err)
 		}
 	}
 	if p.CA != nil && !x509.NewCertPool().AppendCertsFromPEM(p.CA) {

@@ -42,6 +42,9 @@ func Statuses(td mesh.TrustDomain, policies []mesh.Policy, services map[mesh.Ser
 				live = s.condition("Accepted", true, "Accepted", "")
 			}
 			st.Conditions = []mesh.Condition{live}
+			if p.Kind == CertificateKind {
+				st.Conditions = append(st.Conditions, s.ready())
+			}
 		}
 		for _, f := range s.found {
 			st.ValidationMessages = append(st.ValidationMessages, mesh.PolicyMessage{Type: mesh.MessageType{Code: f.Code, Name: f.Name},

@@ -6,13 +6,14 @@ import (
 	"errors"
 	"net"
 	"sync"
+	"syscall"
 
 	"github.com/miekg/dns"
 )
 
 // nameServer answers for the world outside of the mesh.
 type nameServer struct {
-	srv *dns.Server
+	srv, tcp *dns.Server
 
 	mu    sync.Mutex // guards names
 	names map[string][]net.IP
@@ -23,20 +24,40 @@ func (w *world) nameServer(args []string) (string, error) {
 	if len(args) > 0 || w.dns != nil || w.c != nil {
 		return "", errors.New("usage: nameserver, once, before mesh")
 	}
-	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
+	pc, ln, err := bothWays()
 	if err != nil {
 		return "", err
 	}
 	n := &nameServer{names: map[string][]net.IP{}}
-	n.srv = &dns.Server{PacketConn: pc, Handler: n}
-	up := make(chan struct{})
-	n.srv.NotifyStartedFunc = func() { close(up) }
-	go n.srv.ActivateAndServe()
-	<-up
-	w.t.Cleanup(func() { n.srv.Shutdown() })
+	n.srv, n.tcp = &dns.Server{PacketConn: pc, Handler: n}, &dns.Server{Listener: ln, Handler: n}
+	for _, s := range []*dns.Server{n.srv, n.tcp} {
+		up := make(chan struct{})
+		s.NotifyStartedFunc = func() { close(up) }
+		go s.ActivateAndServe()
+		<-up
+		w.t.Cleanup(func() { s.Shutdown() })
+	}
 	w.dns = n
 	w.setenv("NAMESERVER", pc.LocalAddr().String())
 	return "", nil
+}
+
+// bothWays opens a port that is free for UDP and TCP.
+func bothWays() (net.PacketConn, net.Listener, error) {
+	for {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return nil, nil, err
+		}
+		pc, err := net.ListenPacket("udp", ln.Addr().String())
+		if err == nil {
+			return pc, ln, nil
+		}
+		defer ln.Close() // not before another one is found
+		if !errors.Is(err, syscall.EADDRINUSE) {
+			return nil, nil, err
+		}
+	}
 }
 
 // ServeDNS answers a question for addresses of IPv4.
@@ -80,5 +101,5 @@ func (w *world) nameServerDown([]string) (string, error) {
 	if w.dns == nil {
 		return "", errors.New("there is no name server")
 	}
-	return "", w.dns.srv.Shutdown()
+	return "", errors.Join(w.dns.srv.Shutdown(), w.dns.tcp.Shutdown())
 }

@@ -38,6 +38,7 @@ type world struct {
 	as      string
 	ca      *authority
 	dns     *nameServer
+	acme    []string   // names of ACME servers
 	new     []instance // which not every host has been seen to know
 
 	answers []answer // of the last calls
@@ -93,6 +94,7 @@ func (w *world) commands() map[string]func(args []string) (string, error) {
 		"appdown": w.appDown, "appup": w.appUp, "hostdown": w.hostDown, "hoststop": w.hostStop, "hostup": w.hostUp,
 		"replace": w.replace, "certificate": w.certificate,
 		"nameserver": w.nameServer, "names": w.names, "nameserverdown": w.nameServerDown,
+		"acmeserver": w.acmeServer,
 	}
 }
 
