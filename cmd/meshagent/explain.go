@@ -5,8 +5,10 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net/netip"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -23,21 +25,25 @@ type question struct {
 	namespace      string
 	headers        []string
 	user           *policy.User
-	method, target string // target is a path with a query
+	method, target string // target is a path with a query; or with gateway a URL
+	gateway        string
+	client         string // address of the gateway's
 }
 
 func newExplain(g *globals) *cobra.Command {
 	var q question
 	c := &cobra.Command{
-		Use:   "explain --from SERVICE --to SERVICE [METHOD PATH]",
+		Use:   "explain (--from SERVICE --to SERVICE [METHOD PATH] | --gateway SERVICE METHOD URL)",
 		Short: "Say what would become of a call, and why",
 		Long: `Works out what would become of a call that is not made: each rule that is asked and why it does not match, the rule that counts, where it
 sends the call and in what shares, the instances there with weight and health, retries and time-outs, and for each instance
 whether it lets the call in and which policy decides that.
 
-For a service that does not speak HTTP leave out METHOD and PATH: it is about a connection then.`,
+For a service that does not speak HTTP leave out METHOD and PATH: it is about a connection then. With --gateway it is about a request from outside
+of the mesh: which server takes it in, whether the gateway lets it pass, and where its rules send it.`,
 		Example: `  meshagent explain --from frontend --to my-service GET /x -H 'end-user: jason'
   meshagent explain --from batch.jobs --to db
+  meshagent explain --gateway ingressgateway GET https://shop.example.com/x
   meshagent explain --from frontend --to api --port 8080 POST '/orders?dry=1' -o json`,
 		Args: argCount(0, 2),
 	}
@@ -45,6 +51,8 @@ For a service that does not speak HTTP leave out METHOD and PATH: it is about a 
 	user := c.Flags().String("user", "", "file with the claims of the user's token in JSON, or the token; - for standard input")
 	c.Flags().StringVar(&q.from, "from", "", "the service that calls, or a SPIFFE ID")
 	c.Flags().StringVar(&q.to, "to", "", "the service that is called")
+	c.Flags().StringVar(&q.gateway, "gateway", "", "the service of protocol gateway that a request from outside comes to")
+	c.Flags().StringVar(&q.client, "client", "", "the address that it comes from")
 	c.Flags().Uint16Var(&q.port, "port", 0, "the port that is called; the service's only one without it")
 	c.Flags().StringVar(&q.host, "host", "", "the Host of the request, or what the client of TLS asks for; the service's name without it")
 	c.Flags().StringArrayVarP(&q.headers, "header", "H", nil, "header of the request, as 'name: value'; again for more")
@@ -65,7 +73,11 @@ For a service that does not speak HTTP leave out METHOD and PATH: it is about a 
 			}
 		}
 		return g.call(cmd, 0, func(ctx context.Context, c *api.Client) error {
-			e, names, err := explain(ctx, c, q)
+			ask := explain
+			if q.gateway != "" {
+				ask = explainGateway
+			}
+			e, names, err := ask(ctx, c, q)
 			if err != nil {
 				return err
 			}
@@ -73,6 +85,96 @@ For a service that does not speak HTTP leave out METHOD and PATH: it is about a 
 		})
 	}
 	return c
+}
+
+// world is what explaining has asked the agent for.
+type world struct {
+	ctx    context.Context
+	c      *api.Client
+	m      *policy.Model
+	td     mesh.TrustDomain
+	v      policy.View
+	names  map[mesh.NodeID]string
+	usable map[*mesh.Instance]bool
+}
+
+func newWorld(ctx context.Context, c *api.Client, user *policy.User) (*world, error) {
+	ps, td, err := policies(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	w := &world{ctx: ctx, c: c, m: policy.Compile(td, 0, ps), td: td, names: map[mesh.NodeID]string{}, usable: map[*mesh.Instance]bool{}}
+	w.v = policy.View{Services: map[mesh.ServiceName]*mesh.Service{}, Usable: func(i *mesh.Instance) bool { return w.usable[i] }, User: user}
+	return w, places(ctx, c, &w.v)
+}
+
+// learn asks for a service; nil if there is none.
+func (w *world) learn(name mesh.ServiceName) (*mesh.Service, error) {
+	s, err := service(w.ctx, w.c, name)
+	if s == nil || err != nil {
+		return nil, err
+	}
+	for i, x := range s.live {
+		w.names[x.Node] = x.NodeName
+		w.usable[s.Instances[i]] = x.Usable
+	}
+	s.Entry = w.m.Entry(name)
+	w.v.Services[name] = &s.Service
+	return &s.Service, nil
+}
+
+// explainGateway is explain for a request from outside.
+func explainGateway(ctx context.Context, c *api.Client, q question) (*policy.Explanation, map[mesh.NodeID]string, error) {
+	name, ok := mesh.ParseHost(q.gateway, q.namespace)
+	switch {
+	case !ok:
+		return nil, nil, usagef("--gateway %q is not the name of a service", q.gateway)
+	case q.from != "" || q.to != "" || q.port != 0 || q.host != "":
+		return nil, nil, usagef("with --gateway the URL says host and port, and nobody of the mesh calls: leave out --from, --to, --port and --host")
+	case q.method == "":
+		return nil, nil, usagef("what comes to the gateway? Write a method and a URL, such as GET https://shop.example.com/x")
+	}
+	u, err := url.Parse(q.target)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+		return nil, nil, usagef("%q is no URL, such as https://shop.example.com/x", q.target)
+	}
+	port := map[string]string{"http": "80", "https": "443"}[u.Scheme]
+	number, err := strconv.ParseUint(cmp.Or(u.Port(), port), 10, 16)
+	if err != nil {
+		return nil, nil, usagef("%q has no port", q.target)
+	}
+	q.from, q.host, q.target = q.gateway, u.Host, cmp.Or(u.EscapedPath(), "/")
+	if u.RawQuery != "" {
+		q.target += "?" + u.RawQuery
+	}
+	r, err := q.request(name)
+	if err != nil {
+		return nil, nil, err
+	}
+	if r.Port, r.Scheme = uint16(number), u.Scheme; q.client != "" {
+		if r.Source.IP, err = netip.ParseAddr(q.client); err != nil {
+			return nil, nil, usagef("--client %q is no address", q.client)
+		}
+	}
+	w, err := newWorld(ctx, c, q.user)
+	if err != nil {
+		return nil, nil, err
+	}
+	gateway, err := w.learn(name)
+	if err != nil {
+		return nil, nil, err
+	}
+	if gateway == nil || len(gateway.Instances) == 0 || gateway.Instances[0].Protocol != mesh.Gateway {
+		return nil, nil, fmt.Errorf("no host runs %s as a service of protocol gateway", name)
+	}
+	in := gateway.Instances[0]
+	w.v.From, w.v.Labels = w.v.At(&mesh.Instance{Node: in.Node})
+	for _, s := range w.m.EdgeDestinations(in) {
+		if _, err := w.learn(s); err != nil {
+			return nil, nil, err
+		}
+	}
+	return w.m.ExplainGateway(w.v, in, r), w.names, nil
 }
 
 // explain asks the agent for policy and services, and works it out. names are those of nodes.
@@ -87,34 +189,15 @@ func explain(ctx context.Context, c *api.Client, q question) (e *policy.Explanat
 	if _, err = q.request(to); err != nil {
 		return nil, nil, err
 	}
-	ps, td, err := policies(ctx, c)
+	w, err := newWorld(ctx, c, q.user)
 	if err != nil {
 		return nil, nil, err
 	}
-	m := policy.Compile(td, 0, ps)
+	m, v, td, learn := w.m, &w.v, w.td, w.learn
 	to = m.Resolve(to)
 	r, err := q.request(to)
 	if err != nil {
 		return nil, nil, err
-	}
-	names = map[mesh.NodeID]string{}
-	usable := map[*mesh.Instance]bool{}
-	v := policy.View{Services: map[mesh.ServiceName]*mesh.Service{}, Usable: func(i *mesh.Instance) bool { return usable[i] }, User: q.user}
-	if err := places(ctx, c, &v); err != nil {
-		return nil, nil, err
-	}
-	learn := func(name mesh.ServiceName) (*mesh.Service, error) {
-		s, err := service(ctx, c, name)
-		if s == nil || err != nil {
-			return nil, err
-		}
-		for i, x := range s.live {
-			names[x.Node] = x.NodeName
-			usable[s.Instances[i]] = x.Usable
-		}
-		s.Entry = m.Entry(name)
-		v.Services[name] = &s.Service
-		return &s.Service, nil
 	}
 	called, err := learn(to)
 	if err != nil {
@@ -147,7 +230,7 @@ func explain(ctx context.Context, c *api.Client, q question) (e *policy.Explanat
 		}
 		return nil, nil, usagef("%s speaks %s at port %d: leave out method and path", to, called.Protocol(r.Port), r.Port)
 	}
-	return m.Explain(v, to, r), names, nil
+	return m.Explain(*v, to, r), w.names, nil
 }
 
 // places lets v know where instances are.
@@ -248,11 +331,21 @@ func printExplanation(w io.Writer, e *policy.Explanation, names map[mesh.NodeID]
 	if e.User != "" {
 		to += ", for " + clean(e.User)
 	}
-	fmt.Fprintf(w, "%s calls %s\n\n", e.Caller, to)
+	if e.Gateway {
+		fmt.Fprintf(w, "A client outside calls %s, %s\n\n", to, e.Caller)
+	} else {
+		fmt.Fprintf(w, "%s calls %s\n\n", e.Caller, to)
+	}
+	if e.Entry != nil {
+		fmt.Fprintf(w, "The gateway: %s\n", clean(verdict(*e.Entry)))
+	}
+	if e.Server != "" {
+		fmt.Fprintln(w, clean(e.Server))
+	}
 	if e.Bound != "" {
 		fmt.Fprintf(w, "Routes of the Gateway API are bound to the call at %s\n", e.Bound)
 	}
-	if len(e.Rules) == 0 {
+	if len(e.Rules) == 0 && !e.Gateway {
 		fmt.Fprintln(w, "No rule is asked: it goes where it is addressed")
 	}
 	for _, t := range e.Rules {
@@ -357,7 +450,11 @@ func printShare(w io.Writer, s policy.Share, names map[mesh.NodeID]string) {
 		if i.Outside {
 			node = "(outside)"
 		}
-		row := []any{"  " + node, i.ID, i.Health, i.Weight, labels(i.Labels), picked, verdict(p)}
+		said := verdict(p.Verdict)
+		if i.Outside {
+			said = p.Reason
+		}
+		row := []any{"  " + node, i.ID, i.Health, i.Weight, labels(i.Labels), picked, said}
 		if located {
 			row = slices.Insert(row, 5, any(orNone(p.Locality)))
 		}
@@ -366,10 +463,8 @@ func printShare(w io.Writer, s policy.Share, names map[mesh.NodeID]string) {
 	t.flush()
 }
 
-func verdict(p policy.Place) string {
+func verdict(p policy.Verdict) string {
 	switch {
-	case p.Instance.Outside:
-		return p.Reason
 	case p.Allowed && p.Reason != "":
 		return "allowed " + p.Reason
 	case p.Allowed && p.Policy == nil:

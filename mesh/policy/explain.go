@@ -27,6 +27,9 @@ type Explanation struct {
 	Port    uint16           `json:"port"`
 	Caller  mesh.Identity    `json:"caller"`
 	User    string           `json:"user,omitempty"`   // issuer/subject
+	Gateway bool             `json:"gateway,omitempty"` // the request is from outside, and comes to the service, a gateway
+	Server  string           `json:"server,omitempty"` // of a gateway, and its host, that takes the request in
+	Entry   *Verdict         `json:"entry,omitempty"`  // of the gateway
 	Bound   string           `json:"bound,omitempty"`  // where, when routes of the Gateway API are bound to the call
 	Rules   []Tried          `json:"rules"`            // in order, up to the one that matches
 	Answer  *Reply           `json:"answer,omitempty"` // the caller's own proxy answers
@@ -76,14 +79,19 @@ type Share struct {
 
 // Place is one instance, and whether the call may go there.
 type Place struct {
-	Instance *mesh.Instance  `json:"instance"`
-	Locality string          `json:"locality,omitempty"`
-	Near     string          `json:"near,omitempty"` // its level, the first being the nearest, or the share of its locality
-	Picked   bool            `json:"picked"`         // it may be
-	Why      string          `json:"why,omitempty"`  // it may not
-	Allowed  bool            `json:"allowed"`        // by authorization on its side
-	Policy   *mesh.PolicyKey `json:"policy,omitempty"`
-	Reason   string          `json:"reason,omitempty"`
+	Instance *mesh.Instance `json:"instance"`
+	Locality string         `json:"locality,omitempty"`
+	Near     string         `json:"near,omitempty"` // its level, the first being the nearest, or the share of its locality
+	Picked   bool           `json:"picked"`         // it may be
+	Why      string         `json:"why,omitempty"`  // it may not
+	Verdict                 // of authorization on its side
+}
+
+// Verdict is whether a call is let in, and who says so.
+type Verdict struct {
+	Allowed bool            `json:"allowed"`
+	Policy  *mesh.PolicyKey `json:"policy,omitempty"`
+	Reason  string          `json:"reason,omitempty"`
 }
 
 // Explain says what becomes of a request, or of a connection where r.Method is empty, to a service. r is as RouteHTTP wants it.
@@ -134,6 +142,11 @@ func (e *Explanation) http(m *Model, v View, sp *ServicePolicy, r *Request) {
 	if rt == nil {
 		rt = &HTTPRoute{Action: Action{Retry: DefaultRetry()}}
 	}
+	e.follow(m, v, rt, r)
+}
+
+// follow says what a rule does with a request.
+func (e *Explanation) follow(m *Model, v View, rt *HTTPRoute, r *Request) {
 	a := &rt.Action
 	if f := a.Fault; f != nil {
 		e.fault(f)
@@ -141,8 +154,7 @@ func (e *Explanation) http(m *Model, v View, sp *ServicePolicy, r *Request) {
 	e.Headers, e.CORS = changes(&a.Headers), a.CORS.String()
 	for _, l := range m.RouteLimits(RouteRef{rt.Policy, rt.Name}) {
 		if l.Covers(r) {
-			_, words, _ := strings.Cut(l.String(), ": ")
-			e.Limits = append(e.Limits, words)
+			e.Limits = append(e.Limits, l.words())
 		}
 	}
 	if d := a.Redirect; d != nil {
@@ -350,24 +362,29 @@ func (e *Explanation) share(m *Model, v View, s *Share, r *Request, l7 bool) {
 			s.Instances = append(s.Instances, p)
 			continue
 		}
-		to, q := &Target{Service: i.Service, Labels: i.Labels, Port: i.CallPort()}, *r
-		if q.Auth, p.Reason = v.User.at(m, to); p.Reason != "" {
-			s.Instances = append(s.Instances, p)
-			continue
-		}
-		ask, denied := m.Custom(to, &q)
-		d := m.Authorize(to, &q)
-		if denied != nil {
-			d = *denied
-		}
-		if p.Allowed, p.Reason = d.Allow, d.Reason; d.Policy.Kind != "" {
-			p.Policy = &d.Policy
-		}
-		if d.Allow && len(ask) > 0 {
-			p.Reason = "if the ExtensionProvider " + ask[0].Key.Name + " says so, which is not asked here"
-		}
+		q := *r
+		p.Verdict = m.verdict(v.User, &Target{Service: i.Service, Labels: i.Labels, Port: i.CallPort()}, &q)
 		s.Instances = append(s.Instances, p)
 	}
+}
+
+// verdict says whether a target lets a request in, and gives the request its user.
+func (m *Model) verdict(u *User, to *Target, q *Request) (out Verdict) {
+	if q.Auth, out.Reason = u.at(m, to); out.Reason != "" {
+		return out
+	}
+	ask, denied := m.Custom(to, q)
+	d := m.Authorize(to, q)
+	if denied != nil {
+		d = *denied
+	}
+	if out.Allowed, out.Reason = d.Allow, d.Reason; d.Policy.Kind != "" {
+		out.Policy = &d.Policy
+	}
+	if d.Allow && len(ask) > 0 {
+		out.Reason = "if the ExtensionProvider " + ask[0].Key.Name + " says so, which is not asked here"
+	}
+	return out
 }
 
 // String is Tried in one line.

@@ -128,6 +128,12 @@ func (l *Limit) String() string {
 	return fmt.Sprintf("rate: %d %s at once and one more every %v%s, on each host (%s)", l.Burst, what, l.Every, of, l.Full())
 }
 
+// words are String without what it begins with.
+func (l *Limit) words() string {
+	_, text, _ := strings.Cut(l.String(), ": ")
+	return text
+}
+
 // RouteLimits are the limits of a rule: those of all rules of its resource together first.
 func (m *Model) RouteLimits(r RouteRef) []*Limit {
 	all := m.limited[RouteRef{Route: r.Route}]

@@ -49,6 +49,12 @@ func (u *User) at(m *Model, t *Target) (a *Auth, why string) {
 	return nil, why
 }
 
+// refused is why policies of a target refuse the token; "" when they do not.
+func (u *User) refused(m *Model, t *Target) string {
+	_, why := u.at(m, t)
+	return why
+}
+
 // tokensAt are the policies that take tokens at a target.
 func (m *Model) tokensAt(t *Target) (out []*tokens) {
 	for _, p := range slices.Concat(m.tokens.root, m.tokens.by[t.Service.Namespace()]) {
