@@ -35,6 +35,15 @@ func (p *Proxy) endpoint(s *mesh.Snapshot, i *mesh.Instance) *endpoint {
 	return e
 }
 
+// SitsOut returns for how long callers of this host still leave an instance out because calls of it failed; 0 if they do not.
+func (p *Proxy) SitsOut(i *mesh.Instance) time.Duration {
+	v, ok := p.endpoints.Load(endpointKey{i.Node, i.Service, i.ID})
+	if !ok {
+		return 0
+	}
+	return v.(*endpoint).SitsOut(time.Now().UnixNano())
+}
+
 // balance says how the instances of a destination are balanced for callers of this host.
 func balance(s *mesh.Snapshot, t *policy.TrafficPolicy) lb.Config {
 	c := lb.Config{Algorithm: t.LB, RingSize: t.RingSize, TableSize: t.TableSize, Warmup: t.Warmup, Outlier: lb.DefaultOutlier}

@@ -124,6 +124,7 @@ type Instance struct {
 	NodeAddr   string      `json:"nodeAddr"`
 	NodeStatus mesh.Status `json:"nodeStatus"`
 	Usable     bool        `json:"usable"`
+	SitsOut    string      `json:"sitsOut,omitempty"` // for how long callers of this host still leave it out because calls of it failed
 }
 
 // External stands for the namespace of a host outside of the mesh, which is in none, in paths.

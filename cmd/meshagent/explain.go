@@ -96,6 +96,7 @@ type world struct {
 	v      policy.View
 	names  map[mesh.NodeID]string
 	usable map[*mesh.Instance]bool
+	out    map[*mesh.Instance]string
 }
 
 func newWorld(ctx context.Context, c *api.Client, user *policy.User) (*world, error) {
@@ -103,8 +104,9 @@ func newWorld(ctx context.Context, c *api.Client, user *policy.User) (*world, er
 	if err != nil {
 		return nil, err
 	}
-	w := &world{ctx: ctx, c: c, m: policy.Compile(td, 0, ps), td: td, names: map[mesh.NodeID]string{}, usable: map[*mesh.Instance]bool{}}
-	w.v = policy.View{Services: map[mesh.ServiceName]*mesh.Service{}, Usable: func(i *mesh.Instance) bool { return w.usable[i] }, User: user}
+	w := &world{ctx: ctx, c: c, m: policy.Compile(td, 0, ps), td: td, names: map[mesh.NodeID]string{}, usable: map[*mesh.Instance]bool{}, out: map[*mesh.Instance]string{}}
+	w.v = policy.View{Services: map[mesh.ServiceName]*mesh.Service{}, Usable: func(i *mesh.Instance) bool { return w.usable[i] }, User: user,
+		SitsOut: func(i *mesh.Instance) string { return w.out[i] }}
 	return w, places(ctx, c, &w.v)
 }
 
@@ -116,7 +118,7 @@ func (w *world) learn(name mesh.ServiceName) (*mesh.Service, error) {
 	}
 	for i, x := range s.live {
 		w.names[x.Node] = x.NodeName
-		w.usable[s.Instances[i]] = x.Usable
+		w.usable[s.Instances[i]], w.out[s.Instances[i]] = x.Usable, x.SitsOut
 	}
 	s.Entry = w.m.Entry(name)
 	w.v.Services[name] = &s.Service

@@ -74,7 +74,11 @@ func newServicesShow(g *globals) *cobra.Command {
 				fmt.Fprintf(w, "%s: %s, ports %s, %d of %d instances get calls\n\n", s.Name.FQDN(), s.Protocol, ports(s.Ports), s.Usable, s.Total)
 				t := newTable(w, "NODE", "STATUS", "INSTANCE", "ADDRESS", "HEALTH", "WEIGHT", "LABELS")
 				for _, i := range s.Instances {
-					t.row(cmp.Or(i.NodeName, "(outside)"), i.NodeStatus, i.ID, i.Dial(), i.Health, i.Weight, labels(i.Labels))
+					health := i.Health.String()
+					if i.SitsOut != "" {
+						health += ", sits out " + i.SitsOut
+					}
+					t.row(cmp.Or(i.NodeName, "(outside)"), i.NodeStatus, i.ID, i.Dial(), health, i.Weight, labels(i.Labels))
 				}
 				t.flush()
 			})

@@ -13,6 +13,9 @@ type View struct {
 	Services map[mesh.ServiceName]*mesh.Service
 	Usable   func(*mesh.Instance) bool // may it be picked: health, weight and node
 
+	// SitsOut is for how long the caller's host leaves an instance out because calls of it failed, in words; "" or nil is not at all.
+	SitsOut func(*mesh.Instance) string
+
 	User *User // who sends the request; nil has no token
 
 	// Where the caller's host is, with its labels, and where an instance is, with those of its node and of itself; nil is not known.
@@ -352,6 +355,8 @@ func (e *Explanation) share(m *Model, v View, s *Share, r *Request, l7 bool) {
 			p.Why = "it is " + i.Health.String()
 		case !v.Usable(i):
 			p.Why = "its node is lost"
+		case v.SitsOut != nil && v.SitsOut(i) != "":
+			p.Why, s.Problem = "calls of it failed: callers of this host leave it out for "+v.SitsOut(i), ""
 		case !called:
 			p.Why = "no part of the calls goes where it is"
 		default:

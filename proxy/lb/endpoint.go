@@ -3,6 +3,7 @@ package lb
 import (
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // Endpoint is the live state of one instance; it outlives snapshots and the Pickers made of them. The zero value is ready.
@@ -23,6 +24,9 @@ func (e *Endpoint) Start(now int64) { e.since.Store(now) }
 
 // Active returns the calls in flight.
 func (e *Endpoint) Active() int64 { return e.active.Load() }
+
+// SitsOut returns for how long the instance still sits out; 0 if it does not.
+func (e *Endpoint) SitsOut(now int64) time.Duration { return time.Duration(max(0, e.until.Load()-now)) }
 
 // out reports whether the instance sits out.
 func (e *Endpoint) out(now int64) bool { return now < e.until.Load() }

@@ -158,6 +158,11 @@ func (s *Server) getService(c *call) (any, error) {
 		} else if i.Outside {
 			in.NodeStatus = mesh.Alive // as far as anybody knows
 		}
+		if s.cfg.SitsOut != nil {
+			if d := s.cfg.SitsOut(i); d > 0 {
+				in.SitsOut = d.Round(100 * time.Millisecond).String()
+			}
+		}
 		out.Instances = append(out.Instances, in)
 	}
 	return out, nil

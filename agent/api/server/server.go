@@ -112,8 +112,9 @@ type Config struct {
 	ReadsNeedToken bool
 	Keyring        Keyring
 	CA             CA
-	Store          Store                           // nil on a client
-	Leave          func(ctx context.Context) error // returns when the host has left; the agent then ends by itself
+	Store          Store                              // nil on a client
+	SitsOut        func(*mesh.Instance) time.Duration // for how long callers of this host still leave an instance out; nil: not at all
+	Leave          func(ctx context.Context) error    // returns when the host has left; the agent then ends by itself
 	DNS            func(ctx context.Context, name, qtype string) (api.Answer, error)
 	Metrics        http.Handler
 	Log            *slog.Logger
