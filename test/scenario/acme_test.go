@@ -21,6 +21,9 @@ import (
 	"github.com/meshagent/meshagent/test/lab"
 )
 
+// customerKey is that of the external account "customer".
+const customerKey = "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W"
+
 // acmeServer NAME [bound] [SECONDS]: starts Pebble, Let's Encrypt's server for tests, at an address of no host. It asks at ports 8090 and 8443, and looks
 // names up at the name server; with bound it wants accounts to be bound to the key of keyID "customer"; its certificates live so long.
 // $NAME is what stands behind `server:` of a Certificate, with the caBundle, and NAME.pem the root of its certificates.
@@ -40,10 +43,11 @@ func (w *world) acmeServer(args []string) (string, error) {
 	}
 	port := 14000 + 2*len(w.acme)
 	w.acme = append(w.acme, name)
+	w.c.Secret("the key of an external account", customerKey)
 	at, manage := fmt.Sprintf("%s:%d", w.outside(), port), fmt.Sprintf("%s:%d", w.outside(), port+1)
 	cfg, err := json.Marshal(map[string]any{"pebble": map[string]any{"listenAddress": at, "managementListenAddress": manage,
 		"certificate": w.file("acmeserver.pem"), "privateKey": w.file("acmeserver.key"), "httpPort": 8090, "tlsPort": 8443, "keyAlgorithm": "ecdsa",
-		"externalAccountBindingRequired": bound, "externalAccountMACKeys": map[string]string{"customer": "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W"},
+		"externalAccountBindingRequired": bound, "externalAccountMACKeys": map[string]string{"customer": customerKey},
 		"profiles": map[string]any{"default": map[string]any{"description": "", "validityPeriod": life}}}})
 	if err != nil {
 		return "", err
