@@ -344,7 +344,7 @@ func TestWatchingPolicies(t *testing.T) {
 			direction = "outbound"
 		}
 		for _, e := range []struct{ method, path, audit, dryRun string }{
-			{"GET", "/", "", ""}, {"POST", "/", `"audit":"security.istio.io/AuthorizationPolicy/default/audit-web"`, ""}, {"GET", "/x", "", `"dryRun":"denied"`},
+			{"GET", "/", "", ""}, {"POST", "/", `"audit":"security.istio.io/AuthorizationPolicy/default/audit-web"`, ""}, {"GET", "/x", "", `"dryRun":"denied by security.istio.io/AuthorizationPolicy/default/`},
 		} {
 			got := c.send(c.request(e.method, "web", e.path, nil))
 			l := on.line(direction)

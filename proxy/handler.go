@@ -594,7 +594,9 @@ func (c *call) watch(m *policy.Model, to *policy.Target, q *policy.Request, d po
 		c.dryRun = "allowed"
 		saw("dry-run-allow")
 	default:
-		c.dryRun = "denied"
+		if c.dryRun = "denied: " + w.Dry.Reason; w.Dry.Policy.Kind != "" {
+			c.dryRun = "denied by " + w.Dry.Policy.String()
+		}
 		saw("dry-run-deny")
 	}
 }
