@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"net/url"
@@ -182,16 +183,10 @@ func twinField(yes, no []string, values ...string) bool {
 	return (len(yes) == 0 || twinPattern(yes, values...)) && !twinPattern(no, values...)
 }
 
-func twinRule(rule istio.Rule, deny bool, target *Target, r *Request) bool {
-	var names []string
-	if who := r.Source.Identity; !who.IsZero() {
-		names = append(names, who.Principal())
-		if rest, own := strings.CutPrefix(who.Principal(), td.String()+"/"); own {
-			names = append(names, "cluster.local/"+rest)
-		}
-	}
+func twinRule(rule istio.Rule, ns string, deny bool, target *Target, r *Request) bool {
+	names, domains := twinCaller(r)
 	from := len(rule.From) == 0 || slices.ContainsFunc(rule.From, func(f istio.From) bool {
-		return twinUser(f.Source, deny, r) && twinField(f.Source.Principals, f.Source.NotPrincipals, names...) && twinField(f.Source.Namespaces, f.Source.NotNamespaces, r.Source.Identity.Namespace())
+		return twinUser(f.Source, deny, r) && twinRare(f.Source, ns, domains, r) && twinField(f.Source.Principals, f.Source.NotPrincipals, names...) && twinField(f.Source.Namespaces, f.Source.NotNamespaces, r.Source.Identity.Namespace())
 	})
 	to := len(rule.To) == 0 || slices.ContainsFunc(rule.To, func(o istio.To) bool {
 		op := o.Operation
@@ -202,10 +197,78 @@ func twinRule(rule istio.Rule, deny bool, target *Target, r *Request) bool {
 		if r.Method == "" {
 			return deny || len(slices.Concat(op.Hosts, op.NotHosts, op.Methods, op.NotMethods, op.Paths, op.NotPaths)) == 0
 		}
-		return twinField(lowered(op.Hosts), lowered(op.NotHosts), r.Authority) && twinField(op.Methods, op.NotMethods, r.Method) && twinField(op.Paths, op.NotPaths, r.Path)
+		return twinField(lowered(op.Hosts), lowered(op.NotHosts), r.Authority) && twinField(op.Methods, op.NotMethods, r.Method) && (len(op.Paths) == 0 || twinPath(op.Paths, r.Path)) && !twinPath(op.NotPaths, r.Path)
 	})
 	when := !slices.ContainsFunc(rule.When, func(w istio.Condition) bool { return !twinWhen(w, deny, target, r) })
 	return from && to && when
+}
+
+// twinCaller is how patterns may name the caller, and his trust domain.
+func twinCaller(r *Request) (names, domains []string) {
+	who := r.Source.Identity
+	if who.IsZero() {
+		return nil, nil
+	}
+	names, domains = append(names, who.Principal()), append(domains, who.TrustDomain().String())
+	if rest, own := strings.CutPrefix(who.Principal(), td.String()+"/"); own {
+		names, domains = append(names, "cluster.local/"+rest), append(domains, "cluster.local")
+	}
+	return names, domains
+}
+
+// twinRare checks what of a source is seldom written.
+func twinRare(s istio.Source, ns string, domains []string, r *Request) bool {
+	var accounts []string // as they may be written in the policy's namespace
+	if who := r.Source.Identity; who.Account() != "" {
+		if accounts = append(accounts, who.Namespace()+"/"+who.Account()); who.Namespace() == ns {
+			accounts = append(accounts, who.Account())
+		}
+	}
+	one := func(list []string) bool {
+		return slices.ContainsFunc(list, func(a string) bool { return slices.Contains(accounts, a) })
+	}
+	return twinField(s.TrustDomains, s.NotTrustDomains, domains...) && twinBlocks(s.IPBlocks, s.NotIPBlocks, r.Source.IP) && twinBlocks(s.RemoteIPBlocks, s.NotRemoteIPBlocks, twinFirst(r)) &&
+		(len(s.ServiceAccounts) == 0 || one(s.ServiceAccounts)) && !one(s.NotServiceAccounts)
+}
+
+func twinFirst(r *Request) netip.Addr {
+	if r.Source.Remote.IsValid() {
+		return r.Source.Remote
+	}
+	return r.Source.IP
+}
+
+func twinBlocks(yes, no []string, a netip.Addr) bool {
+	in := func(l []string) bool {
+		return slices.ContainsFunc(l, func(s string) bool {
+			if !strings.Contains(s, "/") {
+				return netip.MustParseAddr(s) == a
+			}
+			return netip.MustParsePrefix(s).Contains(a)
+		})
+	}
+	return (len(yes) == 0 || in(yes)) && !in(no)
+}
+
+// twinPath reads templates as regular expressions.
+func twinPath(list []string, path string) bool {
+	return slices.ContainsFunc(list, func(p string) bool {
+		if !strings.Contains(p, "{") {
+			return twinPattern([]string{p}, path)
+		}
+		var re strings.Builder
+		for seg := range strings.SplitSeq(p[1:], "/") {
+			switch seg {
+			case "{*}":
+				re.WriteString("/[^/]+")
+			case "{**}":
+				re.WriteString("(/.*)?")
+			default:
+				re.WriteString("/" + regexp.QuoteMeta(seg))
+			}
+		}
+		return regexp.MustCompile("^" + re.String() + "$").MatchString(path)
+	})
 }
 
 func lowered(hosts []string) (out []string) {
@@ -233,12 +296,14 @@ func twinUser(s istio.Source, deny bool, r *Request) bool {
 // twinWhen looks at each value of the attribute on its own.
 func twinWhen(w istio.Condition, deny bool, target *Target, r *Request) bool {
 	one := func(v string) bool { return twinField(w.Values, w.NotValues, v) }
-	in := func(l []string, a netip.Addr) bool {
-		return slices.ContainsFunc(l, func(s string) bool { return netip.MustParsePrefix(s).Contains(a) })
-	}
+	names, _ := twinCaller(r)
 	switch w.Key {
 	case "source.ip":
-		return (w.Values == nil || in(w.Values, r.Source.IP)) && !in(w.NotValues, r.Source.IP)
+		return twinBlocks(w.Values, w.NotValues, r.Source.IP)
+	case "remote.ip":
+		return twinBlocks(w.Values, w.NotValues, twinFirst(r))
+	case "source.principal":
+		return twinField(w.Values, w.NotValues, names...)
 	case "source.namespace":
 		return one(r.Source.Identity.Namespace())
 	case "destination.port":
@@ -247,15 +312,10 @@ func twinWhen(w istio.Condition, deny bool, target *Target, r *Request) bool {
 	if r.Method == "" {
 		return deny
 	}
-	vs := r.Header("x")
-	if w.Key == "request.auth.claims[groups]" { // one of them is enough, and one too many
-		if vs = nil; r.Auth != nil {
-			for _, g := range r.Auth.Claims["groups"].([]any) {
-				vs = append(vs, g.(string))
-			}
-		}
-		return twinField(w.Values, w.NotValues, vs...)
+	if strings.HasPrefix(w.Key, "request.auth.") { // one of what the token says is enough, and one too many
+		return twinField(w.Values, w.NotValues, twinToken(w.Key, r.Auth)...)
 	}
+	vs := r.Header("x")
 	switch {
 	case len(vs) == 0:
 		return w.Values == nil
@@ -265,14 +325,59 @@ func twinWhen(w istio.Condition, deny bool, target *Target, r *Request) bool {
 	return !slices.ContainsFunc(vs, func(v string) bool { return !one(v) })
 }
 
+// twinToken is what a token says of an attribute.
+func twinToken(key string, a *Auth) (vs []string) {
+	if a == nil {
+		return nil
+	}
+	claim := any(nil)
+	switch key {
+	case "request.auth.principal":
+		return []string{a.Principal}
+	case "request.auth.presenter":
+		return []string{a.Presenter}
+	case "request.auth.audiences":
+		return a.Audiences
+	case "request.auth.claims[groups]":
+		claim = a.Claims["groups"]
+	case "request.auth.claims[realm][team]":
+		if realm, ok := a.Claims["realm"].(map[string]any); ok {
+			claim = realm["team"]
+		}
+	}
+	switch c := claim.(type) {
+	case string:
+		vs = append(vs, c)
+	case []any:
+		for _, g := range c {
+			vs = append(vs, g.(string))
+		}
+	}
+	return vs
+}
+
 type named struct {
 	key  mesh.PolicyKey
 	spec *istio.AuthorizationPolicy
 }
 
 func (p named) applies(t *Target) bool {
-	s := p.spec.Selector
-	return (p.key.Namespace == t.Service.Namespace() || p.key.Namespace == RootNamespace) && (s == nil || s.MatchLabels["app"] == t.Service.Name())
+	if p.key.Namespace != t.Service.Namespace() && p.key.Namespace != RootNamespace {
+		return false
+	}
+	if refs := p.spec.TargetRefs; refs != nil {
+		return slices.ContainsFunc(refs, func(r istio.TargetRef) bool { return r.Name == t.Service.Name() })
+	}
+	labels := map[string]string{"app": t.Service.Name()}
+	maps.Copy(labels, t.Labels)
+	if p.spec.Selector != nil {
+		for k, v := range p.spec.Selector.MatchLabels {
+			if got, ok := labels[k]; !ok || got != v {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // indexed has valid policies compiled, with an index of their rules however few they are.
@@ -295,7 +400,7 @@ func twinAuthorize(all []named, target *Target, r *Request) bool {
 		deny := p.spec.Action == "DENY"
 		allowing = allowing || !deny
 		for _, rule := range p.spec.Rules {
-			if !twinRule(rule, deny, target, r) {
+			if !twinRule(rule, p.key.Namespace, deny, target, r) {
 				continue
 			}
 			if deny {
@@ -308,34 +413,57 @@ func twinAuthorize(all []named, target *Target, r *Request) bool {
 }
 
 func FuzzAuthorizeAgainstTwin(f *testing.F) {
-	seeds(f, 3000, 80)
+	seeds(f, 3000, 160)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		d := &dice{b}
 		principals := []string{"cluster.local/ns/default/sa/a", "test.mesh/ns/default/sa/b", "other/ns/default/sa/a", "cluster.local/ns/*", "*/sa/a", "*", "test.mesh*", "*b"}
 		namespaces, methods := []string{"default", "x", "d*", "*t", "*"}, []string{"GET", "PUT", "P*", "*T", "*"}
-		paths, hosts, ports := []string{"/a", "/a/*", "/a*", "*/b", "*.html", "*"}, []string{"web", "web.*", "*.mesh", "*", "WE*"}, []string{"1", "2"}
-		users := []string{"iss/alice", "iss/*", "*/bob", "*"}
+		paths, hosts, ports := []string{"/a", "/a/*", "/a*", "*/b", "*.html", "*", "/{*}", "/a/{*}", "/{**}", "/a/{**}", "/{*}/b", "/{**}/b", "/{*}/{**}/"}, []string{"web", "web.*", "*.mesh", "*", "WE*"}, []string{"1", "2"}
+		users, domains, accounts := []string{"iss/alice", "iss/*", "*/bob", "*"}, []string{"cluster.local", "test.mesh", "other", "*", "test*"}, []string{"a", "b", "default/a", "x/a"}
+		blocks := []string{"10.0.0.0/8", "10.1.0.0/16", "0.0.0.0/0", "10.0.0.1", "2001:db8::/32", "::/0"}
+		rare := func(from ...string) []string { // else little would match
+			if d.n(4) == 1 {
+				return d.some(2, from...)
+			}
+			return nil
+		}
 		var all []named
 		for range 1 + d.n(3) {
 			p := named{mesh.PolicyKey{Namespace: d.pick("default", "x", RootNamespace)}, &istio.AuthorizationPolicy{Action: d.pick("", "ALLOW", "DENY")}}
-			if d.n(2) == 1 {
+			switch d.n(6) {
+			case 1, 2:
 				p.spec.Selector = &istio.Selector{MatchLabels: map[string]string{"app": d.pick("web", "api")}}
+			case 3:
+				p.spec.Selector = &istio.Selector{MatchLabels: map[string]string{"version": d.pick("v1", "v2")}}
+			case 4:
+				for _, name := range d.some(2, "web", "api") {
+					p.spec.TargetRefs = append(p.spec.TargetRefs, istio.TargetRef{Kind: "Service", Name: name})
+				}
 			}
 			for range d.n(3) {
 				var rule istio.Rule
 				for range d.n(3) {
-					rule.From = append(rule.From, istio.From{Source: istio.Source{Principals: d.some(2, principals...), NotPrincipals: d.some(1, principals...),
-						Namespaces: d.some(1, namespaces...), NotNamespaces: d.some(1, namespaces...),
-						RequestPrincipals: d.some(1, users...), NotRequestPrincipals: d.some(1, users...)}})
+					s := istio.Source{RequestPrincipals: rare(users...), NotRequestPrincipals: rare(users...), TrustDomains: rare(domains...), NotTrustDomains: rare(domains...),
+						IPBlocks: rare(blocks...), NotIPBlocks: rare(blocks...), RemoteIPBlocks: rare(blocks...), NotRemoteIPBlocks: rare(blocks...)}
+					if d.n(4) == 1 { // go without principals and namespaces
+						s.ServiceAccounts, s.NotServiceAccounts = d.some(2, accounts...), d.some(1, accounts...)
+					} else {
+						s.Principals, s.NotPrincipals = d.some(2, principals...), d.some(1, principals...)
+						s.Namespaces, s.NotNamespaces = d.some(1, namespaces...), d.some(1, namespaces...)
+					}
+					rule.From = append(rule.From, istio.From{Source: s})
 				}
 				for range d.n(3) {
 					rule.To = append(rule.To, istio.To{Operation: istio.Operation{Methods: d.some(2, methods...), NotMethods: d.some(1, methods...), Paths: d.some(2, paths...),
 						NotPaths: d.some(1, paths...), Hosts: d.some(1, hosts...), NotHosts: d.some(1, hosts...), Ports: d.some(1, ports...), NotPorts: d.some(1, ports...)}})
 				}
 				for range d.n(3) {
-					w := istio.Condition{Key: d.pick("source.ip", "source.namespace", "destination.port", "request.headers[X]", "request.auth.claims[groups]")}
-					choice := map[string][]string{"source.ip": {"10.0.0.0/8", "10.1.0.0/16", "0.0.0.0/0"}, "source.namespace": namespaces, "destination.port": ports,
-						"request.headers[X]": {"a", "b", "a*", "*"}, "request.auth.claims[groups]": {"a", "b", "a*", "*"}}[w.Key]
+					short := []string{"a", "b", "a*", "*"}
+					choices := map[string][]string{"source.ip": blocks, "remote.ip": blocks, "source.namespace": namespaces, "source.principal": principals, "destination.port": ports,
+						"request.headers[X]": short, "request.auth.principal": users, "request.auth.audiences": short, "request.auth.presenter": short,
+						"request.auth.claims[groups]": short, "request.auth.claims[realm][team]": short}
+					w := istio.Condition{Key: d.pick(slices.Sorted(maps.Keys(choices))...)}
+					choice := choices[w.Key]
 					w.Values, w.NotValues = d.some(2, choice...), d.some(1, choice...)
 					rule.When = append(rule.When, w)
 				}
@@ -347,8 +475,14 @@ func FuzzAuthorizeAgainstTwin(f *testing.F) {
 			all = append(all, p)
 		}
 		target := &Target{Service: mesh.MustServiceName(d.pick("default/web", "x/web", "default/api")), Port: uint16(1 + d.n(2))}
-		r := &Request{Method: d.pick("GET", "PUT", ""), Path: d.pick("/a", "/a/b", "/ab", "/x.html"), Authority: d.pick("web", "web.default.service.mesh", "api")}
-		r.Source.IP = netip.MustParseAddr(d.pick("10.0.0.1", "10.1.0.1", "192.0.2.1"))
+		r := &Request{Method: d.pick("GET", "PUT", ""), Path: d.pick("/a", "/a/b", "/ab", "/x.html", "/", "/a/", "/a/c/b", "/b"), Authority: d.pick("web", "web.default.service.mesh", "api")}
+		addrs := []string{"10.0.0.1", "10.1.0.1", "192.0.2.1", "2001:db8::1"}
+		if r.Source.IP = netip.MustParseAddr(d.pick(addrs...)); d.n(3) == 1 {
+			r.Source.Remote = netip.MustParseAddr(d.pick(addrs...))
+		}
+		if d.n(3) > 0 {
+			target.Labels = mesh.Labels{d.pick("version", "app"): d.pick("v1", "v2", "web", "api")}
+		}
 		values := d.some(2, "a", "b", "ab")
 		r.Header = func(string) []string { return values }
 		if r.Method != "" && d.n(3) > 0 {
@@ -356,7 +490,13 @@ func FuzzAuthorizeAgainstTwin(f *testing.F) {
 			for _, g := range d.some(2, "a", "b", "ab") {
 				groups = append(groups, g)
 			}
-			r.Auth = &Auth{Principal: d.pick("iss/alice", "iss/bob", ""), Claims: map[string]any{"groups": groups}}
+			r.Auth = &Auth{Principal: d.pick("iss/alice", "iss/bob", ""), Presenter: d.pick("", "a", "ab"), Audiences: d.some(2, "a", "b", "ab"), Claims: map[string]any{"groups": groups}}
+			switch d.n(3) {
+			case 1:
+				r.Auth.Claims["realm"] = map[string]any{"team": d.pick("a", "b", "ab")}
+			case 2:
+				r.Auth.Claims["realm"] = d.pick("a", "b")
+			}
 		}
 		if td2, _ := mesh.ParseTrustDomain("other"); d.n(4) > 0 {
 			r.Source.Identity = id(d.pick("default", "x"), d.pick("a", "b"))
