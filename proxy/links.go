@@ -34,6 +34,7 @@ type kept struct {
 	calls     int           // that one to an application carries
 	life      time.Duration // of one to an application
 	tls       policy.TLS    // outside of the mesh
+	tunnel    string        // as of policy.TrafficPolicy
 }
 
 // keptBy is what policy says of connections to an instance of a service.
@@ -42,7 +43,10 @@ func keptBy(t *policy.TrafficPolicy, svc *mesh.Service, i *mesh.Instance) kept {
 	if i.Protocol == mesh.HTTP2 || i.Protocol == mesh.GRPC {
 		k.conns = t.Pool.Conns
 	}
-	if !i.Outside || !t.TLS.On {
+	if !i.Outside {
+		return k
+	}
+	if k.tunnel = t.Tunnel; !t.TLS.On {
 		return k
 	}
 	k.tls = t.TLS
@@ -199,10 +203,17 @@ func (p *Proxy) newLink(w *who, to *place, now time.Time, connect time.Duration)
 		}
 		c.Dial = func(ctx context.Context) (net.Conn, error) {
 			raw, err := p.dial(ctx, to, time.Duration(l.connect.Load()))
-			if err != nil || o == nil {
-				return raw, err
+			if err == nil && o != nil {
+				raw, err = o.wrap(ctx, p, to, raw)
 			}
-			return o.wrap(ctx, p, to, raw)
+			if t := to.kept.tunnel; err == nil && t != "" {
+				if err := throughProxy(ctx, raw, t); err != nil {
+					raw.Close()
+					p.warn("a forward proxy does not connect", "service", to.svc.String(), "address", to.addr, "target", t, "err", err)
+					return nil, errConnect
+				}
+			}
+			return raw, err
 		}
 	}
 	if to.kept.idle > 0 {

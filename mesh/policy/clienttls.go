@@ -2,6 +2,7 @@ package policy
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"path/filepath"
 	"strings"
@@ -65,6 +66,24 @@ func (c *destinationCompiler) tls(path string, t *istio.ClientTLS) (out TLS) {
 		}
 	}
 	return TLS{On: true, Set: true, CertFile: t.ClientCertificate, KeyFile: t.PrivateKey, CAFile: t.CACertificates, SNI: t.SNI, SANs: strings.Join(t.SubjectAltNames, ",")}
+}
+
+// tunnel compiles the tunnel of a trafficPolicy.
+func (c *destinationCompiler) tunnel(path string, t *istio.Tunnel) string {
+	if c.ours && !c.maybe {
+		c.fail(path, "name a forward proxy outside, which a ServiceEntry declares", "is for hosts outside of the mesh")
+	}
+	if t.Protocol != "" && t.Protocol != "CONNECT" {
+		c.fail(path+".protocol", "write CONNECT, which forward proxies speak, or leave it out", "%q is not supported", t.Protocol)
+	}
+	ip, err := netip.ParseAddr(t.TargetHost)
+	if !isHost(t.TargetHost) && (err != nil || ip.Zone() != "") {
+		c.fail(path+".targetHost", "write a name such as api.example.com, or an address", "%q is no host", t.TargetHost)
+	}
+	if t.TargetPort == 0 || t.TargetPort > 65535 {
+		c.fail(path+".targetPort", "write the port that the proxy is to connect to", "%d is no port", t.TargetPort)
+	}
+	return net.JoinHostPort(t.TargetHost, fmt.Sprint(t.TargetPort))
 }
 
 // isHost reports whether s is a DNS name.

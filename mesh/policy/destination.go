@@ -54,7 +54,7 @@ func (c *destinationCompiler) traffics(path string, t *istio.TrafficPolicy, out 
 	if t == nil {
 		return below
 	}
-	upper := sections{t.LoadBalancer, t.ConnectionPool, t.OutlierDetection, t.RetryBudget, t.TLS}
+	upper := sections{t.LoadBalancer, t.ConnectionPool, t.OutlierDetection, t.RetryBudget, t.TLS, t.Tunnel}
 	var lay TrafficPolicy
 	c.sections(path, &upper, &lay)
 	upper.over(out, &lay)
@@ -75,8 +75,8 @@ func (c *destinationCompiler) traffics(path string, t *istio.TrafficPolicy, out 
 		if n := p.Port.Number; seen[n] {
 			c.fail(path+".port.number", "remove one", "%d is there twice", n)
 		}
-		own := &TrafficPolicy{Budget: out.Budget}
-		c.sections(path, &sections{p.LoadBalancer, p.ConnectionPool, p.OutlierDetection, nil, p.TLS}, own)
+		own := &TrafficPolicy{Budget: out.Budget, Tunnel: out.Tunnel}
+		c.sections(path, &sections{p.LoadBalancer, p.ConnectionPool, p.OutlierDetection, nil, p.TLS, nil}, own)
 		seen[p.Port.Number], ports[p.Port.Number] = true, own
 	}
 	return ports
@@ -89,6 +89,7 @@ type sections struct {
 	outlier *istio.OutlierDetection
 	budget  *istio.RetryBudget
 	tls     *istio.ClientTLS
+	tunnel  *istio.Tunnel
 }
 
 // sections compiles the sections that there are.
@@ -108,6 +109,9 @@ func (c *destinationCompiler) sections(path string, s *sections, out *TrafficPol
 	if s.tls != nil {
 		out.TLS = c.tls(path+".tls", s.tls)
 	}
+	if s.tunnel != nil {
+		out.Tunnel = c.tunnel(path+".tunnel", s.tunnel)
+	}
 }
 
 // over replaces the sections of t that s has by those of lay.
@@ -126,6 +130,9 @@ func (s *sections) over(t, lay *TrafficPolicy) {
 	}
 	if s.tls != nil {
 		t.TLS = lay.TLS
+	}
+	if s.tunnel != nil {
+		t.Tunnel = lay.Tunnel
 	}
 }
 

@@ -29,14 +29,14 @@ type Explanation struct {
 	Service mesh.ServiceName `json:"service"`
 	Port    uint16           `json:"port"`
 	Caller  mesh.Identity    `json:"caller"`
-	User    string           `json:"user,omitempty"`   // issuer/subject
+	User    string           `json:"user,omitempty"`    // issuer/subject
 	Gateway bool             `json:"gateway,omitempty"` // the request is from outside, and comes to the service, a gateway
-	Server  string           `json:"server,omitempty"` // of a gateway, and its host, that takes the request in
-	Entry   *Verdict         `json:"entry,omitempty"`  // of the gateway
-	Bound   string           `json:"bound,omitempty"`  // where, when routes of the Gateway API are bound to the call
-	Rules   []Tried          `json:"rules"`            // in order, up to the one that matches
-	Answer  *Reply           `json:"answer,omitempty"` // the caller's own proxy answers
-	Path    string           `json:"path,omitempty"`   // that is sent
+	Server  string           `json:"server,omitempty"`  // of a gateway, and its host, that takes the request in
+	Entry   *Verdict         `json:"entry,omitempty"`   // of the gateway
+	Bound   string           `json:"bound,omitempty"`   // where, when routes of the Gateway API are bound to the call
+	Rules   []Tried          `json:"rules"`             // in order, up to the one that matches
+	Answer  *Reply           `json:"answer,omitempty"`  // the caller's own proxy answers
+	Path    string           `json:"path,omitempty"`    // that is sent
 	Host    string           `json:"host,omitempty"`
 	Headers []string         `json:"headers,omitempty"` // changes of them, in order
 	Fault   []string         `json:"fault,omitempty"`

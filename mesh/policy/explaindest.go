@@ -51,6 +51,9 @@ func (t *TrafficPolicy) Words() (out []string) {
 		}
 		line("encrypted", how, t.TLS.SNI)
 	}
+	if t.Tunnel != "" {
+		line("through", "it is a forward proxy, which connects to "+t.Tunnel)
+	}
 	return out
 }
 

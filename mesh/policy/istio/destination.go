@@ -30,9 +30,16 @@ type TrafficPolicy struct {
 	OutlierDetection  *OutlierDetection   `yaml:"outlierDetection"`
 	TLS               *ClientTLS          `yaml:"tls"`
 	PortLevelSettings []PortTrafficPolicy `yaml:"portLevelSettings"`
-	Tunnel            Unsupported         `yaml:"tunnel"`
+	Tunnel            *Tunnel             `yaml:"tunnel"`
 	ProxyProtocol     Unsupported         `yaml:"proxyProtocol"`
 	RetryBudget       *RetryBudget        `yaml:"retryBudget"`
+}
+
+// Tunnel says that the host is a forward proxy, and what it is asked to connect to.
+type Tunnel struct {
+	Protocol   string `yaml:"protocol"`
+	TargetHost string `yaml:"targetHost"`
+	TargetPort uint32 `yaml:"targetPort"`
 }
 
 // PortTrafficPolicy is a TrafficPolicy for one port.
