@@ -5,7 +5,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 FUZZTIME ?= 20s
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build build-all test process scenarios conformance check fuzz bench e2e clean
+.PHONY: help demo build build-all test process scenarios conformance check fuzz mutate bench e2e clean
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ check: ## formatting, vet, fixes, lint, modules, import rules, all systems
 
 fuzz: ## every fuzz target for FUZZTIME (20s)
 	$(GO) run ./test/fuzzall -time $(FUZZTIME)
+
+mutate: ## change the code of authorization in one place after the other: do its tests notice? an hour
+	$(GO) run ./test/mutate -least 90
 
 bench: ## Go benchmarks, and the benches beside peers in test/bench
 	$(GO) test -run NONE -bench . -benchmem ./...
