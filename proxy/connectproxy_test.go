@@ -2,11 +2,15 @@ package proxy_test
 
 import (
 	"bufio"
+	"crypto/tls"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -14,10 +18,13 @@ import (
 )
 
 // forwardProxy connects to where it is asked to, if that is allowed.
-func forwardProxy(t *testing.T, allowed string, asked chan<- string) netip.AddrPort {
+func forwardProxy(t *testing.T, allowed string, asked chan<- string, secure *tls.Config) netip.AddrPort {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
+	}
+	if secure != nil {
+		ln = tls.NewListener(ln, secure)
 	}
 	t.Cleanup(func() { ln.Close() })
 	go func() {
@@ -52,7 +59,7 @@ func forwardProxy(t *testing.T, allowed string, asked chan<- string) netip.AddrP
 	return netip.MustParseAddrPort(ln.Addr().String())
 }
 
-// TestForwardProxy: a host outside is reached through a forward proxy, by requests and by connections; what that does not connect to cannot be called.
+// TestForwardProxy: a host outside is reached through a forward proxy, by requests, and by connections in TLS with that proxy; what that does not connect to cannot be called.
 func TestForwardProxy(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -69,15 +76,18 @@ func TestForwardProxy(t *testing.T) {
 		}
 	}()
 	web := a.serve("web", nil)
-	asked := make(chan string, 20)
-	rule := func(host, target string) {
+	asked, p, ca := make(chan string, 20), newPKI(t), filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: p.cert.Raw}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	rule := func(host, target, more string) {
 		target, port, _ := net.SplitHostPort(target)
-		w.apply(fmt.Sprintf("apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: %s}\nspec: {host: %s, trafficPolicy: {tunnel: {targetHost: %s, targetPort: %s}}}\n", host, host, target, port))
+		w.apply(fmt.Sprintf("apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: %s}\nspec: {host: %s, trafficPolicy: {tunnel: {targetHost: %s, targetPort: %s}%s}}\n", host, host, target, port, more))
 	}
-	for host, c := range map[string]struct{ speaks, target string }{"api.example.net": {"HTTP", web.addr}, "db.example.net": {"TCP", tcp.Addr().String()}} {
-		w.apply(entry(host, c.speaks, forwardProxy(t, c.target, asked), ""))
-		rule(host, c.target)
-	}
+	w.apply(entry("api.example.net", "HTTP", forwardProxy(t, web.addr, asked, nil), ""))
+	rule("api.example.net", web.addr, "")
+	w.apply(entry("db.example.net", "TCP", forwardProxy(t, tcp.Addr().String(), asked, &tls.Config{Certificates: []tls.Certificate{p.server("db.example.net")}}), ""))
+	rule("db.example.net", tcp.Addr().String(), fmt.Sprintf(", tls: {mode: SIMPLE, caCertificates: %q}", ca))
 	f := a.caller("frontend")
 	for range 2 {
 		if got := f.send(f.external("GET", "api.example.net", "/x")); got.StatusCode != 200 || got.seen.URI != "/x" {
@@ -104,7 +114,7 @@ func TestForwardProxy(t *testing.T) {
 	if got := []string{<-asked, <-asked}; got[0] != "CONNECT "+web.addr || got[1] != "CONNECT "+tcp.Addr().String() || len(asked) > 0 {
 		t.Errorf("it was asked %q", got)
 	}
-	rule("api.example.net", "192.0.2.1:443")
+	rule("api.example.net", "192.0.2.1:443", "")
 	f.send(f.external("GET", "api.example.net", "/x")).expect(t, 503, "UF connection failed")
 	if len(asked) == 0 {
 		t.Fatal("it was not asked")

@@ -77,7 +77,7 @@ type state struct {
 	dryRun   string  // what policies that are only tried would change
 	counts   counted // where it was counted, or is being
 	spentAt  counted // where it is over a limit
-	spent    spent   // that limit
+	spent    *spent  // that limit
 	toCount  []quota // with errCount
 
 	deciding   bool                 // Decide is, or what comes in its place
@@ -502,7 +502,7 @@ func (c *call) answer(f *fault) {
 	if f == errToken {
 		a.Fields = append(a.Fields, wwwAuthenticate)
 	}
-	if f == errLimited && c.spent.of != nil {
+	if f == errLimited && c.spent != nil {
 		c.sayLimit()
 	}
 	kind := c.x.Request.Get("content-type")
@@ -520,7 +520,7 @@ func (c *call) answer(f *fault) {
 		a.Fields, a.Body = append(a.Fields, v.fields...), v.body
 		return
 	}
-	if f == errLimited && c.spent.body != nil {
+	if f == errLimited && c.spent != nil && c.spent.body != nil {
 		a.Body = c.spent.body
 		return
 	}

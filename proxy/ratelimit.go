@@ -122,10 +122,11 @@ func (p *Proxy) limitersOf(m *policy.Model, svc mesh.ServiceName, port uint16) (
 
 // routeLimiters returns the limits of a rule, for calls of a service.
 func (p *Proxy) routeLimiters(m *policy.Model, r *policy.HTTPRoute, svc mesh.ServiceName) (out []*limiter) {
-	for _, ref := range [...]policy.RouteRef{{Route: r.Policy}, {Route: r.Policy, Rule: r.Name}} {
-		if ref.Rule == "" && out != nil {
-			break
-		}
+	refs := []policy.RouteRef{{Route: r.Policy}}
+	if r.Name != "" {
+		refs = append(refs, policy.RouteRef{Route: r.Policy, Rule: r.Name})
+	}
+	for _, ref := range refs {
 		for _, l := range m.LimitsOf(ref) {
 			out = append(out, p.limiter(rateKeyOf(mesh.ServiceName{}, ref, l), l, svc))
 		}
@@ -221,7 +222,7 @@ func (c *call) count(at counted, limits []*limiter, q *policy.Request) *fault {
 
 // over is what a limit that has nothing left means for the call.
 func (c *call) over(at counted, s spent) *fault {
-	c.spent, c.spentAt, c.deniedBy = s, at, s.of.name
+	c.spent, c.spentAt, c.deniedBy = &s, at, s.of.name
 	s.of.hits.Inc()
 	return s.fault()
 }
@@ -262,7 +263,7 @@ func (c *call) sayLimit() {
 		a := &x.Decision.Answer
 		a.Fields = append(a.Fields, http1.Pair{Name: name, Value: x.Scratch[at:len(x.Scratch):len(x.Scratch)]})
 	}
-	s := &c.spent
+	s := c.spent
 	if s.wait > 0 {
 		number("Retry-After", seconds(s.wait))
 	}

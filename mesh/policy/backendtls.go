@@ -97,7 +97,6 @@ func (c *compiler) subjectAltNames(path string, in []gatewayapi.SubjectAltName) 
 // secureBackends applies BackendTLSPolicies: the oldest for a service counts, one for a port before one for all, and a DestinationRule that says
 // something of TLS before both. It has an effect on instances outside of the mesh alone: within, calls are mutual TLS always.
 func (m *Model) secureBackends(all []*backendTLS) {
-	by := map[backendTarget]*backendTLS{}
 	type place struct {
 		service mesh.ServiceName
 		port    uint16
@@ -110,10 +109,6 @@ func (m *Model) secureBackends(all []*backendTLS) {
 			b.tls.Untrusted = b.tls.CA == ""
 		}
 		for _, t := range b.targets {
-			if by[t] = cmp.Or(by[t], b); by[t] != b {
-				m.problem(b.key, codeConflicted, fmt.Sprintf("is without effect for %s: the BackendTLSPolicy %s is older", t.name(), by[t].key.Name))
-				continue
-			}
 			entries := m.entriesOf(b.key.Namespace, t)
 			if len(entries) == 0 {
 				m.problem(b.key, codeNotFound, fmt.Sprintf("is without effect for %s: no ServiceEntry declares it, so that it is of the mesh, where calls are mutual TLS always, or not there", t.name()))
@@ -125,9 +120,12 @@ func (m *Model) secureBackends(all []*backendTLS) {
 					continue
 				}
 				p := place{e.Host, port}
-				if of[p] == nil {
+				switch older := of[p]; {
+				case older == nil:
 					of[p] = b
 					places = append(places, p)
+				case older != b:
+					m.problem(b.key, codeConflicted, fmt.Sprintf("is without effect for %s: the BackendTLSPolicy %s/%s is older", e.Host, older.key.Namespace, older.key.Name))
 				}
 			}
 		}

@@ -136,11 +136,11 @@ func (l *Limit) words() string {
 
 // RouteLimits are the limits of a rule: those of all rules of its resource together first.
 func (m *Model) RouteLimits(r RouteRef) []*Limit {
-	all := m.limited[RouteRef{Route: r.Route}]
+	all := m.LimitsOf(RouteRef{Route: r.Route})
 	if r.Rule == "" {
 		return all
 	}
-	return slices.Concat(all, m.limited[r])
+	return slices.Concat(all, m.LimitsOf(r))
 }
 
 // LimitsOf are the limits of exactly what is named.
