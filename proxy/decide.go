@@ -295,6 +295,9 @@ func (c *call) open() *fault {
 	traffic := c.split.dest.traffic
 	c.hash = c.key(c.split.dest)
 	c.x.Decision.IdleTimeout, c.x.Decision.Life = traffic.Pool.TCPIdle, traffic.Pool.Life
+	if traffic.Proxied > 0 {
+		c.preface(traffic.Proxied)
+	}
 	return c.try(c.x.Result.Start)
 }
 

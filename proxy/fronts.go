@@ -156,3 +156,38 @@ func readProxyV2(c io.Reader) (client netip.Addr, err error) {
 	}
 	return client, fmt.Errorf("its PROXY header has the family %#x and %d bytes", family, n)
 }
+
+// preface has the connection begin with a PROXY header that says who called.
+func (c *call) preface(version uint8) {
+	conn, from := c.x.Conn, c.clientIP()
+	to := conn.Local
+	port := conn.Remote.Port()
+	if from != conn.Remote.Addr().Unmap().WithZone("") {
+		port = 0 // a front said who it is, and not from which port
+	}
+	c.x.Decision.Preface = appendProxy(nil, version, netip.AddrPortFrom(from, port), netip.AddrPortFrom(to.Addr().Unmap().WithZone(""), to.Port()))
+}
+
+// appendProxy appends a PROXY header. Of two addresses one of which is of IPv6, both are written as such.
+func appendProxy(b []byte, version uint8, from, to netip.AddrPort) []byte {
+	four := from.Addr().Is4() && to.Addr().Is4()
+	src, dst := from.Addr(), to.Addr()
+	if !four {
+		src, dst = netip.AddrFrom16(src.As16()), netip.AddrFrom16(dst.As16())
+	}
+	if version == 1 {
+		family := "TCP4"
+		if !four {
+			family = "TCP6"
+		}
+		return fmt.Appendf(b, "PROXY %s %v %v %d %d\r\n", family, src, dst, from.Port(), to.Port())
+	}
+	family, size := byte(0x11), 12
+	if !four {
+		family, size = 0x21, 36
+	}
+	b = append(append(b, proxyV2...), 0x21, family)
+	b = binary.BigEndian.AppendUint16(b, uint16(size))
+	b = append(append(b, src.AsSlice()...), dst.AsSlice()...)
+	return binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(b, from.Port()), to.Port())
+}

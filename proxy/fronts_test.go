@@ -129,3 +129,16 @@ func FuzzReadProxy(f *testing.F) {
 		}
 	})
 }
+
+// TestAppendProxy: what is written is read again as who called.
+func TestAppendProxy(t *testing.T) {
+	for _, version := range []uint8{1, 2} {
+		for from, to := range map[string]string{"192.0.2.1:1000": "127.64.0.1:80", "[2001:db8::1]:0": "[::1]:65535", "192.0.2.2:1": "[2001:db8::2]:2", "[2001:db8::3]:3": "127.0.0.1:4"} {
+			src := netip.MustParseAddrPort(from)
+			b := appendProxy(nil, version, src, netip.MustParseAddrPort(to))
+			if client, rest, ok := header(t, append(b, "rest"...)); client != src.Addr().String() || rest != "rest" || !ok {
+				t.Errorf("version %d, from %s to %s: %q is read as %s, %q, %v", version, from, to, b, client, rest, ok)
+			}
+		}
+	}
+}

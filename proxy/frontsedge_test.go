@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/meshagent/meshagent/mesh"
 	"github.com/meshagent/meshagent/proxy"
 )
 
@@ -170,4 +171,40 @@ spec:
 			t.Errorf("%d", res.StatusCode)
 		}
 	}
+}
+
+// TestProxyProtocolOut: an application of connections is told who called, here and on another host, and by a gateway; then comes what the caller says.
+func TestProxyProtocolOut(t *testing.T) {
+	t.Parallel()
+	both(t, func(t *testing.T, w *world, c *caller, on *host) {
+		ln := on.listen()
+		on.register("db", mesh.TCP, ln)
+		go func() {
+			for {
+				conn, err := ln.Accept()
+				if err != nil {
+					return
+				}
+				go func() {
+					defer conn.Close()
+					var got []byte
+					for one := make([]byte, 1); !strings.HasSuffix(string(got), "hello!"); got = append(got, one...) {
+						if _, err := io.ReadFull(conn, one); err != nil {
+							return
+						}
+					}
+					conn.Write(got)
+				}()
+			}
+		}()
+		for version, begins := range map[string]string{"V1": "PROXY TCP4 " + c.ip.String() + " 127.", "V2": "\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c" + string(c.ip.AsSlice())} {
+			w.apply("apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: db}\nspec: {host: db, trafficPolicy: {proxyProtocol: {version: " + version + "}}}\n")
+			conn := c.dial("db")
+			io.WriteString(conn, "hello!")
+			b, err := io.ReadAll(conn)
+			if got := string(b); err != nil || !strings.HasPrefix(got, begins) || !strings.HasSuffix(got, "hello!") || len(got) > 80 {
+				t.Errorf("%s: %q, %v", version, got, err)
+			}
+		}
+	})
 }

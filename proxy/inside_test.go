@@ -130,7 +130,7 @@ func TestModelIsActedOn(t *testing.T) {
 		{reflect.TypeFor[policy.TCPRoute](), "Policy TLS Index Matches Destinations"},                                                  // table.go; Matches by RouteTCP
 		{reflect.TypeFor[policy.Destination](), "Policy Subsets Traffic Callers Selector Ports"},                                       // table.go
 		{reflect.TypeFor[policy.Subset](), "Name Labels Traffic Ports"},                                                                // table.go
-		{reflect.TypeFor[policy.TrafficPolicy](), "Balance Pool Outlier Budget TLS Tunnel"},                                            // table.go
+		{reflect.TypeFor[policy.TrafficPolicy](), "Balance Pool Outlier Budget TLS Proxied Tunnel"},                                    // table.go
 		{reflect.TypeFor[policy.Balance](), "LB Hash RingSize TableSize Warmup Locality Off"},                                          // balance.go
 		{reflect.TypeFor[policy.HashKey](), "Header Query SourceIP Cookie"},                                                            // balance.go
 		{reflect.TypeFor[policy.Outlier](), "Outlier Codes"},                                                                           // balance.go, circuit.go

@@ -54,10 +54,13 @@ func (c *destinationCompiler) traffics(path string, t *istio.TrafficPolicy, out 
 	if t == nil {
 		return below
 	}
-	upper := sections{t.LoadBalancer, t.ConnectionPool, t.OutlierDetection, t.RetryBudget, t.TLS, t.Tunnel}
+	upper := sections{t.LoadBalancer, t.ConnectionPool, t.OutlierDetection, t.RetryBudget, t.TLS, t.Tunnel, t.ProxyProtocol}
 	var lay TrafficPolicy
 	c.sections(path, &upper, &lay)
 	upper.over(out, &lay)
+	if out.Proxied > 0 && out.TLS.On {
+		c.fail(path+".proxyProtocol", "remove one of them", "stands beside tls, in which nobody would read it")
+	}
 	ports := map[uint16]*TrafficPolicy{}
 	for port, p := range below {
 		own := *p
@@ -75,8 +78,8 @@ func (c *destinationCompiler) traffics(path string, t *istio.TrafficPolicy, out 
 		if n := p.Port.Number; seen[n] {
 			c.fail(path+".port.number", "remove one", "%d is there twice", n)
 		}
-		own := &TrafficPolicy{Budget: out.Budget, Tunnel: out.Tunnel}
-		c.sections(path, &sections{p.LoadBalancer, p.ConnectionPool, p.OutlierDetection, nil, p.TLS, nil}, own)
+		own := &TrafficPolicy{Budget: out.Budget, Tunnel: out.Tunnel, Proxied: out.Proxied}
+		c.sections(path, &sections{p.LoadBalancer, p.ConnectionPool, p.OutlierDetection, nil, p.TLS, nil, nil}, own)
 		seen[p.Port.Number], ports[p.Port.Number] = true, own
 	}
 	return ports
@@ -90,6 +93,7 @@ type sections struct {
 	budget  *istio.RetryBudget
 	tls     *istio.ClientTLS
 	tunnel  *istio.Tunnel
+	proxied *istio.ProxyProtocol
 }
 
 // sections compiles the sections that there are.
@@ -112,6 +116,12 @@ func (c *destinationCompiler) sections(path string, s *sections, out *TrafficPol
 	if s.tunnel != nil {
 		out.Tunnel = c.tunnel(path+".tunnel", s.tunnel)
 	}
+	if s.proxied != nil {
+		version, ok := map[string]uint8{"": 1, "V1": 1, "V2": 2}[s.proxied.Version]
+		if out.Proxied = version; !ok {
+			c.fail(path+".proxyProtocol.version", "write V1 or V2", "%q is not supported", s.proxied.Version)
+		}
+	}
 }
 
 // over replaces the sections of t that s has by those of lay.
@@ -133,6 +143,9 @@ func (s *sections) over(t, lay *TrafficPolicy) {
 	}
 	if s.tunnel != nil {
 		t.Tunnel = lay.Tunnel
+	}
+	if s.proxied != nil {
+		t.Proxied = lay.Proxied
 	}
 }
 

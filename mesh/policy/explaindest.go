@@ -51,6 +51,9 @@ func (t *TrafficPolicy) Words() (out []string) {
 		}
 		line("encrypted", how, t.TLS.SNI)
 	}
+	if t.Proxied > 0 {
+		line("begins", fmt.Sprintf("connections with a PROXY header, version %d", t.Proxied))
+	}
 	if t.Tunnel != "" {
 		line("through", "it is a forward proxy, which connects to "+t.Tunnel)
 	}

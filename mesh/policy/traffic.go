@@ -81,6 +81,7 @@ type TrafficPolicy struct {
 	Outlier *Outlier     // nil is lb.DefaultOutlier
 	Budget  *RetryBudget // nil is the proxy's default
 	TLS     TLS
+	Proxied uint8  // version of the PROXY header that connections begin with; 0: none
 	Tunnel  string // host:port that the host, a forward proxy outside of the mesh, is asked to connect to; "" if it is none
 }
 

@@ -41,6 +41,7 @@ type Decision struct {
 	Connect         bool          // CONNECT may pass; it gets 405 otherwise
 	Circuit         *Circuit      // that bounds the calls to where it goes, if not nil
 
+	Preface []byte   // goes to Upstream before what the client of a connection sends; of requests it is not looked at
 	Mirrors []Mirror // get copies of a request of HTTP that goes to Upstream; of an upgrade there are none. See Mirror
 }
 

@@ -43,6 +43,9 @@ func (x *Call) startTunnel() {
 	l := x.l
 	x.forget()
 	x.active = l.now
+	if p := x.Decision.Preface; x.raw && len(p) > 0 {
+		x.toUpstream(p, false)
+	}
 	if x.us == nil {
 		l.queue(x.up)
 	}

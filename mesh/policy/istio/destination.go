@@ -31,8 +31,13 @@ type TrafficPolicy struct {
 	TLS               *ClientTLS          `yaml:"tls"`
 	PortLevelSettings []PortTrafficPolicy `yaml:"portLevelSettings"`
 	Tunnel            *Tunnel             `yaml:"tunnel"`
-	ProxyProtocol     Unsupported         `yaml:"proxyProtocol"`
+	ProxyProtocol     *ProxyProtocol      `yaml:"proxyProtocol"`
 	RetryBudget       *RetryBudget        `yaml:"retryBudget"`
+}
+
+// ProxyProtocol has connections begin with who called.
+type ProxyProtocol struct {
+	Version string `yaml:"version"`
 }
 
 // Tunnel says that the host is a forward proxy, and what it is asked to connect to.
