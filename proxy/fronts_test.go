@@ -38,7 +38,7 @@ func v2(command, family byte, more string) string {
 	return string(binary.BigEndian.AppendUint16([]byte(proxyV2+string([]byte{command, family})), uint16(len(more)))) + more
 }
 
-func TestReadProxy(t *testing.T) {
+func TestS25ReadProxy(t *testing.T) {
 	four := string([]byte{192, 0, 2, 1, 192, 0, 2, 2, 1, 2, 3, 4})
 	six := string(netip.MustParseAddr("2001:db8::1").AsSlice()) + string(netip.MustParseAddr("::1").AsSlice()) + "abcd"
 	for _, c := range []struct {

@@ -102,8 +102,8 @@ func (g *gatewayHost) behind(header string, cfg *tls.Config) *http.Client {
 	return &http.Client{Transport: t}
 }
 
-// TestProxyProtocol: connections of proxies begin with a header, plain ones and those of TLS; others, and headers that cannot be read, get nothing.
-func TestProxyProtocol(t *testing.T) {
+// TestS25ProxyProtocol: connections of proxies begin with a header, plain ones and those of TLS; others, and headers that cannot be read, get nothing.
+func TestS25ProxyProtocol(t *testing.T) {
 	t.Parallel()
 	w, g := fronted(t, proxy.Fronts{Proxy: true}, "127.0.0.0/8")
 	p := newPKI(t)
