@@ -351,8 +351,9 @@ func (a *Agent) openProxy() (err error) {
 	runtime.GOMAXPROCS(2 * loops)
 	a.proxy, err = proxy.New(proxy.Config{Snapshots: a.catalog, TLS: a.leaves, Callers: a.callers, VIPRange: a.cfg.Proxy.VIPRange,
 		VIPFile: a.dir.path(fileVIPs), HTTPPort: *a.cfg.Proxy.HTTPPort, AccessLog: out, Loops: loops, Sockets: a.sockets,
-		Fronts:    proxy.Fronts{From: a.cfg.Gateway.TrustedProxies, Proxy: a.cfg.Gateway.ProxyProtocol, Hops: a.cfg.Gateway.NumTrustedProxies},
-		EdgeAddrs: a.edgeAddrs, Credentials: a.creds, Metrics: a.metrics, Log: a.log})
+		UnknownKey: a.tokenKeys.Fetch,
+		Fronts:     proxy.Fronts{From: a.cfg.Gateway.TrustedProxies, Proxy: a.cfg.Gateway.ProxyProtocol, Hops: a.cfg.Gateway.NumTrustedProxies},
+		EdgeAddrs:  a.edgeAddrs, Credentials: a.creds, Metrics: a.metrics, Log: a.log})
 	return err
 }
 

@@ -262,6 +262,9 @@ func (p *Proxy) verify(v *policy.Verification, then func()) {
 		}
 		v.Run(time.Now())
 		<-p.verifiers
+		if at := v.UnknownKey(); at != nil && p.c.UnknownKey != nil {
+			p.c.UnknownKey(at)
+		}
 		then()
 	})
 }

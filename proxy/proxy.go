@@ -29,6 +29,7 @@ import (
 
 	"github.com/meshagent/meshagent/internal/telemetry"
 	"github.com/meshagent/meshagent/mesh"
+	"github.com/meshagent/meshagent/mesh/policy"
 	"github.com/meshagent/meshagent/proxy/engine"
 	"github.com/meshagent/meshagent/proxy/http1"
 )
@@ -84,7 +85,7 @@ type Callers interface {
 	Caller(ctx context.Context, client, server netip.AddrPort) (mesh.Identity, *mesh.Instance)
 }
 
-// Config is what New needs; all but HTTPPort, VIPFile, AccessLog, Metrics, Dial, Held, Loops, Sockets, EdgeAddrs, Fronts and Credentials is required.
+// Config is what New needs; all but HTTPPort, VIPFile, AccessLog, Metrics, Dial, Held, Loops, Sockets, EdgeAddrs, Fronts, UnknownKey and Credentials is required.
 type Config struct {
 	Snapshots Snapshots
 	TLS       TLS
@@ -100,8 +101,10 @@ type Config struct {
 	Loops     int                                                            // that share the work; 0 is one for each P
 	Sockets   Sockets                                                        // opens the ports of services and gateways; nil: the network
 	// EdgeAddrs returns where gateways of this host listen if their Gateway names no address; nil: nowhere.
-	EdgeAddrs   func() []netip.Addr
-	Fronts      Fronts      // before gateways; the zero value: none
+	EdgeAddrs func() []netip.Addr
+	Fronts    Fronts // before gateways; the zero value: none
+	// UnknownKey is told where keys should be that tokens of users name and nobody has; nil: nobody is. It must not block.
+	UnknownKey  func([]policy.KeySource)
 	Credentials Credentials // of gateways; nil: none
 }
 

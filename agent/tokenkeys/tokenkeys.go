@@ -33,7 +33,8 @@ import (
 
 // Limits.
 const (
-	Refresh     = 5 * time.Minute // a tenth more or less; also the longest wait after failures
+	Refresh     = 5 * time.Minute  // a tenth more or less; also the longest wait after failures
+	MinRefresh  = 30 * time.Second // at least between two fetches, whatever keys tokens name
 	minRetry    = time.Second
 	DefaultTime = 5 * time.Second // of a fetch, as in Istio
 	maxAnswer   = 256 << 10       // bytes
@@ -75,6 +76,8 @@ type source struct {
 	keys    *policy.KeySet  // nil: never had
 	raw     json.RawMessage // as they came
 	asked   bool            // since Want named it
+	wanted  chan struct{}   // has one in it when the keys are to be fetched now
+	last    time.Time       // that they were asked for
 	since   time.Time       // of the first of the failures
 	err     error           // of the last fetch
 }
@@ -118,7 +121,7 @@ func (k *Keys) restore() error {
 	}
 	for _, s := range f.Keys {
 		if set, err := policy.ParseKeySet(s.Set); err == nil {
-			k.sources[s.KeySource] = &source{keys: set, raw: s.Set}
+			k.sources[s.KeySource] = &source{keys: set, raw: s.Set, wanted: make(chan struct{}, 1)}
 		}
 	}
 	return nil
@@ -156,7 +159,7 @@ func (k *Keys) Want(want map[policy.KeySource]time.Duration) {
 			continue
 		}
 		if s == nil {
-			s = new(source)
+			s = &source{wanted: make(chan struct{}, 1)}
 			k.sources[at] = s
 		}
 		if s.timeout = timeout; timeout == 0 {
@@ -204,6 +207,7 @@ func (k *Keys) follow(ctx context.Context, at policy.KeySource, s *source) {
 		}
 		k.mu.Lock()
 		timeout := s.timeout
+		s.last = time.Now()
 		k.mu.Unlock()
 		fctx, cancel := context.WithTimeout(ctx, timeout)
 		raw, err := k.ask(fctx, at)
@@ -225,8 +229,24 @@ func (k *Keys) follow(ctx context.Context, at policy.KeySource, s *source) {
 		}
 		select {
 		case <-time.After(wait):
+		case <-s.wanted:
 		case <-ctx.Done():
 			return
+		}
+	}
+}
+
+// Fetch has the keys of some sources fetched now, if they were not lately: a token names one that is not among them. It returns at once.
+func (k *Keys) Fetch(sources []policy.KeySource) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, at := range sources {
+		if s := k.sources[at]; s != nil && time.Since(s.last) >= MinRefresh {
+			s.last = time.Now()
+			select {
+			case s.wanted <- struct{}{}:
+			default:
+			}
 		}
 	}
 }

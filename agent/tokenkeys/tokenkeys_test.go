@@ -58,10 +58,12 @@ func TestFetch(t *testing.T) {
 			}
 		}
 	})
-	mux.HandleFunc("/hangs", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+	over := make(chan struct{})
+	mux.HandleFunc("/hangs", func(http.ResponseWriter, *http.Request) { <-over })
 	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { hits.Add(1); mux.ServeHTTP(w, r) }))
 	srv.StartTLS()
 	defer srv.Close()
+	defer close(over)
 	mux.HandleFunc("/.well-known/openid-configuration", func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprintf(w, `{"issuer": %q, "jwks_uri": "%s/keys"}`, srv.URL, srv.URL)
 	})
@@ -164,7 +166,7 @@ func TestKeysStay(t *testing.T) {
 		done := make(chan error)
 		go func() { done <- k.Run(ctx) }()
 		k.Want(map[policy.KeySource]time.Duration{at: 0})
-		if !k.Settled(t.Context()) || len(k.Load()) != 0 {
+		if k.Settled(t.Context()); len(k.Load()) != 0 {
 			t.Error("there are keys, though the issuer is away")
 		}
 		if n := passes(time.Hour); n < 10 || n > 40 {
@@ -191,6 +193,23 @@ func TestKeysStay(t *testing.T) {
 		passes(2 * Refresh)
 		if k.Load()[at] == first || k.Load()[at].Equal(first) || len(told) != 2 || len(k.Problems()) != 0 {
 			t.Errorf("told %v", told)
+		}
+		if n := passes(MinRefresh); n != 0 {
+			passes(MinRefresh) // it was just asked
+		}
+		fetch := func() {
+			for range 100 { // tokens name a key that is not there
+				k.Fetch([]policy.KeySource{at, {URI: "https://other.example.com"}})
+			}
+		}
+		time.AfterFunc(time.Second, fetch)
+		time.AfterFunc(2*time.Second, fetch)
+		if n := passes(MinRefresh - time.Second); n != 1 {
+			t.Errorf("asked %d times for a key that tokens name, want once", n)
+		}
+		k.Fetch([]policy.KeySource{at})
+		if n := passes(time.Second / 2); n != 0 {
+			t.Errorf("asked %d times within half a minute", n)
 		}
 		stop()
 		if err := <-done; err != nil {

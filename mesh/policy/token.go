@@ -221,7 +221,7 @@ func (m *Model) Known(t *Target, r *Request, now time.Time) (a *Auth, why string
 	if a, why, ok := known(rules, &key, now); ok {
 		return a, why, nil
 	}
-	return nil, "", &Verification{strings.Clone(found), key, slices.Clone(rules)}
+	return nil, "", &Verification{token: strings.Clone(found), key: key, rules: slices.Clone(rules)}
 }
 
 // known asks what was verified before: ok is false if one rule that could take the token was not asked yet.
@@ -234,8 +234,8 @@ func known(rules []*tokenRule, key *[sha256.Size]byte, now time.Time) (a *Auth, 
 			ok = false
 		case k.auth != nil:
 			return k.auth, "", true
-		case k.why != errIssuer:
-			why = k.why
+		default:
+			why = telling(why, k.why)
 		}
 	}
 	return nil, why, ok
@@ -243,13 +243,20 @@ func known(rules []*tokenRule, key *[sha256.Size]byte, now time.Time) (a *Auth, 
 
 const errIssuer = "nobody takes tokens of this issuer"
 
+const errUnknownKey = "the token is signed with a key that the issuer has not"
+
 // Verification is the token of a request, which some rules may take. Several policies may name its issuer: it counts if it is valid by
 // one of them, as in Istio.
 type Verification struct {
 	token string
 	key   [sha256.Size]byte
 	rules []*tokenRule
+
+	unknown []KeySource
 }
+
+// UnknownKey returns, after Run, where the key should be that the token names and no key of the issuer is: a new one, perhaps.
+func (v *Verification) UnknownKey() []KeySource { return v.unknown }
 
 // Run verifies the token, and has the rules remember it. From any goroutine.
 func (v *Verification) Run(now time.Time) (a *Auth, why string) {
@@ -260,11 +267,23 @@ func (v *Verification) Run(now time.Time) (a *Auth, why string) {
 		if got != nil {
 			return got, ""
 		}
-		if bad != errIssuer {
-			why = bad
+		if bad == errUnknownKey && r.source.URI != "" {
+			v.unknown = append(v.unknown, r.source)
 		}
+		why = telling(why, bad)
+	}
+	if why != errUnknownKey {
+		v.unknown = nil
 	}
 	return nil, why
+}
+
+// telling is what says more of two reasons why rules do not take a token.
+func telling(a, b string) string {
+	if b == errIssuer || b == errUnknownKey && a != errIssuer {
+		return a
+	}
+	return b
 }
 
 // Ends tells when the token's time is up, with the skew of clocks that is allowed.
@@ -378,8 +397,9 @@ func check(token string, rule *tokenRule, now time.Time) (*Auth, string) {
 	}
 	head := tok.Headers[0]
 	var claims jwt.Claims
-	good := false
+	good, known := false, head.KeyID == ""
 	for _, k := range rule.keys {
+		known = known || k.KeyID == head.KeyID || k.KeyID == ""
 		if head.KeyID != "" && k.KeyID != "" && k.KeyID != head.KeyID || k.Algorithm != "" && k.Algorithm != head.Algorithm || k.Use != "" && k.Use != "sig" {
 			continue
 		}
@@ -389,6 +409,8 @@ func check(token string, rule *tokenRule, now time.Time) (*Auth, string) {
 		}
 	}
 	switch {
+	case !known:
+		return nil, errUnknownKey
 	case !good:
 		return nil, "the token's signature is not the issuer's"
 	case claims.Expiry == nil:

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"iter"
 	"maps"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -74,7 +75,13 @@ spec:
 		t.Error("other keys and policies make the token unknown")
 	}
 	cache.SetKeys(map[KeySource]*KeySet{at: set(other)})
-	expect(compile(""), "the key has gone", "the token's signature is not the issuer's")
+	m = compile("")
+	if _, _, v := m.Known(web, r, now()); v == nil {
+		t.Error("the token is known though its key has gone")
+	} else if _, why := v.Run(now()); why != errUnknownKey || !slices.Equal(v.UnknownKey(), []KeySource{at}) {
+		t.Errorf("%q, to be fetched from %v", why, v.UnknownKey())
+	}
+	expect(m, "the key has gone", errUnknownKey)
 	cache.SetKeys(nil)
 	expect(compile(""), "all keys have gone", "the issuer's keys have not been fetched yet")
 }
