@@ -103,6 +103,8 @@ func TestOnlyAllowAndDenyDecide(t *testing.T) {
 	}{
 		{"", "CUSTOM, provider: {name: p}, rules: [{}]", true, false, false, "", false},
 		{"", "AUDIT, rules: [{}]", false, true, false, "security.istio.io/AuthorizationPolicy/default/x", false},
+		{"", "AUDIT, rules: [{from: [{source: {principals: [cluster.local/ns/default/sa/front]}}]}]", false, true, false, "security.istio.io/AuthorizationPolicy/default/x", false},
+		{"", "AUDIT, rules: [{from: [{source: {principals: [test.mesh/ns/default/sa/front]}}]}]", false, true, false, "security.istio.io/AuthorizationPolicy/default/x", false},
 		{"", "AUDIT, rules: [{from: [{source: {namespaces: [other]}}]}]", false, true, false, "", false},
 		{`, annotations: {istio.io/dry-run: "true"}`, "DENY, rules: [{}]", false, true, false, "", true},
 		{`, annotations: {istio.io/dry-run: "true"}`, "ALLOW, rules: []", false, true, false, "", true},
@@ -132,5 +134,13 @@ func TestNoModel(t *testing.T) {
 	target, r := &Target{Service: mesh.MustServiceName("web")}, &Request{Method: "GET"}
 	if d := m.Authorize(target, r); d.Allow || d.Reason != "no policy has been read yet" || m.LooksAtRemote() || m.Watches() || m.AsksOthers() {
 		t.Errorf("%+v", d)
+	}
+}
+
+// TestPoliciesAreListedOnce: also those of several services.
+func TestPoliciesAreListedOnce(t *testing.T) {
+	m := authorizing(t, "targetRefs: [{kind: Service, name: a}, {kind: Service, name: b}]\nrules: [{}]")
+	if all := m.authz.by["default"].allow.all(); len(all) != 1 {
+		t.Errorf("listed %d times", len(all))
 	}
 }
