@@ -144,3 +144,12 @@ func TestPoliciesAreListedOnce(t *testing.T) {
 		t.Errorf("listed %d times", len(all))
 	}
 }
+
+// TestTemplatesMatchPaths: what is no path matches no template.
+func TestTemplatesMatchPaths(t *testing.T) {
+	for path, want := range map[string]bool{"/": true, "/a/b": true, "": false, "*": false, "a/b": false} {
+		if got := matchSegments([]string{"{**}"}, path); got != want {
+			t.Errorf("%q: %v", path, got)
+		}
+	}
+}

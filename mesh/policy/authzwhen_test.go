@@ -50,6 +50,8 @@ func TestAuthorizeConditions(t *testing.T) {
 		{"when: [{key: 'request.headers[x-tenant]', values: [acme]}, {key: source.ip, values: [192.0.2.0/24]}]", nil, false},
 		{"when: [{key: source.ip, values: [10.1.0.0/16]}]", nil, true},
 		{"when: [{key: source.ip, values: ['::ffff:10.1.0.0/112']}]", nil, true},
+		{"when: [{key: source.ip, values: ['::ffff:0:0/96']}]", nil, true},
+		{"when: [{key: source.ip, values: ['::ffff:10.0.0.0/112']}]", nil, false},
 		{"when: [{key: source.ip, values: [10.1.2.3]}]", nil, true},
 		{"when: [{key: source.ip, notValues: [10.1.2.3]}]", nil, false},
 		{"when: [{key: remote.ip, values: [10.1.2.3]}]", nil, true},
