@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"crypto/tls"
 	"fmt"
 	"maps"
@@ -25,9 +26,10 @@ type apiGateway struct {
 // listener is what a GatewayServer does not say: who may have it as a parent.
 type listener struct {
 	name  string
-	all   bool     // routes of all namespaces; else those of the Gateway's
-	none  bool     // nobody
-	kinds []string // of routes
+	all   bool      // routes of all namespaces; else those of the Gateway's
+	none  bool      // nobody
+	named []nameSet // all of them hold of the namespace; nil: all does, or it is the Gateway's
+	kinds []string  // of routes
 
 	clients []string // ConfigMaps with the authorities of clients; nil when they show no certificate
 }
@@ -173,8 +175,13 @@ func (c *compiler) listener(path string, index int, l *gatewayapi.Listener) (*Ga
 				who.all = true
 			case "None":
 				who.none = true
+			case "Selector":
+				who.named = c.namespaces(path+".allowedRoutes.namespaces.selector", a.Namespaces.Selector)
 			default:
-				c.fail(path+".allowedRoutes.namespaces.from", "write Same, All or None", "%q is not supported", a.Namespaces.From)
+				c.fail(path+".allowedRoutes.namespaces.from", "write Same, All, Selector or None", "%q is not supported", a.Namespaces.From)
+			}
+			if a.Namespaces.Selector != nil && a.Namespaces.From != "Selector" {
+				c.fail(path+".allowedRoutes.namespaces.selector", "write from: Selector, or remove it", "has no effect with from: %s", cmp.Or(a.Namespaces.From, "Same"))
 			}
 		}
 		allowed := who.kinds
@@ -290,7 +297,60 @@ func (g *gateway) bindGateways(m *Model) {
 
 // takes reports whether a route may have the listener as a parent.
 func (l *listener) takes(gw *apiGateway, r *gatewayRoute) bool {
-	return !l.none && (l.all || r.key.Namespace == gw.Key.Namespace) && slices.Contains(l.kinds, r.key.Kind)
+	if l.none || !slices.Contains(l.kinds, r.key.Kind) {
+		return false
+	}
+	if l.named == nil {
+		return l.all || r.key.Namespace == gw.Key.Namespace
+	}
+	return !slices.ContainsFunc(l.named, func(n nameSet) bool { return slices.Contains(n.names, r.key.Namespace) == n.not })
+}
+
+// nameSet is a set of namespaces, or of those that are not in it.
+type nameSet struct {
+	names []string
+	not   bool
+}
+
+// nameLabel is the one label that a namespace has.
+const nameLabel = "kubernetes.io/metadata.name"
+
+// namespaces compiles a selector of namespaces.
+func (c *compiler) namespaces(path string, s *gatewayapi.RouteSelector) (out []nameSet) {
+	if s == nil || len(s.MatchLabels) == 0 && len(s.MatchExpressions) == 0 {
+		c.fail(path, "write matchLabels: {"+nameLabel+": NAMESPACE}, or from: All", "is missing or empty")
+		return []nameSet{{}}
+	}
+	known := func(path, key string) {
+		if key != nameLabel {
+			c.fail(path, "write "+nameLabel, "%q is a label that no namespace has here", key)
+		}
+	}
+	for _, key := range slices.Sorted(maps.Keys(s.MatchLabels)) {
+		known(path+".matchLabels", key)
+		out = append(out, nameSet{names: []string{s.MatchLabels[key]}})
+	}
+	for i, e := range s.MatchExpressions {
+		path := fmt.Sprintf("%s.matchExpressions[%d]", path, i)
+		known(path+".key", e.Key)
+		n, listed := nameSet{names: e.Values}, true
+		switch e.Operator {
+		case "In":
+		case "NotIn":
+			n.not = true
+		case "Exists":
+			n.not, listed = true, false
+		case "DoesNotExist":
+			listed = false
+		default:
+			c.fail(path+".operator", "write In, NotIn, Exists or DoesNotExist", "%q is not supported", e.Operator)
+		}
+		if listed != (len(e.Values) > 0) {
+			c.fail(path+".values", "In and NotIn have some, the others none", "has %d values", len(e.Values))
+		}
+		out = append(out, n)
+	}
+	return out
 }
 
 // attachRoute notes the hosts that a route has at a listener. It reports whether there are any.

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -121,6 +122,40 @@ func TestGatewaysThatNobodyServes(t *testing.T) {
 		}
 		if !found {
 			t.Errorf("%s: %+v", x.new, m.Problems())
+		}
+	}
+}
+
+// TestRoutesBySelector: a listener takes routes of the namespaces that its selector names.
+func TestRoutesBySelector(t *testing.T) {
+	const name = "kubernetes.io/metadata.name"
+	for selector, want := range map[string]string{
+		"{matchLabels: {" + name + ": shop}}":                                                                           "shop",
+		"{matchExpressions: [{key: " + name + ", operator: In, values: [shop, jobs]}]}":                                 "jobs shop",
+		"{matchExpressions: [{key: " + name + ", operator: NotIn, values: [shop]}]}":                                    "infra jobs",
+		"{matchExpressions: [{key: " + name + ", operator: Exists}]}":                                                   "infra jobs shop",
+		"{matchExpressions: [{key: " + name + ", operator: DoesNotExist}]}":                                             "",
+		"{matchLabels: {" + name + ": shop}, matchExpressions: [{key: " + name + ", operator: NotIn, values: [shop]}]}": "",
+	} {
+		text := "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: edge, namespace: infra}\nspec: {gatewayClassName: meshagent, listeners: [{name: web, port: 80, protocol: HTTP, allowedRoutes: {namespaces: {from: Selector, selector: " + selector + "}}}]}\n"
+		for _, ns := range []string{"infra", "jobs", "shop"} {
+			text += "---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: web, namespace: " + ns + "}\nspec: {parentRefs: [{name: edge, namespace: infra}], hostnames: [" + ns + ".example.com], rules: [{backendRefs: [{name: web, port: 80}]}]}\n"
+		}
+		ps, err := Parse("x", []byte(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := Compile(td, 1, ps)
+		var got []string
+		for _, h := range m.Gateways()[0].Servers[0].HTTP {
+			got = append(got, strings.TrimSuffix(h.Host, ".example.com"))
+		}
+		slices.Sort(got)
+		if s := strings.Join(got, " "); s != want {
+			t.Errorf("%s: %q, want %q", selector, s, want)
+		}
+		if n := len(m.Problems()); n != 3-len(got) {
+			t.Errorf("%s: %+v", selector, m.Problems())
 		}
 	}
 }

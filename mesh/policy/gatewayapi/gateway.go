@@ -88,10 +88,23 @@ type AllowedRoutes struct {
 	Kinds      []RouteKind      `yaml:"kinds"`
 }
 
-// RouteNamespaces are the namespaces of routes: Same, the default, All or None.
+// RouteNamespaces are the namespaces of routes: Same, the default, All, None, or those of the Selector.
 type RouteNamespaces struct {
-	From     string        `yaml:"from"`
-	Selector RouteSelector `yaml:"selector"`
+	From     string         `yaml:"from"`
+	Selector *RouteSelector `yaml:"selector"`
+}
+
+// RouteSelector selects namespaces by their labels. All that is in it must hold.
+type RouteSelector struct {
+	MatchLabels      map[string]string  `yaml:"matchLabels"`
+	MatchExpressions []LabelRequirement `yaml:"matchExpressions"`
+}
+
+// LabelRequirement is what must hold of a label: In, NotIn, Exists or DoesNotExist.
+type LabelRequirement struct {
+	Key      string   `yaml:"key"`
+	Operator string   `yaml:"operator"`
+	Values   []string `yaml:"values"`
 }
 
 // RouteKind is a kind of route.
@@ -114,7 +127,6 @@ type (
 	GatewayBackendTLS struct{}
 	DefaultScope      struct{}
 	TLSOptions        struct{}
-	RouteSelector     struct{}
 )
 
 // UnmarshalNode refuses the field.
@@ -145,9 +157,4 @@ func (*DefaultScope) UnmarshalNode(*strictyaml.Node) error {
 // UnmarshalNode refuses the field.
 func (*TLSOptions) UnmarshalNode(*strictyaml.Node) error {
 	return refuse("none is known here, remove it")
-}
-
-// UnmarshalNode refuses the field.
-func (*RouteSelector) UnmarshalNode(*strictyaml.Node) error {
-	return refuse("namespaces have no labels here, write from: Same or from: All")
 }
