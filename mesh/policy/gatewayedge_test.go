@@ -137,11 +137,12 @@ func TestRoutesBySelector(t *testing.T) {
 		"{matchExpressions: [{key: " + name + ", operator: DoesNotExist}]}":                                             "",
 		"{matchLabels: {" + name + ": shop}, matchExpressions: [{key: " + name + ", operator: NotIn, values: [shop]}]}": "",
 	} {
-		text := "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: edge, namespace: infra}\nspec: {gatewayClassName: meshagent, listeners: [{name: web, port: 80, protocol: HTTP, allowedRoutes: {namespaces: {from: Selector, selector: " + selector + "}}}]}\n"
+		var text strings.Builder
+		text.WriteString("apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: edge, namespace: infra}\nspec: {gatewayClassName: meshagent, listeners: [{name: web, port: 80, protocol: HTTP, allowedRoutes: {namespaces: {from: Selector, selector: " + selector + "}}}]}\n")
 		for _, ns := range []string{"infra", "jobs", "shop"} {
-			text += "---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: web, namespace: " + ns + "}\nspec: {parentRefs: [{name: edge, namespace: infra}], hostnames: [" + ns + ".example.com], rules: [{backendRefs: [{name: web, port: 80}]}]}\n"
+			text.WriteString("---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: web, namespace: " + ns + "}\nspec: {parentRefs: [{name: edge, namespace: infra}], hostnames: [" + ns + ".example.com], rules: [{backendRefs: [{name: web, port: 80}]}]}\n")
 		}
-		ps, err := Parse("x", []byte(text))
+		ps, err := Parse("x", []byte(text.String()))
 		if err != nil {
 			t.Fatal(err)
 		}
