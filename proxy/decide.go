@@ -190,6 +190,7 @@ func (c *call) forward(r *policy.HTTPRoute) *fault {
 		c.split.dest.budget.call(x.Result.Start)
 	}
 	c.hash = c.key(c.split.dest)
+	d.Hedge = c.hedgeAfter()
 	f := c.try(x.Result.Start)
 	if f == nil && len(c.rule.mirrors) > 0 {
 		c.mirror(x.Result.Start)
@@ -336,15 +337,7 @@ func (c *call) try(now time.Time) *fault {
 	x.Decision.Upstream, x.Decision.Circuit = l.Upstream, dest.gate(t)
 	switch q := &x.Decision.Request; {
 	case !c.raw:
-		c.edit(t, l, now)
-		if c.edge != nil {
-			c.tellOf(q, c.edgeView.t.model, &c.edgeView.target, &c.asks)
-			c.decided(c.edgeView.target.Service)
-		}
-		if t.local { // whose own policy has the last word
-			c.tellOf(q, c.p.current().model, &t.policy, &c.sent)
-			c.decided(t.policy.Service)
-		}
+		c.aim(t, l, now)
 	case t.tunnel:
 		q.Host, q.Set = t.host, append(q.Set[:0], http1.Pair{Name: meshInstance, Value: t.id})
 	}
@@ -352,6 +345,30 @@ func (c *call) try(now time.Time) *fault {
 }
 
 const meshInstance = "Mesh-Instance"
+
+// aim says how the request and its answer differ from what comes, with what services that decide about calls want.
+func (c *call) aim(t *target, l *link, now time.Time) {
+	c.edit(t, l, now)
+	c.tell(&c.x.Decision.Request, t)
+	if c.edge != nil {
+		c.decidedAnswer(c.edgeView.target.Service)
+	}
+	if t.local {
+		c.decidedAnswer(t.policy.Service)
+	}
+}
+
+// tell adds to what an instance is sent what is known of the user, and what services that allowed the call want it to be told.
+func (c *call) tell(q *http1.Edit, t *target) {
+	if c.edge != nil {
+		c.tellOf(q, c.edgeView.t.model, &c.edgeView.target, &c.asks)
+		c.decided(q, c.edgeView.target.Service)
+	}
+	if t.local { // whose own policy has the last word
+		c.tellOf(q, c.p.current().model, &t.policy, &c.sent)
+		c.decided(q, t.policy.Service)
+	}
+}
 
 // edit says how the request and its answer differ from what comes.
 func (c *call) edit(t *target, l *link, now time.Time) {

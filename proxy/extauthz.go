@@ -270,16 +270,23 @@ func (p *Proxy) newAsks(grpc bool) *http.Transport {
 		}}
 }
 
-// decided has the request and its answer say what services that allowed it want them to.
-func (c *call) decided(of mesh.ServiceName) {
+// decidedAnswer has the answer say what services that allowed the request want it to.
+func (c *call) decidedAnswer(of mesh.ServiceName) {
 	for _, v := range c.verdicts {
 		if v.of == of {
-			d := &c.x.Decision
+			c.x.Decision.Response.Set = append(c.x.Decision.Response.Set, v.fields...)
+		}
+	}
+}
+
+// decided has the request say what services that allowed it want it to.
+func (c *call) decided(q *http1.Edit, of mesh.ServiceName) {
+	for _, v := range c.verdicts {
+		if v.of == of {
 			for _, h := range v.request {
-				d.Request.Set = setTo(d.Request.Set, h)
+				q.Set = setTo(q.Set, h)
 			}
-			d.Request.Add = append(d.Request.Add, v.adds...)
-			d.Response.Set = append(d.Response.Set, v.fields...)
+			q.Add = append(q.Add, v.adds...)
 		}
 	}
 }

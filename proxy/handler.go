@@ -64,6 +64,7 @@ type state struct {
 	cookie   []byte // that the answer sets, so that it does so next time
 	sentAt   time.Time
 	target   *target // the last one tried
+	hedge    hedge   // beside it
 	picked   int     // its index at the destination
 	stays    int     // 1 and the index of the instance that its session is at; 0 is none
 	pass     pass    // that the client has
@@ -342,8 +343,14 @@ func (h handler) Respond(x *engine.Call) bool {
 	if f == errProtocol && x.Request.Upgrade != nil {
 		x.Request.Upgrade = nil // the application did not switch, which no answer in a tunnel can say: another try asks without
 	}
-	if c.peer == nil && !own && x.CanRetry() && c.wants(f, res.Status, grpc) && c.retry() {
-		return true
+	if c.peer == nil && !own && (x.CanRetry() || x.Racing()) && c.wants(f, res.Status, grpc) {
+		if x.Racing() { // it is tried again already
+			c.ended()
+			return true
+		}
+		if c.retry() {
+			return true
+		}
 	}
 	if f != nil {
 		c.flags.add(f.flag)

@@ -112,7 +112,8 @@ func (c *call) inbound() *fault {
 	}
 	d.Request.Set = append(d.Request.Set[:0], http1.Pair{Name: forwardedCert, Value: cert})
 	c.tellOf(&d.Request, t.model, &c.target.policy, &c.sent)
-	c.decided(c.target.policy.Service)
+	c.decided(&d.Request, c.target.policy.Service)
+	c.decidedAnswer(c.target.policy.Service)
 	d.Response.Drop = dropReserved
 	return nil
 }

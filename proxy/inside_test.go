@@ -130,8 +130,9 @@ func TestModelIsActedOn(t *testing.T) {
 		{reflect.TypeFor[policy.TCPRoute](), "Policy TLS Index Matches Destinations"},                                                  // table.go; Matches by RouteTCP
 		{reflect.TypeFor[policy.Destination](), "Policy Subsets Traffic Callers Selector Ports"},                                       // table.go
 		{reflect.TypeFor[policy.Subset](), "Name Labels Traffic Ports"},                                                                // table.go
-		{reflect.TypeFor[policy.TrafficPolicy](), "Balance Pool Outlier Budget TLS Proxied Tunnel"},                                    // table.go
+		{reflect.TypeFor[policy.TrafficPolicy](), "Balance Pool Outlier Budget TLS Proxied Hedge Tunnel"},                              // table.go
 		{reflect.TypeFor[policy.Balance](), "LB Hash RingSize TableSize Warmup Locality Off"},                                          // balance.go
+		{reflect.TypeFor[policy.Hedge](), "Policy Delay Methods"},                                                                      // hedge.go; by Covers
 		{reflect.TypeFor[policy.HashKey](), "Header Query SourceIP Cookie"},                                                            // balance.go
 		{reflect.TypeFor[policy.Outlier](), "Outlier Codes"},                                                                           // balance.go, circuit.go
 		{reflect.TypeFor[policy.Pool](), "Connect Keepalive TCPIdle Idle Streams Conns Pending Calls Life Requests Retries"},           // table.go, links.go, decide.go, circuit.go

@@ -15,6 +15,7 @@ type metrics struct {
 	requests   *telemetry.CounterVec
 	seconds    *telemetry.HistogramVec
 	retries    *telemetry.CounterVec
+	hedges     *telemetry.CounterVec
 	ejections  *telemetry.CounterVec
 	watched    *telemetry.CounterVec
 	asked      *telemetry.CounterVec
@@ -57,6 +58,7 @@ func newMetrics(m *telemetry.Metrics) *metrics {
 		seconds: m.Histogram("meshagent_request_seconds", "Time from a request's head to the end of its answer, or that a connection lasted.",
 			[]float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10}, "src", "dst", "direction"),
 		retries:    m.Counter("meshagent_retries_total", "Tries after the first.", "dst"),
+		hedges:     m.Counter("meshagent_hedges_total", "Requests that were sent to a second instance, too, by whether its answer was the first.", "dst", "result"),
 		mirrored:   m.Counter("meshagent_mirrored_total", "Copies of requests, by what became of them.", "dst", "result"),
 		asked:      m.Counter("meshagent_external_authorizations_total", "Calls that services of CUSTOM policies were asked about.", "provider", "result"),
 		watched:    m.Counter("meshagent_policy_watched_total", "Calls that policies saw that decide nothing.", "dst", "seen"),

@@ -83,11 +83,10 @@ func (c *call) copyTo(m *mirror, now time.Time) (ok bool) {
 	if t.loop || t.place == nil {
 		return false
 	}
-	var q policy.Request
-	if t.local {
-		if q, ok = c.mayCopy(t, now); !ok {
-			return false
-		}
+	q := c.sent
+	q.Authority += shadowSuffix
+	if t.local && !c.mayCopy(t, &q, now) {
+		return false
 	}
 	l := c.p.link(c.who, t.place, now, m.dest.connect)
 	x := c.x
@@ -122,25 +121,24 @@ func (c *call) shadow() []byte {
 
 const shadowSuffix = "-shadow"
 
-// mayCopy asks policy whether a copy may reach an instance of this host; q is what it is asked about. For a token that nobody knows there, and for what
-// others say, it is not waited.
-func (c *call) mayCopy(t *target, now time.Time) (q policy.Request, ok bool) {
-	m, q := c.p.current().model, c.sent
+// mayCopy asks policy whether a copy may reach an instance of this host; q is what it is asked about, and gets the user. For a token that nobody knows
+// there, and for what others say, it is not waited.
+func (c *call) mayCopy(t *target, q *policy.Request, now time.Time) bool {
+	m := c.p.current().model
 	if m == nil {
-		return q, false
+		return false
 	}
-	q.Authority += shadowSuffix
-	auth, why, unknown := m.Known(&t.policy, &q, now)
+	auth, why, unknown := m.Known(&t.policy, q, now)
 	if unknown != nil && c.p.mayVerify() {
 		c.p.verify(unknown, func() {})
 	}
 	if q.Auth = auth; why != "" || unknown != nil {
-		return q, false
+		return false
 	}
 	if m.AsksOthers() {
-		if ask, denied := m.Custom(&t.policy, &q); denied != nil || len(ask) > 0 {
-			return q, false
+		if ask, denied := m.Custom(&t.policy, q); denied != nil || len(ask) > 0 {
+			return false
 		}
 	}
-	return q, authorize(m, &t.policy, &q).Allow
+	return authorize(m, &t.policy, q).Allow
 }

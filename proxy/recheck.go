@@ -65,8 +65,14 @@ func (p *Proxy) CutTo(revoked func(node mesh.NodeID, id mesh.Identity) bool) {
 	td := p.current().snap.TrustDomain
 	p.engine.Each(func(x *engine.Call) {
 		c, ok := x.Data.(*call)
-		if ok && c.live && c.target != nil && c.target.tunnel && x.Decision.Upstream != nil && revoked(c.target.Node, c.target.Identity(td)) {
-			c.cut(errRevoked)
+		if !ok || !c.live || x.Decision.Upstream == nil {
+			return
+		}
+		for _, t := range []*target{c.target, c.hedge.target} {
+			if t != nil && t.tunnel && revoked(t.Node, t.Identity(td)) {
+				c.cut(errRevoked)
+				return
+			}
 		}
 	})
 }
@@ -92,26 +98,32 @@ func (p *Proxy) recheck(t *table) {
 				return
 			}
 		}
-		if !c.target.local {
-			return
-		}
-		to := &c.target.policy
-		if in := p.here(t, c.target.Service)[c.target.ID]; in != nil {
-			to = &in.policy
-		}
-		if t.model == nil {
-			c.cut(errDenied)
-			return
-		}
-		f := c.verifyUser(t.model, to, &c.sent)
-		if f == nil {
-			f = c.custom(t.model, to, &c.sent)
-		}
-		if f == nil {
-			f = c.denied(authorize(t.model, to, &c.sent))
-		}
-		if f != nil {
-			c.cut(f)
+		for _, target := range []*target{c.target, c.hedge.target} {
+			if target == nil || !target.local {
+				continue
+			}
+			if f := c.stillAllowed(t, target); f != nil {
+				c.cut(f)
+				return
+			}
 		}
 	})
+}
+
+// stillAllowed asks policy again about an instance of this host.
+func (c *call) stillAllowed(t *table, at *target) *fault {
+	to := &at.policy
+	if in := c.p.here(t, at.Service)[at.ID]; in != nil {
+		to = &in.policy
+	}
+	if t.model == nil {
+		return errDenied
+	}
+	if f := c.verifyUser(t.model, to, &c.sent); f != nil {
+		return f
+	}
+	if f := c.custom(t.model, to, &c.sent); f != nil {
+		return f
+	}
+	return c.denied(authorize(t.model, to, &c.sent))
 }

@@ -256,6 +256,7 @@ type destination struct {
 	circuit *circuit      // nil where nothing is counted
 	budget  *budget
 	retries telemetry.Counter
+	hedges  hedges
 	targets []*target
 	picker  *lb.Picker // of the same indices
 	timed   bool       // it wants to know how long calls take
@@ -303,6 +304,9 @@ func (p *Proxy) destination(t *table, k destKey) (*destination, *fault) {
 		return nil, errNoSubset
 	}
 	v := &destination{traffic: traffic, self: selfAddr(t.snap), connect: dialTimeout, retries: p.metrics.retries.With(k.svc.String()), timed: traffic.LB == policy.PeakEWMA, l7: k.l7}
+	if traffic.Hedge != nil {
+		v.hedges = p.metrics.hedgesOf(k.svc.String())
+	}
 	if traffic.Pool.Connect > 0 {
 		v.connect = traffic.Pool.Connect
 	}

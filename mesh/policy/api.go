@@ -388,7 +388,7 @@ func byAge(ps []mesh.Policy) []mesh.Policy {
 func assemble(td mesh.TrustDomain, index uint64, ps []mesh.Policy, docs []*decoded) *Model {
 	m := &Model{secrets: map[SecretRef]uint64{}, configMaps: map[mesh.PolicyKey]string{}, providers: map[mesh.PolicyKey]*Provider{}, limited: map[RouteRef][]*Limit{}, index: index, td: td, services: map[mesh.ServiceName]*ServicePolicy{}, authz: &authzIndex{},
 		declared: map[mesh.ServiceName]*mesh.Entry{}, foreign: map[mesh.ServiceName]mesh.ServiceName{}, sidecars: map[string][]*sidecar{}}
-	g := &gateway{grants: map[grant]bool{}, classes: map[string]bool{}, edges: edges{gateways: map[string]*Gateway{}}, delegates: delegates{}, soonest: map[mesh.ServiceName]bool{}}
+	g := &gateway{grants: map[grant]bool{}, classes: map[string]bool{}, edges: edges{gateways: map[string]*Gateway{}}, delegates: delegates{}, soonest: map[mesh.ServiceName]bool{}, hedges: map[mesh.ServiceName]*Hedge{}}
 	for i, d := range docs {
 		if s, ok := d.virtualService(); ok && d.key == ps[i].PolicyKey {
 			g.delegates.add(d.key, s)
@@ -404,6 +404,7 @@ func assemble(td mesh.TrustDomain, index uint64, ps []mesh.Policy, docs []*decod
 	m.provided()
 	m.secureBackends(g.backends)
 	m.preferSoonest(g.soonest)
+	m.hedge(g.hedges)
 	return m
 }
 
@@ -480,6 +481,11 @@ func (m *Model) add(p mesh.Policy, d *decoded, g *gateway) {
 			sp.Limits = append(sp.Limits, t.limits...)
 			if t.soonest {
 				g.soonest[svc] = true
+			}
+			if h := g.hedges[svc]; t.hedge != nil && h == nil {
+				g.hedges[svc] = t.hedge
+			} else if t.hedge != nil {
+				m.problem(p.PolicyKey, codeConflicted, fmt.Sprintf("%s says already when requests to %s are hedged", h.Policy, svc))
 			}
 		}
 		for _, r := range t.routes {

@@ -41,6 +41,9 @@ func (t *TrafficPolicy) Words() (out []string) {
 		}
 		line("retries", fmt.Sprintf("%v %% %s, %d always", b.Percent, of, b.Min))
 	}
+	if h := t.Hedge; h != nil {
+		line("hedged", h.String())
+	}
 	if o := t.Outlier; o != nil {
 		line("outliers", o.words()...)
 	}

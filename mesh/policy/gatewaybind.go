@@ -24,6 +24,7 @@ type gateway struct {
 	delegates delegates
 	backends  []*backendTLS             // the older first
 	soonest   map[mesh.ServiceName]bool // services that want PeakEWMA
+	hedges    map[mesh.ServiceName]*Hedge
 }
 
 // grant lets routes of a kind and namespace refer to a service. One with an empty name is for all services of its namespace.

@@ -18,10 +18,12 @@ const trafficGroup = "traffic.meshagent.io"
 
 const virtualServiceGroup = "networking.istio.io"
 
-// MeshTrafficPolicy is how one is written: rate limits of services and routes of its namespace, and how services are balanced.
+// MeshTrafficPolicy is how one is written: rate limits of services and routes of its namespace, how services are balanced, and when
+// requests are sent twice.
 type MeshTrafficPolicy struct {
 	TargetRefs   []TrafficTarget `yaml:"targetRefs"`
 	LoadBalancer *SoonestAnswer  `yaml:"loadBalancer"`
+	Hedging      *Hedging        `yaml:"hedging"`
 	RateLimits   []RateLimit     `yaml:"rateLimits"`
 }
 
@@ -163,6 +165,7 @@ type traffic struct {
 	services []mesh.ServiceName
 	routes   []RouteRef
 	soonest  bool // they are balanced by PeakEWMA
+	hedge    *Hedge
 	limits   []*Limit
 }
 
@@ -174,8 +177,8 @@ func compileTraffic(key mesh.PolicyKey, s *MeshTrafficPolicy) (*traffic, []field
 	for i := range s.TargetRefs {
 		c.trafficTarget(fmt.Sprintf("targetRefs[%d]", i), &s.TargetRefs[i], out)
 	}
-	if s.RateLimits == nil && s.LoadBalancer == nil {
-		c.fail("rateLimits", "write rateLimits or loadBalancer", "is missing: the policy says nothing")
+	if s.RateLimits == nil && s.LoadBalancer == nil && s.Hedging == nil {
+		c.fail("rateLimits", "write rateLimits, loadBalancer or hedging", "is missing: the policy says nothing")
 	}
 	full(c, "rateLimits", "give it a limit, or remove it", s.RateLimits)
 	if b := s.LoadBalancer; b != nil && b.Simple != PeakEWMA.String() {
@@ -183,6 +186,9 @@ func compileTraffic(key mesh.PolicyKey, s *MeshTrafficPolicy) (*traffic, []field
 	}
 	if out.soonest && len(out.routes) > 0 {
 		c.fail("loadBalancer", "write a policy for the services that it leads to", "is of services, and targetRefs names a route")
+	}
+	if out.hedge = c.hedging("hedging", s.Hedging); out.hedge != nil && len(out.routes) > 0 {
+		c.fail("hedging", "write a policy for the services that it leads to", "is of services, and targetRefs names a route")
 	}
 	names := map[string]bool{}
 	for i := range s.RateLimits {

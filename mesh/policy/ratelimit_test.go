@@ -136,8 +136,9 @@ func TestRateLimitsAreAnalyzed(t *testing.T) {
 // TestEveryFieldOfRateLimitsIsInTheModel: whoever adds a field learns here that it must be compiled.
 func TestEveryFieldOfRateLimitsIsInTheModel(t *testing.T) {
 	for typ, want := range map[reflect.Type]string{
-		reflect.TypeFor[MeshTrafficPolicy](): "TargetRefs LoadBalancer RateLimits",
+		reflect.TypeFor[MeshTrafficPolicy](): "TargetRefs LoadBalancer Hedging RateLimits",
 		reflect.TypeFor[SoonestAnswer]():     "Simple",
+		reflect.TypeFor[Hedging]():           "Delay Methods",
 		reflect.TypeFor[TrafficTarget]():     "Group Kind Name SectionName",
 		reflect.TypeFor[RateLimit]():         "Name Port Requests Connections Global Per Burst By Match",
 		reflect.TypeFor[RateLimitKey]():      "Caller Header Address",

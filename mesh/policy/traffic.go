@@ -82,6 +82,7 @@ type TrafficPolicy struct {
 	Budget  *RetryBudget // nil is the proxy's default
 	TLS     TLS
 	Proxied uint8  // version of the PROXY header that connections begin with; 0: none
+	Hedge   *Hedge // nil: requests are not hedged
 	Tunnel  string // host:port that the host, a forward proxy outside of the mesh, is asked to connect to; "" if it is none
 }
 

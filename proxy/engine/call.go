@@ -35,6 +35,7 @@ type Decision struct {
 	Timeout         time.Duration // of the whole call, if not 0; not of a tunnel
 	TryTimeout      time.Duration // of one try, from here to the head of the answer, if not 0
 	ResponseTimeout time.Duration // from the end of the request to the head of the answer, if not 0
+	Hedge           time.Duration // without an answer, after which a Hedger is asked, if not 0; once a call
 	IdleTimeout     time.Duration // without a byte of the answer, or either way in a tunnel, if not 0
 	ReplayUnsafe    bool          // the request may be sent again though it is not idempotent
 	Life            time.Duration // of a tunnel, if not 0
@@ -147,6 +148,8 @@ type Call struct {
 	copied bool          // it is one
 	of     *Call         // which it copies, as long as that is not whole
 	told   func(*Result) // of its end
+	rival  *Call         // its hedge, or of a hedge whose it is
+	waits  bool          // its own try has failed: the hedge decides
 
 	// The answer.
 	res       http1.Response
@@ -184,6 +187,7 @@ func (x *Call) reset() {
 	x.paused, x.bodyWant, x.bodyThen = 0, 0, nil
 	clear(x.copies)
 	x.copies, x.copied, x.of, x.told = x.copies[:0], false, nil, nil
+	x.rival, x.waits = nil, false
 	x.heard, x.begun, x.tunnel, x.reuse, x.stalled, x.code = false, false, false, false, false, 0
 }
 
@@ -275,6 +279,7 @@ func (x *Call) End() {
 		x.cutOff(a.Flag)
 		return
 	}
+	x.endHedge()
 	x.leave(true)
 	x.wake = 0
 	x.answer(a.Status, a.Flag, a.Fields, a.Body, a.Close)

@@ -405,6 +405,7 @@ func (x *Call) refuse(status int, text string, f Flag) {
 		x.endCopy(f)
 		return
 	}
+	x.endHedge()
 	x.leave(true)
 	a := &x.Decision.Answer
 	*a = Answer{Fields: emptied(a.Fields)}
@@ -509,6 +510,7 @@ func (x *Call) finish(keep bool) {
 func (x *Call) end(code http2.Code) {
 	c, l := x.client, x.l
 	x.endCopies()
+	x.endHedge()
 	if x.Result.Status != 0 || x.headed {
 		x.Result.Duration = time.Since(l.e.base) - time.Duration(x.start)
 		if x.resTrail.Len() > 0 {
@@ -533,6 +535,7 @@ func (x *Call) cutOff(f Flag) {
 		return
 	}
 	c := x.client
+	x.endHedge()
 	x.leave(true)
 	if x.Result.Flag == "" {
 		x.Result.Flag = f
@@ -573,8 +576,11 @@ func (x *Call) deadline() (d int64) {
 	case !x.begun && (x.whole || x.awaits100()) && x.up != nil:
 		sooner(x.active, w.ResponseTimeout)
 	}
-	if x.wake == 0 && x.paused == 0 && !x.begun {
+	if x.wake == 0 && x.paused == 0 && !x.begun && !x.waits {
 		sooner(x.tried, w.TryTimeout)
+		if at := x.hedgeAt(); at != 0 {
+			sooner(at, 1)
+		}
 	}
 	sooner(x.start, w.Timeout)
 	for _, n := range [...]*lane{&x.ask, &x.ans} {
@@ -612,6 +618,8 @@ func (x *Call) timeout(now int64) {
 	case x.wake != 0:
 		x.wake = 0
 		x.resume()
+	case x.hedgeAt() != 0 && x.hedgeAt() < now:
+		x.hedge()
 	default:
 		x.failed(UpstreamTimeout)
 	}

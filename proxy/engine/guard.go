@@ -1,6 +1,10 @@
 package engine
 
-import "runtime/debug"
+import (
+	"runtime/debug"
+
+	"github.com/meshagent/meshagent/proxy/http1"
+)
 
 // guard is a Handler whose panics end the call, or the connection, that they were about, and nothing else. What a decision or an edit was
 // when it panicked is not followed.
@@ -55,6 +59,34 @@ func (g guard) Respond(x *Call) (again bool) {
 func (g guard) Retry(x *Call, why Flag) (again bool) {
 	defer g.caught("Retry", ruined, x)
 	return g.Handler.Retry(x, why)
+}
+
+// hedger is the Handler of a call that is hedged.
+func (g guard) hedger() Hedger { return g.Handler.(Hedger) }
+
+func (g guard) Hedge(x *Call, m *Mirror) bool {
+	defer g.caught("Hedge", func(*Call) {}, x)
+	return g.hedger().Hedge(x, m)
+}
+
+func (g guard) HedgeAnswered(x *Call, r *http1.Response) (take bool) {
+	defer g.caught("HedgeAnswered", func(*Call) {}, x)
+	return g.hedger().HedgeAnswered(x, r)
+}
+
+func (g guard) Hedged(x *Call) {
+	defer g.caught("Hedged", ruined, x)
+	g.hedger().Hedged(x)
+}
+
+func (g guard) HedgeOver(x *Call, why Flag, err error) {
+	defer g.caught("HedgeOver", func(*Call) {}, x)
+	g.hedger().HedgeOver(x, why, err)
+}
+
+func (g guard) TryFailed(x *Call, why Flag) {
+	defer g.caught("TryFailed", func(*Call) {}, x)
+	g.hedger().TryFailed(x, why)
 }
 
 func (g guard) Fail(x *Call, status int, why Flag, reason string) {

@@ -152,6 +152,12 @@ func (c *conn) answerHead(x *Call, ev *http2.Event) {
 		x.failed(UpstreamMalformed)
 		return
 	}
+	if x.rival != nil && x.copied && !x.res.Interim() {
+		if first := x.answered(); first != nil {
+			c.answerHead(first, ev)
+		}
+		return
+	}
 	switch {
 	case !x.passHead(n, ev.End) || x.res.Interim():
 	case x.tunnel:

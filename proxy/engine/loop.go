@@ -41,7 +41,8 @@ type loop struct {
 	heldSpare map[*Account]int64
 	pools     map[*Upstream]*pool
 	calls     []*Call        // that nobody uses
-	copies    map[*Call]bool // mirrors under way
+	copies    map[*Call]bool // mirrors and hedges under way
+	hedge     Mirror         // what is asked of a Hedger
 	sink      *conn          // stands for their clients: it takes everything and does nothing
 	owed      int            // goroutines that will hand us something soon
 	stopped   bool

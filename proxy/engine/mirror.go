@@ -12,6 +12,7 @@ type Mirror struct {
 	Upstream *Upstream     // of HTTP
 	Request  http1.Edit    // of the copy's head, instead of Decision.Request
 	Timeout  time.Duration // in all; 15 s if it is 0
+	Circuit  *Circuit      // that bounds the calls to where it goes, if not nil
 	Done     func(*Result) // told in the loop how it went; Flag is UpstreamFull for one that lagged or was too many. nil: nobody is told
 }
 
@@ -80,7 +81,7 @@ func (x *Call) copyFor(m *Mirror) *Call {
 	if x.secret != (marks{}) { // their places have changed
 		y.secret = marks{^uint64(0), ^uint64(0)}
 	}
-	y.Decision.Upstream, y.Decision.Timeout = m.Upstream, m.Timeout
+	y.Decision.Upstream, y.Decision.Timeout, y.Decision.Circuit = m.Upstream, m.Timeout, m.Circuit
 	if m.Timeout <= 0 {
 		y.Decision.Timeout = mirrorTimeout
 	}
@@ -143,7 +144,14 @@ func (x *Call) endCopy(f Flag) {
 		x.Result.Duration = time.Duration(l.now - x.start)
 		x.told(&x.Result)
 	}
+	first, flag, err, attempts := x.rival, x.Result.Flag, x.Err, x.Result.Attempts
+	if first != nil {
+		x.part()
+	}
 	l.putCall(x)
+	if first != nil {
+		first.hedgeFailed(flag, err, attempts)
+	}
 }
 
 // endCopies cuts off the mirrors of a call that ends before its request does.

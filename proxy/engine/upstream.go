@@ -118,6 +118,9 @@ func (x *Call) failed(f Flag) {
 	x.leave(true)
 	x.failures++
 	switch {
+	case x.rival != nil && !x.copied:
+		x.l.e.Handler.(guard).TryFailed(x, f)
+		x.await()
 	case x.begun:
 		x.cutOff(f)
 	case !x.copied && x.again() && x.failures < maxAttempts && !x.l.stopped && x.l.e.Handler.Retry(x, f):
@@ -137,9 +140,14 @@ func (x *Call) failed(f Flag) {
 	}
 }
 
+// anew forgets what came of a try: the Handler knows what was sent before.
+func (x *Call) anew() {
+	x.heard, x.wrote, x.interim, x.active, x.code, x.resSecret = false, false, false, 0, 0, marks{}
+}
+
 // retry follows a decision that was made anew.
 func (x *Call) retry() {
-	x.heard, x.wrote, x.interim, x.active, x.code, x.resSecret = false, false, false, 0, 0, marks{} // the Handler knows what was sent before
+	x.anew()
 	if d := x.Decision.Delay; d > 0 {
 		x.wake = x.l.now + int64(d)
 		x.arm()
@@ -224,6 +232,12 @@ func (c *conn) readHead(x *Call, buf []byte) {
 		c.use(buf, 0)
 		return
 	}
+	if x.rival != nil && x.copied && !x.res.Interim() {
+		if first := x.answered(); first != nil {
+			c.readHead(first, buf)
+		}
+		return
+	}
 	body := x.res.Body()
 	if !x.passHead(n, body.Done()) {
 		return
@@ -256,6 +270,10 @@ func (x *Call) passHead(n int, end bool) bool {
 		x.refuse(500, "the answer cannot be judged", "")
 		return false
 	}
+	if again && x.rival != nil {
+		x.await()
+		return false
+	}
 	if again && x.CanRetry() {
 		x.leave(true)
 		x.retry()
@@ -274,6 +292,9 @@ func (x *Call) passHead(n int, end bool) bool {
 	if x.extended && !tunnel && res.Status/100 == 2 { // which would grant the upgrade
 		x.refuse(502, "the upstream did not upgrade the connection", UpstreamMalformed)
 		return false
+	}
+	if !x.copied {
+		x.endHedge()
 	}
 	x.Result.Status = res.Status
 	if err := x.writeHead(n, end); err != nil {

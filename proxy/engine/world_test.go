@@ -33,6 +33,9 @@ type scenario struct {
 	decide  func(w *world, c *Call)              // sends to the servers if it is nil
 	retry   func(w *world, c *Call, f Flag) bool // never if it is nil
 	respond func(w *world, c *Call) bool         // never again if it is nil
+	hedge   func(w *world, m *Mirror)            // sends to the servers if it is nil
+	takes   func(r *http1.Response) bool         // always if it is nil
+	hedges  string                               // what a Hedger was asked and told
 	servers []func(p *peer)                      // for each connection that the engine opens; further ones fail
 	client  func(p *peer)
 	want    []string // each call, by Done: METHOD PATH STATUS FLAG ATTEMPTS
@@ -103,6 +106,9 @@ func (s *scenario) run(t *testing.T, driver, via string) {
 	if len(w.calls) > 0 {
 		t.Errorf("there was one more call: %s", <-w.calls)
 	}
+	if got := strings.Join(w.hedges, ", "); got != s.hedges {
+		t.Errorf("of hedges it was told %q, want %q", got, s.hedges)
+	}
 	if n := w.conns; n < len(s.servers) {
 		t.Errorf("%d of %d servers were connected to", n, len(s.servers))
 	}
@@ -124,8 +130,9 @@ type world struct {
 	stop   context.CancelFunc
 	wg     sync.WaitGroup
 	passed [2]chan struct{} // to clients and to servers
-	mu     sync.Mutex       // guards conns
+	mu     sync.Mutex       // guards conns and hedges
 	conns  int
+	hedges []string
 }
 
 type listenDialer interface {
