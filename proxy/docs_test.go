@@ -123,6 +123,7 @@ func TestDocsMetrics(t *testing.T) {
 		v.With("x").Inc()
 	}
 	m.mirrored.With("x", "missed").Inc()
+	m.hedges.With("x", "won").Inc()
 	m.watched.With("x", "audit").Inc()
 	m.asked.With("default/x", "denied").Inc()
 	m.limited.With("x", "default/x/0").Inc()

@@ -37,8 +37,8 @@ func TestHedging(t *testing.T) {
 	if (*Hedge)(nil).Covers("GET") || noPolicy.Destination.Traffic.Hedge != nil {
 		t.Error("what has no policy is hedged")
 	}
-	if got := problems(m); got != "Conflicted default/new" || !strings.Contains(m.Problems()[0].Reason, "MeshTrafficPolicy default/old says already when requests to default/web are hedged") {
-		t.Errorf("%q", got)
+	if got := problems(m); got != "Conflicted default/new" || !strings.Contains(m.Problems()[0].Reason, "MeshTrafficPolicy/default/old says already when requests to default/web are hedged") {
+		t.Errorf("%q, %+v", got, m.Problems())
 	}
 	services := world("web 80 http")
 	e := m.Explain(view(services), mesh.MustServiceName("web"), get("/x", ""))
