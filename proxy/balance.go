@@ -55,8 +55,22 @@ func balance(s *mesh.Snapshot, t *policy.TrafficPolicy) lb.Config {
 		if self := s.Nodes[s.Self]; self != nil {
 			c.Locality.From, c.Locality.Labels = self.Locality, policy.PlaceLabels(self, nil)
 		}
+		if l.Zones != nil {
+			c.Locality.Zones = &lb.Zones{Min: l.Zones.Min, Hosts: hostsByZone(s, c.Locality.From.Region)}
+		}
 	}
 	return c
+}
+
+// hostsByZone counts the hosts of a region that are there.
+func hostsByZone(s *mesh.Snapshot, region string) map[mesh.Locality]int {
+	n := map[mesh.Locality]int{}
+	for _, h := range s.Nodes {
+		if h.Locality.Region == region && h.Status == mesh.Alive {
+			n[h.Locality]++
+		}
+	}
+	return n
 }
 
 // candidate is an instance as the balancer sees it. labels says whether it looks at them.

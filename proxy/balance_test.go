@@ -203,10 +203,17 @@ func TestLocality(t *testing.T) {
 		{"loadBalancer: {localityLbSetting: {failoverPriority: [kubernetes.io/hostname=other]}}", "other"},
 		{"loadBalancer: {localityLbSetting: {distribute: [{from: eu/west/*, to: {us/*: 30, ap: 70}}]}}", "far other"},
 		{"loadBalancer: {localityLbSetting: {distribute: [{from: us, to: {us/*: 100}}]}}", everywhere},
+		{"loadBalancer: {zoneAwareLbSetting: {enabled: true}}", "near region zone"}, {"loadBalancer: {zoneAwareLbSetting: {enabled: false}}", everywhere},
+		{"loadBalancer: {zoneAwareLbSetting: {enabled: true, failoverPriority: ['tier=gold']}}", "region"},
 	} {
 		if got := where(s.rule); got != s.want {
 			t.Errorf("%s: calls go to %s, want %s", s.rule, got, s.want)
 		}
+	}
+	// Two of the region's four hosts are where a third of its instances is: two thirds of their calls stay.
+	w.apply(destinationRule("loadBalancer: {zoneAwareLbSetting: {enabled: true, minClusterSize: 3}}"))
+	if n := c.asked(300, "web", nil)[apps["near"].id]; n < 150 || n > 250 {
+		t.Errorf("%d of 300 calls stay in their zone, want 200", n)
 	}
 	for _, s := range []struct{ down, rule, want string }{
 		{"near", "outlierDetection: {}", "zone"}, {"zone", "outlierDetection: {}", "region"}, {"region", "outlierDetection: {}", "far other"},

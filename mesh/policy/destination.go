@@ -322,8 +322,14 @@ func (c *compiler) balance(path string, l *istio.LoadBalancer) (out Balance) {
 		}
 		c.fail(path+field, "remove it, or balance by simple", "has no effect with consistentHash: a new instance has its keys at once")
 	}
-	if s := l.LocalityLbSetting; s != nil {
-		c.locality(path+".localityLbSetting", s, &out)
+	switch oneOf(c, path, []string{"localityLbSetting", "zoneAwareLbSetting"}, l.LocalityLbSetting != nil, l.ZoneAwareLbSetting != nil) {
+	case "localityLbSetting":
+		c.locality(path+".localityLbSetting", l.LocalityLbSetting, &out)
+	case "zoneAwareLbSetting":
+		if l.ConsistentHash != nil {
+			c.fail(path+".zoneAwareLbSetting", "remove it, or balance by simple", "does not go with consistentHash: a key would have another instance in each zone")
+		}
+		c.zoneAware(path+".zoneAwareLbSetting", l.ZoneAwareLbSetting, &out)
 	}
 	return out
 }
@@ -386,24 +392,57 @@ func (c *compiler) locality(path string, s *istio.LocalityLb, out *Balance) {
 	case "distribute":
 		c.distribute(path+".distribute", s.Distribute, l)
 	case "failoverPriority":
-		for i, k := range s.FailoverPriority {
-			c.priority(fmt.Sprintf("%s.failoverPriority[%d]", path, i), k, s.FailoverPriority[:i])
-		}
-		l.FailoverPriority = s.FailoverPriority
+		c.priorities(path, s.FailoverPriority, l)
 	default:
 		l.Prefer = true
-		for i, f := range s.Failover {
-			path := fmt.Sprintf("%s.failover[%d]", path, i)
-			c.region(path+".from", f.From)
-			c.region(path+".to", f.To)
-			if f.From == f.To {
-				c.fail(path+".to", "write another region", "%q is where the calls come from", f.To)
-			}
-			if slices.ContainsFunc(l.Failover, func(o lb.Failover) bool { return o.From == f.From }) {
-				c.fail(path+".from", "remove one", "%q is there twice", f.From)
-			}
-			l.Failover = append(l.Failover, lb.Failover{From: f.From, To: f.To})
-		}
+		c.failovers(path, s.Failover, l)
 	}
 	out.Locality = l
+}
+
+// zoneAware compiles a zoneAwareLbSetting.
+func (c *compiler) zoneAware(path string, s *istio.ZoneAware, out *Balance) {
+	full(c, path+".failover", "name a region", s.Failover)
+	full(c, path+".failoverPriority", "name a label", s.FailoverPriority)
+	l := &lb.Locality{Zones: &lb.Zones{Min: 6}}
+	if s.MinClusterSize != nil {
+		l.Zones.Min = int(number(c, path+".minClusterSize", s.MinClusterSize, 1, math.MaxInt32))
+	}
+	c.failovers(path, s.Failover, l)
+	c.priorities(path, s.FailoverPriority, l)
+	for i, k := range s.FailoverPriority {
+		if key, _, _ := strings.Cut(k, "="); lb.OfTopology(key) {
+			c.fail(fmt.Sprintf("%s.failoverPriority[%d]", path, i), "remove it", "%q is a label of the locality, which is looked at in any case", key)
+		}
+	}
+	switch {
+	case s.Enabled == nil:
+		c.fail(path+".enabled", "write true", "is missing, which in Istio has no effect")
+	case *s.Enabled:
+		out.Locality = l
+	case s.Failover != nil || s.FailoverPriority != nil || s.MinClusterSize != nil:
+		c.fail(path+".enabled", "write true, or remove what else is there", "is false: the setting has no effect")
+	}
+}
+
+func (c *compiler) priorities(path string, labels []string, l *lb.Locality) {
+	for i, k := range labels {
+		c.priority(fmt.Sprintf("%s.failoverPriority[%d]", path, i), k, labels[:i])
+	}
+	l.FailoverPriority = labels
+}
+
+func (c *compiler) failovers(path string, fs []istio.Failover, l *lb.Locality) {
+	for i, f := range fs {
+		path := fmt.Sprintf("%s.failover[%d]", path, i)
+		c.region(path+".from", f.From)
+		c.region(path+".to", f.To)
+		if f.From == f.To {
+			c.fail(path+".to", "write another region", "%q is where the calls come from", f.To)
+		}
+		if slices.ContainsFunc(l.Failover, func(o lb.Failover) bool { return o.From == f.From }) {
+			c.fail(path+".from", "remove one", "%q is there twice", f.From)
+		}
+		l.Failover = append(l.Failover, lb.Failover{From: f.From, To: f.To})
+	}
 }

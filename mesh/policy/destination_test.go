@@ -114,6 +114,7 @@ func TestExplainDestination(t *testing.T) {
 		{"loadBalancer: {localityLbSetting: {failoverPriority: [tier=gold]}}", "+level 1 +level 2 +level 2 +level 2", ""},
 		{"connectionPool: {tcp: {maxConnections: 3, maxConnectionDuration: 1h, idleTimeout: 1m}, http: {http1MaxPendingRequests: 4, http2MaxRequests: 5, maxRetries: 6, maxRequestsPerConnection: 7, maxConcurrentStreams: 8, idleTimeout: 2m}}, retryBudget: {budgetInterval: 10s}",
 			"+ + + +", "limits: 3 connections in use, 4 calls that wait for one, 5 requests, 6 retries, 7 requests of a connection, 8 streams of a connection, a connection lasts 1h0m0s, unused for 2m0s, silent for 1m0s; retries: 20 % of the calls of the last 10s, 3 always"},
+		{"loadBalancer: {zoneAwareLbSetting: {enabled: true, failover: [{from: eu, to: us}]}}", "+own zone +another zone of the region +level 4 +level 5", ""},
 		{"loadBalancer: {consistentHash: {httpCookie: {name: s, ttl: 1h}}}", "+ + + +", "decides: cookie s, which is set where it is missing"},
 		{"loadBalancer: {consistentHash: {httpCookie: {name: s}}}", "+ + + +", "decides: cookie s"},
 		{"loadBalancer: {consistentHash: {httpHeaderName: X-A}}", "+ + + +", "decides: header x-a"},

@@ -114,6 +114,10 @@ func (v *View) near(t *TrafficPolicy, i *mesh.Instance) (near string, ok bool) {
 	switch {
 	case !ok:
 		return "", false
+	case l.Zones != nil && v.From == c.Locality:
+		return "own zone", true
+	case l.Zones != nil && v.From.Region == c.Locality.Region:
+		return "another zone of the region", true
 	case share > 0:
 		return fmt.Sprintf("%d %%", share), true
 	}

@@ -4,6 +4,8 @@ import (
 	"math"
 	"math/bits"
 	"sync/atomic"
+
+	"github.com/meshagent/meshagent/mesh"
 )
 
 // overprovision is the part of a level that may be lost before its calls go elsewhere, in percent: Envoy's factor 1.4.
@@ -101,7 +103,11 @@ func (p *Picker) count(now int64) {
 		if sum == 100 { // there are enough elsewhere
 			l.panics.Store(false)
 		}
-		l.weigh(now)
+		if z := p.c.Locality.Zones; z != nil && len(l.groups) > 1 {
+			l.divide(z, p.c.Locality.From, now)
+		} else {
+			l.weigh(now)
+		}
 	}
 	p.next.Store(next)
 	p.seen.Store(n)
@@ -134,6 +140,52 @@ func (l *level) weigh(now int64) {
 		g.upto.Store(sum)
 	}
 }
+
+// divide divides the calls of a level between its zones: see Zones.
+func (l *level) divide(z *Zones, from mesh.Locality, now int64) {
+	var near *group
+	all, hosts, next := 0, 0, int64(0)
+	for i := range l.groups {
+		g := &l.groups[i]
+		if g.okay = len(g.members); !l.panics.Load() {
+			g.okay = g.count(now, &next)
+		}
+		if all += g.okay; g.zone() == from {
+			near = g
+		}
+	}
+	for _, n := range z.Hosts {
+		hosts += n
+	}
+	alike := all < z.Min || near == nil || near.okay == 0 || z.Hosts[from] == 0
+	rest := 0 // of what the others can take beside the calls of their own zones
+	for i := range l.groups {
+		rest += l.groups[i].spare(z, hosts, all)
+	}
+	const whole = 1 << 30
+	stay := uint64(whole) // of the calls stays near
+	if !alike && near.okay*hosts < z.Hosts[from]*all {
+		stay = whole * uint64(near.okay*hosts) / uint64(z.Hosts[from]*all)
+	}
+	sum := uint64(0)
+	for i := range l.groups {
+		switch g := &l.groups[i]; {
+		case alike:
+			sum += uint64(g.okay)
+		case g == near:
+			sum += stay
+		case rest > 0:
+			sum += uint64(float64(whole-stay) * float64(g.spare(z, hosts, all)) / float64(rest))
+		}
+		l.groups[i].upto.Store(sum)
+	}
+}
+
+// zone is where all members are.
+func (g *group) zone() mesh.Locality { return g.members[0].spot.zone }
+
+// spare is what instances of a zone can take beside the calls of its own, in no unit.
+func (g *group) spare(z *Zones, hosts, all int) int { return max(0, g.okay*hosts-z.Hosts[g.zone()]*all) }
 
 // health is what part of its calls a set can take of which so many are well, in percent.
 func health(ok, all int) uint64 { return min(100, uint64(overprovision)*uint64(ok)/uint64(all)) }

@@ -1,6 +1,7 @@
 package lb
 
 import (
+	"cmp"
 	"strings"
 
 	"github.com/meshagent/meshagent/mesh"
@@ -15,6 +16,15 @@ type Locality struct {
 	Failover         []Failover    // as Prefer, and of the rest one region first
 	FailoverPriority []string      // levels by labels, "key" or "key=value": all equal, all but the last, and so on
 	Distribute       []Distribute  // the first whose From is the caller's decides
+	Zones            *Zones        // the caller's region is one level, divided by it; then as Failover has it
+}
+
+// Zones is Istio's zoneAwareLbSetting: the calls of a region are divided between its zones so that each instance has as much to do as any
+// other, and as few of them leave the caller's zone as that allows (source: Envoy's zone aware routing). A zone is a locality as a whole, with its
+// subzone.
+type Zones struct {
+	Min   int                   // instances of the region that are well; with fewer all are picked alike
+	Hosts map[mesh.Locality]int // of the caller's region: each is taken to call as much as any other
 }
 
 // Failover says which region takes the calls of a region that has too few instances left.
@@ -33,7 +43,15 @@ type Share struct {
 }
 
 // spot is where a candidate belongs.
-type spot struct{ level, share int }
+type spot struct {
+	level, share int
+	zone         mesh.Locality // of one whose level is divided by Zones
+}
+
+func (s *spot) compare(o *spot) int {
+	return cmp.Or(s.level-o.level, s.share-o.share, strings.Compare(s.zone.Region, o.zone.Region), strings.Compare(s.zone.Zone, o.zone.Zone),
+		strings.Compare(s.zone.Subzone, o.zone.Subzone))
+}
 
 // place says where c belongs; ok is false when it gets no calls.
 func (l *Locality) place(c *Candidate) (at spot, ok bool) {
@@ -47,6 +65,12 @@ func (l *Locality) place(c *Candidate) (at spot, ok bool) {
 		return spot{}, to == nil
 	}
 	level := l.byLabels(c)
+	if l.Zones != nil {
+		if near := l.byNearness(c.Locality); near > inRegion {
+			return spot{level: level*5 + near}, true
+		}
+		return spot{level: level * 5, zone: c.Locality}, true
+	}
 	if l.Prefer || len(l.Failover) > 0 {
 		level = level*5 + l.byNearness(c.Locality)
 	}
@@ -71,6 +95,9 @@ func (l *Locality) shares() []Share {
 	return nil
 }
 
+// inRegion is the nearness of the caller's region.
+const inRegion = 2
+
 // byNearness is 0 to 4, from the same subzone to a region that nobody asked for.
 func (l *Locality) byNearness(at mesh.Locality) int {
 	switch {
@@ -79,7 +106,7 @@ func (l *Locality) byNearness(at mesh.Locality) int {
 	case at.Region == l.From.Region && at.Zone == l.From.Zone:
 		return 1
 	case at.Region == l.From.Region:
-		return 2
+		return inRegion
 	}
 	for _, f := range l.Failover {
 		if f.From == l.From.Region {
@@ -104,6 +131,15 @@ func (l *Locality) byLabels(c *Candidate) int {
 		}
 	}
 	return 0
+}
+
+// OfTopology reports whether a label is a part of the locality.
+func OfTopology(key string) bool {
+	switch key {
+	case "topology.kubernetes.io/region", "topology.kubernetes.io/zone", "topology.istio.io/subzone":
+		return true
+	}
+	return false
 }
 
 // label returns a label's value. Those of topology are the locality.

@@ -47,6 +47,7 @@ type group struct {
 	oldest  int64 // since of members
 	latest  int64
 	share   uint64        // weight beside the other groups of its level
+	okay    int           // members that are well, when it was last counted for Zones
 	upto    atomic.Uint64 // share that is left of it when some are not well, added to those before it
 }
 
@@ -63,7 +64,7 @@ func New(c Config, cs []Candidate) *Picker {
 				since: k.Endpoint.since.Load()})
 		}
 	}
-	slices.SortStableFunc(ms, func(a, b member) int { return cmp.Or(a.spot.level-b.spot.level, a.spot.share-b.spot.share) })
+	slices.SortStableFunc(ms, func(a, b member) int { return a.spot.compare(&b.spot) })
 	for len(ms) > 0 {
 		n := 1
 		for n < len(ms) && ms[n].spot == ms[0].spot {

@@ -1,10 +1,7 @@
 package istio
 
 import (
-	"errors"
 	"time"
-
-	"github.com/meshagent/meshagent/internal/strictyaml"
 )
 
 // DestinationRule says how a service is called.
@@ -61,17 +58,9 @@ type LoadBalancer struct {
 	Simple             string          `yaml:"simple"`
 	ConsistentHash     *ConsistentHash `yaml:"consistentHash"`
 	LocalityLbSetting  *LocalityLb     `yaml:"localityLbSetting"`
-	ZoneAwareLbSetting ZoneAware       `yaml:"zoneAwareLbSetting"`
+	ZoneAwareLbSetting *ZoneAware      `yaml:"zoneAwareLbSetting"`
 	WarmupDuration     *time.Duration  `yaml:"warmupDurationSecs"`
 	Warmup             *Warmup         `yaml:"warmup"`
-}
-
-// ZoneAware is the type of a field that this program has something else for.
-type ZoneAware struct{}
-
-// UnmarshalNode refuses the field.
-func (*ZoneAware) UnmarshalNode(*strictyaml.Node) error {
-	return errors.New("is a field of Istio that meshagent does not support: write localityLbSetting: {enabled: true}, which prefers the caller's zone, and goes on to others as instances there fail")
 }
 
 // ConsistentHash lets something of a call decide where it goes.
@@ -107,6 +96,14 @@ type RingHash struct {
 // Maglev is consistent hashing by a table.
 type Maglev struct {
 	TableSize *uint64 `yaml:"tableSize"`
+}
+
+// ZoneAware divides calls between the zones of a region.
+type ZoneAware struct {
+	Enabled          *bool      `yaml:"enabled"`
+	Failover         []Failover `yaml:"failover"`
+	FailoverPriority []string   `yaml:"failoverPriority"`
+	MinClusterSize   *uint32    `yaml:"minClusterSize"`
 }
 
 // LocalityLb prefers instances by where they are.
