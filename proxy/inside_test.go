@@ -135,7 +135,7 @@ func TestModelIsActedOn(t *testing.T) {
 		{reflect.TypeFor[policy.Hedge](), "Policy Delay Methods"},                                                                      // hedge.go; by Covers
 		{reflect.TypeFor[policy.HashKey](), "Header Query SourceIP Cookie"},                                                            // balance.go
 		{reflect.TypeFor[policy.Outlier](), "Outlier Codes"},                                                                           // balance.go, circuit.go
-		{reflect.TypeFor[policy.Pool](), "Connect Keepalive TCPIdle Idle Streams Conns Pending Calls Life Requests Retries"},           // table.go, links.go, decide.go, circuit.go
+		{reflect.TypeFor[policy.Pool](), "Connect Keepalive TCPIdle Idle Ping Pong Streams Conns Pending Calls Life Requests Retries"}, // table.go, links.go, decide.go, circuit.go
 		{reflect.TypeFor[policy.RetryBudget](), "Percent Min Interval"},                                                                // circuit.go
 		{reflect.TypeFor[policy.Request](), "Source Port TLS SNI Method Scheme Authority Path Query Auth Header"},                      // decide.go
 		{reflect.TypeFor[policy.Source](), "Identity Labels IP Remote"},                                                                // handler.go

@@ -29,6 +29,8 @@ type place struct {
 type kept struct {
 	keepalive policy.Keepalive
 	idle      time.Duration // without a request
+	ping      time.Duration // as of policy.Pool
+	pong      time.Duration
 	streams   int           // at one time
 	conns     int           // of HTTP/2
 	calls     int           // that one to an application carries
@@ -40,6 +42,7 @@ type kept struct {
 // keptBy is what policy says of connections to an instance of a service.
 func keptBy(t *policy.TrafficPolicy, svc *mesh.Service, i *mesh.Instance) kept {
 	k := kept{keepalive: t.Pool.Keepalive, idle: t.Pool.Idle, streams: t.Pool.Streams, calls: t.Pool.Calls, life: t.Pool.Life}
+	k.ping, k.pong = t.Pool.Ping, t.Pool.Pong
 	if i.Protocol == mesh.HTTP2 || i.Protocol == mesh.GRPC {
 		k.conns = t.Pool.Conns
 	}
@@ -189,7 +192,8 @@ func (p *Proxy) newLink(w *who, to *place, now time.Time, connect time.Duration)
 	l := &link{cert: []byte("By=" + to.dst.String() + ";URI=" + w.text)} // in Envoy's form
 	l.used.Store(now.Unix())
 	l.connect.Store(int64(connect))
-	c := engine.UpstreamConfig{Name: to.svc.String(), Protocol: to.protocol, DialTimeout: time.Hour} // the steps of a dial are bounded
+	c := engine.UpstreamConfig{Name: to.svc.String(), Protocol: to.protocol, Ping: to.kept.ping, Pong: to.kept.pong,
+		DialTimeout: time.Hour} // the steps of a dial are bounded
 	if !to.node.IsZero() {
 		c.Streams, c.Conns, c.Idle, c.Response = maxStreams, max(1, maxTunnels/p.engine.Loops), idleTimeout, betweenAgents
 		c.Dial = func(ctx context.Context) (net.Conn, error) {

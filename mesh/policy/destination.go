@@ -247,6 +247,17 @@ func (c *compiler) pool(path string, p *istio.ConnectionPool) (out Pool) {
 		out.Retries = number(c, path+".maxRetries", h.MaxRetries, 1, math.MaxInt32)
 		out.Idle = c.duration(path+".idleTimeout", h.IdleTimeout, time.Millisecond, maxTime)
 		out.Streams = number(c, path+".maxConcurrentStreams", h.MaxConcurrentStreams, 1, math.MaxInt32)
+		if k := h.HTTP2KeepAlive; k != nil {
+			path := path + ".http2KeepAlive"
+			out.Ping = c.duration(path+".interval", k.Interval, time.Millisecond, maxTime)
+			out.Pong = c.duration(path+".timeout", k.Timeout, time.Millisecond, maxTime)
+			if k.Interval == nil {
+				c.fail(path+".interval", "write a time, such as 30s", "is missing")
+			}
+			if k.Timeout == nil {
+				c.fail(path+".timeout", "write a time, such as 5s", "is missing")
+			}
+		}
 		switch h.H2UpgradePolicy {
 		case "", "DEFAULT", "DO_NOT_UPGRADE":
 		case "UPGRADE":

@@ -83,6 +83,9 @@ func (p *Pool) words() (out []string) {
 	times(p.Life, "a connection lasts %v")
 	times(p.Idle, "unused for %v")
 	times(p.TCPIdle, "silent for %v")
+	if p.Ping > 0 {
+		out = append(out, fmt.Sprintf("asked after %v without a byte, ended after %v more", p.Ping, p.Pong))
+	}
 	return out
 }
 

@@ -137,6 +137,8 @@ type Pool struct {
 	Keepalive Keepalive
 	TCPIdle   time.Duration // of a connection that is a call
 	Idle      time.Duration // of one without a request
+	Ping      time.Duration // without a byte of one of HTTP/2, after which it is asked; 0 is the proxy's own, and then only of one with requests
+	Pong      time.Duration // for its answer
 	Streams   int           // of one of HTTP/2
 	Conns     int           // in use at one time; of HTTP/2, open
 	Pending   int           // calls that wait for one of Conns

@@ -219,6 +219,45 @@ func TestUpstreamStreams(t *testing.T) {
 				p.send(get)
 				p.expect("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
 			}, want: []string{"GET / 200 - 1"}},
+		{name: "A9: an upstream of its own times", only: "memory", to: UpstreamConfig{Ping: 10 * time.Second, Pong: 3 * time.Second},
+			servers: []func(*peer){func(p *peer) {
+				h := p.h2server(http2.Options{})
+				h.want("request 1 GET x/ end")
+				time.Sleep(time.Minute)
+			}},
+			client: func(p *peer) {
+				start := time.Now()
+				p.send(get)
+				p.status(503, "the upstream closed the connection before it answered")
+				if d := time.Since(start); d < 13*time.Second || d > 13100*time.Millisecond {
+					p.fail("it took %v", d)
+				}
+			}, want: []string{"GET / 503 UC 1"}},
+		{name: "A9: a connection without a call is asked, too, if that is wanted, and ends when nobody answers", only: "memory",
+			to: UpstreamConfig{Ping: 10 * time.Second, Pong: 3 * time.Second},
+			servers: []func(*peer){func(p *peer) {
+				h := p.h2server(http2.Options{})
+				h.want("request 1 GET x/ end")
+				h.ok(1)
+				start := time.Now()
+				p.any()
+				if d := time.Since(start); d < 13*time.Second || d > 13100*time.Millisecond {
+					p.fail("it took %v", d)
+				}
+			}},
+			client: func(p *peer) { p.send(get); p.expect(okay); time.Sleep(time.Minute) }, want: []string{"GET / 200 - 1"}},
+		{name: "A9: one that answers lasts as long as any", only: "memory", to: UpstreamConfig{Ping: 10 * time.Second, Pong: 3 * time.Second},
+			servers: []func(*peer){func(p *peer) {
+				h := p.h2server(http2.Options{})
+				h.want("request 1 GET x/ end")
+				h.ok(1)
+				start := time.Now()
+				h.want("goaway NO_ERROR", "end")
+				if d := time.Since(start); d < 5*time.Minute || d > 301*time.Second {
+					p.fail("it took %v", d)
+				}
+			}},
+			client: func(p *peer) { p.send(get); p.expect(okay); time.Sleep(6 * time.Minute) }, want: []string{"GET / 200 - 1"}},
 		{name: "A1: a connection without a call is closed after 5 minutes, and the server told", only: "memory",
 			servers: []func(*peer){
 				func(p *peer) {

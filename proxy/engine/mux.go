@@ -288,6 +288,11 @@ func (c *conn) muxDeadline() (d int64) {
 	if h.warned != 0 {
 		sooner(h.warned + int64(m.Linger))
 	}
+	if c.pool != nil {
+		if at, ok := c.pingAt(); ok {
+			sooner(at)
+		}
+	}
 	switch {
 	case h.Len() == 0 && c.pool != nil:
 		sooner(c.since + int64(c.pool.up.Idle))
@@ -295,17 +300,38 @@ func (c *conn) muxDeadline() (d int64) {
 		sooner(c.since + int64(m.Head))
 	case h.Len() == 0 && !h.leaving:
 		sooner(c.since + int64(m.IdleHTTP2))
-	case c.pool != nil && h.pinged != 0:
-		sooner(h.pinged + int64(m.Pong))
-	case c.pool != nil:
-		sooner(h.heard + int64(m.Ping))
 	}
 	return d
+}
+
+// pings are the times after which an upstream that is silent is asked if it is there, and has to answer.
+func (c *conn) pings() (ping, pong int64) {
+	if u := c.pool.up; u.Ping > 0 {
+		return int64(u.Ping), int64(u.Pong)
+	}
+	return int64(c.l.e.Limits.Ping), int64(c.l.e.Limits.Pong)
+}
+
+// pingAt is when an upstream is to be asked, or to have answered; ok is false while nobody wants to know.
+func (c *conn) pingAt() (at int64, ok bool) {
+	h := c.h
+	ping, pong := c.pings()
+	switch {
+	case h.pinged != 0:
+		return h.pinged + pong, h.Len() > 0 || c.pool.up.Ping > 0
+	case h.Len() > 0, c.pool.up.Ping > 0 && !h.leaving:
+		return h.heard + ping, true
+	}
+	return 0, false
 }
 
 // muxTimeout is called at the deadline.
 func (c *conn) muxTimeout(now int64) {
 	m, h := &c.l.e.Limits, c.h
+	ask := int64(0)
+	if c.pool != nil {
+		ask, _ = c.pingAt()
+	}
 	switch {
 	case c.ending:
 		c.close(false)
@@ -313,7 +339,7 @@ func (c *conn) muxTimeout(now int64) {
 		c.endMux(ClientSlow, true)
 	case c.blocked:
 		c.endMux(UpstreamTimeout, true)
-	case h.pinged != 0 && h.pinged+int64(m.Pong) <= now:
+	case h.pinged != 0 && c.pool != nil && ask <= now:
 		c.lostMux(true)
 	case h.head != 0 && h.head+int64(m.Head) <= now:
 		h.Fail(http2.EnhanceYourCalm, "a head took too long")
@@ -322,9 +348,9 @@ func (c *conn) muxTimeout(now int64) {
 		h.warned = 0
 		h.Shutdown()
 		c.l.queue(c)
-	case h.Len() == 0:
+	case h.Len() == 0 && (c.pool == nil || c.since+int64(c.pool.up.Idle) <= now):
 		c.shutdown()
-	case c.pool != nil:
+	case c.pool != nil && h.pinged == 0 && ask != 0 && ask <= now:
 		h.pinged = now
 		c.space(64)
 		h.Ping(uint64(now))

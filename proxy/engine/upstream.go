@@ -31,6 +31,7 @@ type UpstreamConfig struct {
 	DialTimeout time.Duration // Limits.Dial if it is 0
 	Idle        time.Duration // of a connection without a call. Limits.UpstreamIdle if it is 0; 5 min if Protocol is HTTP2
 	Response    http1.Options // of heads; those of Limits if it is empty
+	Ping, Pong  time.Duration // those of Limits if Ping is 0; else a connection of HTTP/2 without a call is asked, too
 	Streams     int           // of a connection of HTTP/2 at one time; 100 if it is 0
 	Conns       int           // of a loop at one time; no limit if it is 0
 	Calls       int           // that one connection carries; no limit if it is 0

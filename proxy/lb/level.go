@@ -185,7 +185,9 @@ func (l *level) divide(z *Zones, from mesh.Locality, now int64) {
 func (g *group) zone() mesh.Locality { return g.members[0].spot.zone }
 
 // spare is what instances of a zone can take beside the calls of its own, in no unit.
-func (g *group) spare(z *Zones, hosts, all int) int { return max(0, g.okay*hosts-z.Hosts[g.zone()]*all) }
+func (g *group) spare(z *Zones, hosts, all int) int {
+	return max(0, g.okay*hosts-z.Hosts[g.zone()]*all)
+}
 
 // health is what part of its calls a set can take of which so many are well, in percent.
 func health(ok, all int) uint64 { return min(100, uint64(overprovision)*uint64(ok)/uint64(all)) }

@@ -72,7 +72,7 @@ func TestZones(t *testing.T) {
 // TestZonesAreFair: whatever there is in each zone, all instances of the region have as much to do, and nothing leaves a zone that could stay.
 func TestZonesAreFair(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
-	for range 60 {
+	for range 15 {
 		r := region{make([]int, 4), make([]int, 4)}
 		hosts, instances := 0, 0
 		for i := range r.hosts {

@@ -171,15 +171,21 @@ type TCPKeepalive struct {
 
 // PoolHTTP bounds requests and the connections that carry them.
 type PoolHTTP struct {
-	HTTP1MaxPendingRequests  *int           `yaml:"http1MaxPendingRequests"`
-	HTTP2MaxRequests         *int           `yaml:"http2MaxRequests"`
-	MaxRequestsPerConnection *int           `yaml:"maxRequestsPerConnection"`
-	MaxRetries               *int           `yaml:"maxRetries"`
-	IdleTimeout              *time.Duration `yaml:"idleTimeout"`
-	H2UpgradePolicy          string         `yaml:"h2UpgradePolicy"`
-	UseClientProtocol        bool           `yaml:"useClientProtocol"`
-	MaxConcurrentStreams     *int           `yaml:"maxConcurrentStreams"`
-	HTTP2KeepAlive           Unsupported    `yaml:"http2KeepAlive"`
+	HTTP1MaxPendingRequests  *int            `yaml:"http1MaxPendingRequests"`
+	HTTP2MaxRequests         *int            `yaml:"http2MaxRequests"`
+	MaxRequestsPerConnection *int            `yaml:"maxRequestsPerConnection"`
+	MaxRetries               *int            `yaml:"maxRetries"`
+	IdleTimeout              *time.Duration  `yaml:"idleTimeout"`
+	H2UpgradePolicy          string          `yaml:"h2UpgradePolicy"`
+	UseClientProtocol        bool            `yaml:"useClientProtocol"`
+	MaxConcurrentStreams     *int            `yaml:"maxConcurrentStreams"`
+	HTTP2KeepAlive           *HTTP2KeepAlive `yaml:"http2KeepAlive"`
+}
+
+// HTTP2KeepAlive asks connections of HTTP/2 whether the other side is there.
+type HTTP2KeepAlive struct {
+	Interval *time.Duration `yaml:"interval"`
+	Timeout  *time.Duration `yaml:"timeout"`
 }
 
 // RetryBudget bounds retries by the calls that there are.
