@@ -2,7 +2,7 @@
 // a connection (asked of the kernel, so that no caller can lie about it), and the files that a host installs. It is the home of
 // go-systemd, sock_diag and cgroupfs. Imported by agent.
 //
-// Everything but Caller works, or does nothing, on every system.
+// Everything but Caller and PeerProcess works, or does nothing, on every system.
 package systemd
 
 import (

@@ -118,12 +118,17 @@ func (c *unitCache) run(w *walk) {
 // services returns the services of the host. Where cgroup2 is not mounted at its usual place (the hybrid layout of older
 // systems), or without systemd, there are none.
 func services() (map[uint64]string, error) {
-	const root = "/sys/fs/cgroup"
-	var fsinfo unix.Statfs_t
-	if err := unix.Statfs(root, &fsinfo); err != nil || fsinfo.Type != unix.CGROUP2_SUPER_MAGIC {
+	if !isCgroup2(cgroupRoot) {
 		return nil, nil
 	}
-	return walker{root: root, owner: 0}.services()
+	return walker{root: cgroupRoot, owner: 0}.services()
+}
+
+const cgroupRoot = "/sys/fs/cgroup"
+
+func isCgroup2(root string) bool {
+	var fsinfo unix.Statfs_t
+	return unix.Statfs(root, &fsinfo) == nil && fsinfo.Type == unix.CGROUP2_SUPER_MAGIC
 }
 
 // walker walks over a hierarchy. A control group that is not the owner's (root's) has been delegated: another user arranges
