@@ -59,6 +59,8 @@ type Manager struct {
 
 	mu      sync.Mutex // guards what follows
 	entries map[mesh.Identity]*entry
+	version uint64        // of what Watch tells of
+	changed chan struct{} // closed and replaced when version grows
 }
 
 // entry is the certificate of one identity. Its fields are guarded by Manager.mu.
@@ -75,7 +77,7 @@ type entry struct {
 
 // New returns a Manager that holds what the cache holds.
 func New(cfg Config) (*Manager, error) {
-	m := &Manager{cfg: cfg, wake: make(chan struct{}, 1), entries: map[mesh.Identity]*entry{},
+	m := &Manager{cfg: cfg, wake: make(chan struct{}, 1), entries: map[mesh.Identity]*entry{}, version: 1, changed: make(chan struct{}),
 		errors: cfg.Metrics.Counter("meshagent_leaf_issue_errors_total", "Certificates that could not be had.", "kind")}
 	if cfg.Dir == "" {
 		return m, nil
@@ -106,6 +108,7 @@ func New(cfg Config) (*Manager, error) {
 func (m *Manager) SetBundle(b *mesh.TrustBundle) {
 	if old := m.bundle.Load(); b != nil && (old == nil || b.Version >= old.Version) {
 		m.bundle.Store(b)
+		m.announce()
 	}
 }
 
@@ -114,10 +117,43 @@ func (m *Manager) Bundle() *mesh.TrustBundle { return m.bundle.Load() }
 
 // SetRevoked replaces the set of those who are refused though their certificates are good; handshakes from now on use it. Who holds
 // connections from before closes those that Check refuses.
-func (m *Manager) SetRevoked(r *ca.Revoked) { m.refuse.Store(r) }
+func (m *Manager) SetRevoked(r *ca.Revoked) {
+	m.refuse.Store(r)
+	m.announce()
+}
 
 // Revoked returns the set that SetRevoked gave; nil before.
 func (m *Manager) Revoked() *ca.Revoked { return m.refuse.Load() }
+
+// Watch waits until a certificate, the bundle or the set of the revoked has changed since a version, and returns the version of now. 0 is
+// before everything. Its error is that of ctx.
+func (m *Manager) Watch(ctx context.Context, after uint64) (uint64, error) {
+	for {
+		m.mu.Lock()
+		version, changed := m.version, m.changed
+		m.mu.Unlock()
+		if version > after {
+			return version, nil
+		}
+		select {
+		case <-ctx.Done():
+			return 0, context.Cause(ctx)
+		case <-changed:
+		}
+	}
+}
+
+func (m *Manager) announce() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.announceLocked()
+}
+
+func (m *Manager) announceLocked() {
+	m.version++
+	close(m.changed)
+	m.changed = make(chan struct{})
+}
 
 // SetNode gives the host's own certificate for one of its identities (node, server), whose key is Config.NodeKey.
 func (m *Manager) SetNode(id mesh.Identity, chain [][]byte) error {
@@ -153,6 +189,18 @@ func (m *Manager) Want(ids []mesh.Identity) {
 	m.poke()
 }
 
+// Keep drops the certificates of services that are not named. Those that are stay, but are not asked for: Certificate does that.
+func (m *Manager) Keep(ids []mesh.Identity) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for id := range m.entries {
+		if _, host := id.Node(); !host && !slices.Contains(ids, id) {
+			delete(m.entries, id)
+			m.cache.remove(id)
+		}
+	}
+}
+
 func (m *Manager) entryLocked(id mesh.Identity) *entry {
 	e := m.entries[id]
 	if e == nil {
@@ -171,6 +219,7 @@ func (m *Manager) setLocked(e *entry, cert *tls.Certificate) {
 	}
 	e.cert, e.err, e.used = cert, nil, false
 	e.retry.Reset()
+	m.announceLocked()
 }
 
 // renewAfter returns when in its life a certificate is renewed: at half of it, a tenth earlier or later at random, so that hosts that

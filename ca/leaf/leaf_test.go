@@ -516,3 +516,72 @@ func BenchmarkHandshake(b *testing.B) {
 		}
 	}
 }
+
+// TestWatch: each change of what peers are shown or judged by is told, and what changed between two looks is told once.
+func TestWatch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		i := newIssuer(t, ca.Params{})
+		m := newManager(t, i, "", nodeKey(t))
+		defer run(t, m)()
+		at, err := m.Watch(t.Context(), 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		use := func() {
+			if _, err := m.Certificate(t.Context(), workload("web")); err != nil {
+				t.Error(err)
+			}
+		}
+		for _, c := range []struct {
+			what   string
+			change func()
+		}{
+			{"a certificate", use},
+			{"its renewal", func() { use(); time.Sleep(15 * time.Hour) }},
+			{"the bundle", func() { m.SetBundle(i.bundle(t)) }},
+			{"the revoked", func() { m.SetRevoked(ca.NewRevoked(nil, []mesh.Identity{workload("web")})) }},
+		} {
+			told := make(chan uint64)
+			go func() {
+				v, err := m.Watch(t.Context(), at)
+				if err != nil {
+					t.Error(err)
+				}
+				told <- v
+			}()
+			synctest.Wait()
+			c.change()
+			if v := <-told; v <= at {
+				t.Errorf("%s: version %d after %d", c.what, v, at)
+			} else {
+				at = v
+			}
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if v, err := m.Watch(ctx, at); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("nothing changed: %d %v", v, err)
+		}
+	})
+}
+
+// TestKeep: what no service has any more is neither kept nor renewed.
+func TestKeep(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		i := newIssuer(t, ca.Params{})
+		m := newManager(t, i, "", nodeKey(t))
+		defer run(t, m)()
+		for _, n := range []string{"web", "db"} {
+			if _, err := m.Certificate(t.Context(), workload(n)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		m.Keep([]mesh.Identity{workload("db"), workload("later")})
+		if h := m.Health(); len(h) != 1 || h[0].Identity != workload("db") {
+			t.Errorf("kept: %v", h)
+		}
+		if n := i.issued.Load(); n != 2 {
+			t.Errorf("%d certificates were issued, want 2", n)
+		}
+	})
+}
