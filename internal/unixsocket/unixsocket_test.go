@@ -1,4 +1,4 @@
-package server
+package unixsocket
 
 import (
 	"net"
@@ -9,7 +9,7 @@ import (
 )
 
 func socketDir(t *testing.T) string {
-	dir, err := os.MkdirTemp("", "api") // that of t may be too long for a socket
+	dir, err := os.MkdirTemp("", "u") // that of t may be too long for a socket
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -17,9 +17,9 @@ func socketDir(t *testing.T) string {
 	return dir
 }
 
-func TestListenUnix(t *testing.T) {
+func TestListen(t *testing.T) {
 	path := filepath.Join(socketDir(t), "api.sock")
-	ln, err := ListenUnix(path)
+	ln, err := Listen(path, 0o660)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -27,12 +27,12 @@ func TestListenUnix(t *testing.T) {
 	if err != nil || st.Mode().Perm() != 0o660 {
 		t.Errorf("%v %v", st.Mode(), err)
 	}
-	if _, err := ListenUnix(path); err == nil || err.Error() != "api socket: another agent answers at "+path+": stop it first, or configure another path" {
+	if _, err := Listen(path, 0o660); err == nil || err.Error() != "another agent answers at "+path+": stop it first, or configure another path" {
 		t.Errorf("a second agent: %v", err)
 	}
 	ln.(*net.UnixListener).SetUnlinkOnClose(false) // as when it is killed
 	ln.Close()
-	again, err := ListenUnix(path)
+	again, err := Listen(path, 0o660)
 	if err != nil {
 		t.Fatalf("after a dead agent: %v", err)
 	}
@@ -42,7 +42,7 @@ func TestListenUnix(t *testing.T) {
 	}
 }
 
-func TestListenUnixRefuses(t *testing.T) {
+func TestListenRefuses(t *testing.T) {
 	dir := socketDir(t)
 	file, link, long := filepath.Join(dir, "file"), filepath.Join(dir, "link"), filepath.Join(dir, strings.Repeat("x", 120))
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
@@ -52,12 +52,12 @@ func TestListenUnixRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	for path, want := range map[string]string{
-		file:             "api socket: " + file + " is there and is no socket: remove it, or configure another path",
-		link:             "api socket: " + link + " is there and is no socket: remove it, or configure another path",
-		long:             "api socket: " + long + " is too long for a socket (",
-		dir + "/no/sock": "api socket: directory " + dir + "/no does not exist: create it, or configure another path",
+		file:             file + " is there and is no socket: remove it, or configure another path",
+		link:             link + " is there and is no socket: remove it, or configure another path",
+		long:             long + " is too long for a socket (",
+		dir + "/no/sock": "directory " + dir + "/no does not exist: create it, or configure another path",
 	} {
-		if ln, err := ListenUnix(path); err == nil || !strings.HasPrefix(err.Error(), want) {
+		if ln, err := Listen(path, 0o660); err == nil || !strings.HasPrefix(err.Error(), want) {
 			t.Errorf("%s: %v %v", path, ln, err)
 		}
 	}
@@ -75,7 +75,10 @@ func TestUmask(t *testing.T) {
 	if err := os.Chmod(path, 0o777); err != nil {
 		t.Fatal(err)
 	}
-	if err := setMode(path); err == nil || err.Error() != "the umask lets everybody connect: start the agent with umask 022 or a stricter one" {
+	if err := setMode(path, 0o660); err == nil || err.Error() != "the umask lets everybody connect: start the agent with umask 022 or a stricter one" {
 		t.Error(err)
+	}
+	if err := setMode(path, 0o666); err != nil {
+		t.Errorf("a socket for everybody: %v", err)
 	}
 }
