@@ -30,6 +30,7 @@ import (
 	"github.com/meshagent/meshagent/agent/registry"
 	"github.com/meshagent/meshagent/agent/resolve"
 	"github.com/meshagent/meshagent/agent/tokenkeys"
+	"github.com/meshagent/meshagent/agent/workloadapi"
 	"github.com/meshagent/meshagent/ca"
 	"github.com/meshagent/meshagent/ca/leaf"
 	"github.com/meshagent/meshagent/dnsserver"
@@ -65,6 +66,7 @@ type Agent struct {
 	addr      netip.Addr
 	member    *membershipKeeper
 	leaves    *leaf.Manager
+	appLeaves *leaf.Manager // whose keys applications get, and no disk
 	port      *meshport.Client
 	meshPort  *meshport.Port
 	gossip    *gossip.Gossip
@@ -89,6 +91,9 @@ type Agent struct {
 
 	apiTask func() // ends the task of opening the API
 
+	workloads    *workloadapi.Server // nil when it is off
+	workloadTask func()              // ends the task of opening its socket
+
 	policyTask func() // ends the task of waiting for the first policy; nil when there is none; of followPolicy
 
 	policyMu sync.Mutex    // guards what follows
@@ -103,9 +108,10 @@ type Agent struct {
 
 	lost atomic.Pointer[lostServers] // since when no server answers; nil while one does
 
-	publishing sync.Mutex // orders publishInstances and withdraw; guards withdrawn
-	withdrawn  bool
-	compiler   policy.Cache // what was compiled last
+	publishing  sync.Mutex // orders publishInstances and withdraw; guards withdrawn, recheckedAt
+	withdrawn   bool
+	recheckedAt uint64       // version of the registry that the Workload API has looked at
+	compiler    policy.Cache // what was compiled last
 }
 
 // New returns an agent for a checked configuration. It touches nothing. logs takes what the agent has to say.
@@ -134,6 +140,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	defer cancel()
 	// The order is that of start; the stop is its reverse, for these reasons, read from the bottom:
 	g.Add("certificates", a.leaves.Run)    // last: everything above shakes hands until its end
+	g.Add("app keys", a.appLeaves.Run)     // of the workload API
 	g.Add("catalog", a.catalog.Run)        // readers above are gone
 	g.Add("policy", a.followPolicy)        // needs certificates to reach servers
 	g.Add("catalog feed", a.followGossip)  // feeds the catalog
@@ -147,6 +154,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	g.Add("proxy", a.proxy.Run)            // drains: calls of local callers end
 	g.Add("names", a.resolver.Run)         // of services outside
 	g.Add("dns", a.dns.Run)                // stops answering new names first
+	g.Add("workloads", a.serveWorkloads)   // applications keep what they have, and ask the next agent
 	g.Add("api", a.serveAPI)               // an operator sees the agent until its end begins
 	g.Add("systemd", a.watchdog)           //
 	g.Add("front", func(ctx context.Context) error { return a.front(ctx, cancel, signals, &g) })
@@ -294,6 +302,7 @@ func (a *Agent) open(ctx context.Context, g *run.Group) error {
 	if err != nil {
 		return err
 	}
+	a.openWorkloadAPI()
 	if err := a.openPort(g, m); err != nil {
 		return err
 	}
@@ -302,17 +311,20 @@ func (a *Agent) open(ctx context.Context, g *run.Group) error {
 }
 
 func (a *Agent) openLeaves(m *control.Membership) (err error) {
-	a.leaves, err = leaf.New(leaf.Config{TrustDomain: m.TrustDomain, NodeKey: a.key, Dir: a.dir.path(dirLeaves), Log: a.log, Metrics: a.metrics,
-		Issuer:     &issuer{control: func() control.API { return *a.control.Load() }, servers: a.servers, bundle: func() *mesh.TrustBundle { return a.leaves.Bundle() }, key: a.key},
-		OnHostCert: a.member.setCert})
-	if err != nil {
+	cfg := leaf.Config{TrustDomain: m.TrustDomain, NodeKey: a.key, Log: a.log, Metrics: a.metrics,
+		Issuer: &issuer{control: func() control.API { return *a.control.Load() }, servers: a.servers, bundle: func() *mesh.TrustBundle { return a.leaves.Bundle() }, key: a.key}}
+	if a.appLeaves, err = leaf.New(cfg); err != nil {
+		return err
+	}
+	cfg.Dir, cfg.OnHostCert = a.dir.path(dirLeaves), a.member.setCert
+	if a.leaves, err = leaf.New(cfg); err != nil {
 		return err
 	}
 	b, err := ca.DecodeBundle(m.Bundle)
 	if err != nil {
 		return fmt.Errorf("%s: %w", a.dir.path(fileMembership), err)
 	}
-	a.leaves.SetBundle(b)
+	a.setBundle(b)
 	if err := a.leaves.SetNode(a.node, m.Node); err != nil {
 		return fmt.Errorf("data directory %s: its certificate and its key do not belong together: %w", a.dir, err)
 	}

@@ -58,6 +58,7 @@ func TestE32CertificateAlarm(t *testing.T) {
 		if a.leaves, err = leaf.New(leaf.Config{TrustDomain: revTD, Issuer: servers, NodeKey: key, Log: discardLog()}); err != nil {
 			t.Fatal(err)
 		}
+		a.appLeaves = a.leaves
 		a.leaves.SetBundle(b)
 		a.keyring.Store(&control.Keyring{Version: 1})
 		ctx, stop := context.WithCancel(t.Context())

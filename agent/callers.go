@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"os/user"
 	"slices"
@@ -27,21 +28,47 @@ func (c *callers) Caller(_ context.Context, client, server netip.AddrPort) (mesh
 	if err != nil {
 		return unknown, nil
 	}
-	var found *registry.Registered
-	for _, r := range c.agent.registry.State().Services {
-		if !claims(r.Callers, peer) {
-			continue
-		}
-		if found != nil && (found.Service() != r.Service() || found.Account != r.Account) {
-			return unknown, nil // two services claim it: neither is proved
-		}
-		found = &r
-	}
-	if found == nil {
+	found, err := c.service(peer)
+	if err != nil {
 		return unknown, nil
 	}
 	in := found.Instance(c.agent.id)
 	return in.Identity(c.agent.node.TrustDomain()), &in
+}
+
+// service returns the service of this host that claims who calls. The error says why there is none.
+func (c *callers) service(p systemd.Peer) (*registry.Registered, error) {
+	var found *registry.Registered
+	for _, r := range c.agent.registry.State().Services {
+		if !claims(r.Callers, p) {
+			continue
+		}
+		if found != nil && (found.Service() != r.Service() || found.Account != r.Account) { // neither is proved
+			return nil, fmt.Errorf("services %s and %s of this host both claim %s: let only one name it under callers", found.Service(), r.Service(), who(p))
+		}
+		found = &r
+	}
+	if found == nil {
+		return nil, fmt.Errorf("no service of this host claims %s: name its unit, or its user, under callers in the definition of its service", who(p))
+	}
+	return found, nil
+}
+
+func who(p systemd.Peer) string {
+	if p.Unit == "" {
+		return fmt.Sprintf("user %d, who is in no unit of systemd", p.UID)
+	}
+	return fmt.Sprintf("user %d in %s", p.UID, p.Unit)
+}
+
+// Identify returns the identity of the service that claims who calls. The error says why there is none.
+func (c *callers) Identify(p systemd.Peer) (mesh.Identity, error) {
+	found, err := c.service(p)
+	if err != nil {
+		return mesh.Identity{}, err
+	}
+	in := found.Instance(c.agent.id)
+	return in.Identity(c.agent.node.TrustDomain()), nil
 }
 
 // claims reports whether the owner of a socket is one of those that call as a service. A unit is the stronger claim: where one

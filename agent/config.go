@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"time"
 
@@ -32,6 +33,7 @@ type Config struct {
 	Gateway     Gateway     `yaml:"gateway"`
 	Tokens      Tokens      `yaml:"tokens"`
 	ACME        ACME        `yaml:"acme"`
+	WorkloadAPI WorkloadAPI `yaml:"workloadAPI"`
 	Log         Log         `yaml:"log"`
 	Raft        Raft        `yaml:"raft"`
 	CA          CA          `yaml:"ca"`
@@ -96,6 +98,11 @@ type Tokens struct {
 // ACME says how servers order certificates.
 type ACME struct {
 	Allow []string `yaml:"allow"` // hosts and networks (10.0.0.0/8) of authorities that may be private; none by default
+}
+
+// WorkloadAPI says whether applications of this host get keys and certificates of their own (SPIFFE).
+type WorkloadAPI struct {
+	Socket string `yaml:"socket"` // where they ask, for everybody who can reach the path; none by default: keys stay in the agent
 }
 
 // Log says what the agent writes to standard error.
@@ -204,9 +211,10 @@ func (c *Config) check(file string) error {
 			bad(d.field, "%q is not an absolute path", d.path)
 		}
 	}
-	if len(c.API.Socket) > 104 {
-		bad("api.socket", "%q is longer than the 104 bytes that a socket's path may have", c.API.Socket)
+	if len(c.API.Socket) > maxSocketPath {
+		bad("api.socket", "%q is longer than the %d bytes that a socket's path may have", c.API.Socket, maxSocketPath)
 	}
+	c.WorkloadAPI.check(bad, c.API.Socket)
 	if !c.API.Address.Addr().IsLoopback() {
 		bad("api.address", "%v is not a loopback address: reach the API of another host through ssh or the unix socket", c.API.Address)
 	}
@@ -270,6 +278,24 @@ func (c *Config) check(file string) error {
 		bad("raft.heartbeat", "%v: from 50ms to 1m is possible", h)
 	}
 	return errors.Join(errs...)
+}
+
+// maxSocketPath is what every system takes, in bytes.
+const maxSocketPath = 104
+
+func (w WorkloadAPI) check(bad func(field, format string, args ...any), api string) {
+	const field = "workloadAPI.socket"
+	switch s := w.Socket; {
+	case s == "":
+	case !filepath.IsAbs(s):
+		bad(field, "%q is not an absolute path", s)
+	case len(s) > maxSocketPath:
+		bad(field, "%q is longer than the %d bytes that a socket's path may have", s, maxSocketPath)
+	case filepath.Clean(s) == filepath.Clean(api):
+		bad(field, "%q is api.socket too: give another path", s)
+	case runtime.GOOS != "linux":
+		bad(field, "which process is at a socket is known on Linux only: leave it out")
+	}
 }
 
 // address returns the configured address, or the one that the default route uses. Nothing is sent.

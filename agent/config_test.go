@@ -24,7 +24,7 @@ func TestDefaults(t *testing.T) {
 	}
 	if c.Ports.Mesh != 15008 || c.Ports.Gossip != 7946 || c.API.Address.String() != "127.0.0.1:8500" || c.DNS.Address.String() != "127.0.0.1:8600" ||
 		*c.Proxy.HTTPPort != 80 || c.Proxy.VIPRange.String() != "127.64.0.0/10" || c.DNS.TTL != 5*time.Second || c.Raft.Heartbeat != 2*time.Second ||
-		c.DataDir != "/var/lib/meshagent" || c.Proxy.AccessLog != "/var/lib/meshagent/access.log" || c.Proxy.UnknownCallers != "node" {
+		c.WorkloadAPI.Socket != "" || c.DataDir != "/var/lib/meshagent" || c.Proxy.AccessLog != "/var/lib/meshagent/access.log" || c.Proxy.UnknownCallers != "node" {
 		t.Errorf("%+v", c)
 	}
 	if c, err = LoadConfig(writeConfig(t, "name: h1\nproxy: {httpPort: 0}\n")); err != nil || *c.Proxy.HTTPPort != 0 {
@@ -43,6 +43,9 @@ func TestBadConfigurations(t *testing.T) {
 		{"name: h1\nlocality: a/b/c/d", `: locality: invalid name: locality "a/b/c/d": write region/zone/subzone`},
 		{"name: h1\ndataDir: data", `: dataDir: "data" is not an absolute path`},
 		{"name: h1\napi: {socket: /" + strings.Repeat("x", 104) + "}", `is longer than the 104 bytes that a socket's path may have`},
+		{"name: h1\nworkloadAPI: {socket: workload.sock}", `: workloadAPI.socket: "workload.sock" is not an absolute path`},
+		{"name: h1\nworkloadAPI: {socket: /" + strings.Repeat("x", 104) + "}", `is longer than the 104 bytes that a socket's path may have`},
+		{"name: h1\nworkloadAPI: {socket: /run/meshagent//api.sock}", `: workloadAPI.socket: "/run/meshagent//api.sock" is api.socket too: give another path`},
 		{"name: h1\napi: {address: \"10.0.0.1:8500\"}", `: api.address: 10.0.0.1:8500 is not a loopback address: reach the API of another host through ssh or the unix socket`},
 		{"name: h1\napi: {users: {alice: root}}", `: api.users.alice: role "root": viewer, operator and admin are possible`},
 		{"name: h1\napi: {users: {\"@\": admin}}", `: api.users.@: "@" is neither the name of a user nor @ with the name of a group`},

@@ -106,7 +106,7 @@ func (a *Agent) takeChanges(c *control.Changes) {
 		if b, err := ca.DecodeBundle(c.Bundle); err != nil {
 			a.log.Error("trust bundle not taken", "err", err)
 		} else if b.Version > a.leaves.Bundle().Version { // an older one comes from a server that is behind
-			a.leaves.SetBundle(b)
+			a.setBundle(b)
 			a.member.update(func(m *control.Membership) { m.Bundle = c.Bundle })
 		}
 		a.gossip.SetBundle(a.leaves.Bundle().Version)
@@ -235,7 +235,7 @@ func (a *Agent) publishInstances() {
 			ids = append(ids, id)
 		}
 	}
-	a.leaves.Want(ids)
+	a.wantLeavesLocked(ids, st.Version)
 	if !a.withdrawn {
 		a.gossip.SetInstances(in)
 	}

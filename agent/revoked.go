@@ -81,7 +81,7 @@ func (a *Agent) takeRevoked(all []control.Revocation) {
 	}
 	a.revoked.Store(&all)
 	set := control.RevokedSet(all)
-	a.leaves.SetRevoked(set)
+	a.setRevoked(set)
 	a.live.cut(set)
 	a.feedCatalog()
 	if a.proxy != nil { // else there are no calls yet

@@ -17,6 +17,7 @@ import (
 	"github.com/meshagent/meshagent/agent/control"
 	"github.com/meshagent/meshagent/agent/registry"
 	"github.com/meshagent/meshagent/ca"
+	"github.com/meshagent/meshagent/ca/leaf"
 	"github.com/meshagent/meshagent/mesh"
 	"github.com/meshagent/meshagent/mesh/policy"
 	"github.com/meshagent/meshagent/raftstore"
@@ -166,12 +167,18 @@ func (a *Agent) problems() []api.Problem {
 			out = append(out, api.Problem{Subject: p.Key.String(), Reason: p.Reason})
 		}
 	}
-	for _, it := range a.leaves.Health() {
+	out = append(out, leafProblems("certificate", a.leaves.Health())...)
+	return append(out, leafProblems("certificate for applications", a.appLeaves.Health())...)
+}
+
+// leafProblems tells which certificates are missing or near their end.
+func leafProblems(what string, all []leaf.Item) (out []api.Problem) {
+	for _, it := range all {
 		switch left := time.Until(it.NotAfter); {
 		case it.Err != nil && it.NotAfter.IsZero():
-			out = append(out, api.Problem{Subject: it.Identity.String(), Reason: "no certificate: " + it.Err.Error()})
+			out = append(out, api.Problem{Subject: it.Identity.String(), Reason: "no " + what + ": " + it.Err.Error()})
 		case !it.NotAfter.IsZero() && left < certAlarm:
-			out = append(out, api.Problem{Subject: it.Identity.String(), Reason: "the certificate ends at " + it.NotAfter.UTC().Format(time.RFC3339) + " and was not renewed",
+			out = append(out, api.Problem{Subject: it.Identity.String(), Reason: "the " + what + " ends at " + it.NotAfter.UTC().Format(time.RFC3339) + " and was not renewed",
 				Hint: "is a server reachable, and this host's clock right?"})
 		}
 	}

@@ -1,0 +1,57 @@
+package agent
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/meshagent/meshagent/agent/registry"
+	"github.com/meshagent/meshagent/mesh"
+	"github.com/meshagent/meshagent/systemd"
+)
+
+// TestIdentify: one service at most is proved by a caller's unit and user, and who is none is told why.
+func TestIdentify(t *testing.T) {
+	dir := t.TempDir()
+	const defs = `{name: web, port: 1, protocol: tcp, callers: {units: [web.service]}}
+---
+{name: web, id: web-2, port: 2, protocol: tcp, callers: {units: [web.service]}}
+---
+{name: db, namespace: shop, account: ledger, port: 3, protocol: tcp, callers: {users: ["4001"]}}
+---
+{name: a, port: 4, protocol: tcp, callers: {units: [both.service]}}
+---
+{name: b, port: 5, protocol: tcp, callers: {units: [both.service]}}
+---
+{name: both, port: 6, protocol: tcp, callers: {units: [x.service], users: ["4002"]}}
+`
+	if err := os.WriteFile(filepath.Join(dir, "all.yaml"), []byte(defs), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r := registry.New(registry.Config{Dir: dir, Log: discardLog()})
+	if err := r.Load(); err != nil {
+		t.Fatal(err)
+	}
+	c := &callers{&Agent{registry: r, node: mesh.NodeIdentity(revTD, mesh.NodeID{})}}
+	for _, k := range []struct {
+		peer systemd.Peer
+		want string // the identity, or the error
+	}{
+		{systemd.Peer{UID: 1, Unit: "web.service"}, "spiffe://test.mesh/ns/default/sa/web"},
+		{systemd.Peer{UID: 4001}, "spiffe://test.mesh/ns/shop/sa/ledger"},
+		{systemd.Peer{UID: 4001, Unit: "cron.service"}, "spiffe://test.mesh/ns/shop/sa/ledger"},
+		{systemd.Peer{UID: 4002, Unit: "x.service"}, "spiffe://test.mesh/ns/default/sa/both"},
+		{systemd.Peer{UID: 4002}, "no service of this host claims user 4002, who is in no unit of systemd: name its unit, or its user, under callers in the definition of its service"},
+		{systemd.Peer{UID: 7, Unit: "cron.service"}, "no service of this host claims user 7 in cron.service: name its unit, or its user, under callers in the definition of its service"},
+		{systemd.Peer{UID: 7, Unit: "both.service"}, "services default/a and default/b of this host both claim user 7 in both.service: let only one name it under callers"},
+	} {
+		id, err := c.Identify(k.peer)
+		got := id.String()
+		if err != nil {
+			got = err.Error()
+		}
+		if got != k.want || err != nil && !id.IsZero() {
+			t.Errorf("%+v:\n got %s\nwant %s", k.peer, got, k.want)
+		}
+	}
+}
