@@ -46,22 +46,33 @@ func peerProcess(socket int) (*Process, error) {
 		return nil, errors.New("who connected is in a PID namespace that cannot be seen from here")
 	}
 	fd, err := unix.GetsockoptInt(socket, unix.SOL_SOCKET, unix.SO_PEERPIDFD)
-	told := err == nil
 	if errors.Is(err, unix.ENOPROTOOPT) {
-		fd, err = unix.PidfdOpen(int(cred.Pid), 0)
+		return byNumber(cred)
 	}
+	return hold(cred, fd, err)
+}
+
+// byNumber holds the process of that number, where the kernel does not give the one that connected.
+func byNumber(cred *unix.Ucred) (*Process, error) {
+	fd, err := unix.PidfdOpen(int(cred.Pid), 0)
+	p, err := hold(cred, fd, err)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.sameUser(); err != nil {
+		p.Close()
+		return nil, err
+	}
+	return p, nil
+}
+
+func hold(cred *unix.Ucred, fd int, err error) (*Process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("process %d, which connected, cannot be held (%w): has it ended?", cred.Pid, err)
 	}
 	unix.CloseOnExec(fd)
 	p := &Process{PID: int(cred.Pid), UID: cred.Uid, fd: os.NewFile(uintptr(fd), "process")}
-	if !told {
-		err = p.sameUser()
-	}
-	if err == nil {
-		err = p.alive()
-	}
-	if err != nil {
+	if err := p.alive(); err != nil {
 		p.Close()
 		return nil, err
 	}
@@ -154,6 +165,11 @@ func (p *Process) cgroup() (uint64, error) {
 	if err != nil && !errors.Is(err, unix.ENOTTY) && !errors.Is(err, unix.EINVAL) {
 		return 0, err
 	}
+	return p.cgroupOfProc(cgroupRoot)
+}
+
+// cgroupOfProc is cgroup for kernels that do not tell it of a pidfd.
+func (p *Process) cgroupOfProc(root string) (uint64, error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", p.PID))
 	if err != nil {
 		return 0, fmt.Errorf("%w: a kernel before Linux 6.13 tells it in /proc alone: let the agent see it, with ProtectProc=default in its unit", err)
@@ -162,7 +178,7 @@ func (p *Process) cgroup() (uint64, error) {
 	if !ok {
 		return 0, nil
 	}
-	return cgroupID(cgroupRoot, path)
+	return cgroupID(root, path)
 }
 
 // cgroupPath finds the control group of cgroup2 in what /proc/PID/cgroup says (cgroups(7)); one outside of the hierarchy that is seen

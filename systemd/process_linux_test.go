@@ -2,6 +2,7 @@ package systemd
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"net"
 	"os"
@@ -136,6 +137,39 @@ func TestProcessThatHasEnded(t *testing.T) {
 	}
 	if p, err := PeerProcess(c); err == nil || !strings.Contains(err.Error(), "ended") {
 		t.Errorf("looked at late: %+v %v", p, err)
+	}
+}
+
+// TestProcessByNumber: what kernels do not tell is found out in another way, and who is somebody else is refused.
+func TestProcessByNumber(t *testing.T) {
+	me := &unix.Ucred{Pid: int32(os.Getpid()), Uid: uint32(os.Getuid())}
+	p, err := byNumber(me)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	if peer, err := p.Peer(); err != nil || peer.UID != me.Uid {
+		t.Errorf("%+v %v", peer, err)
+	}
+	told, err := p.cgroup()
+	if err != nil {
+		t.Error(err)
+	}
+	for _, root := range []string{cgroupRoot, cgroupRoot + "/unified"} {
+		if id, err := p.cgroupOfProc(root); err != nil || isCgroup2(root) && id != told {
+			t.Errorf("below %s /proc says %d %v, the kernel %d", root, id, err, told)
+		}
+	}
+	want := fmt.Sprintf("process %d, which connected, has ended", me.Pid)
+	if _, err := byNumber(&unix.Ucred{Pid: me.Pid, Uid: me.Uid + 1}); err == nil || err.Error() != want {
+		t.Errorf("of another user: %v", err)
+	}
+	cmd := exec.Command("true")
+	if err := cmd.Run(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := byNumber(&unix.Ucred{Pid: int32(cmd.Process.Pid), Uid: me.Uid}); !errors.Is(err, unix.ESRCH) {
+		t.Errorf("of one that has ended: %v", err)
 	}
 }
 
