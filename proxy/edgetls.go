@@ -21,6 +21,7 @@ import (
 type Credential struct {
 	Certificates []tls.Certificate
 	ClientCAs    *x509.CertPool // nil where none were named
+	Revoked      policy.CRLs    // of clients' certificates; nil where none were named
 }
 
 // Credentials finds the credential of a server for a gateway of a namespace. It is asked at each handshake and must not block for long.
@@ -201,8 +202,11 @@ func serverConfig(s *policy.GatewayServer, cred *Credential) (*tls.Config, error
 	}
 	cfg.SessionTicketsDisabled = true // each connection is checked anew
 	cfg.VerifyConnection = func(st tls.ConnectionState) error {
-		if len(st.PeerCertificates) == 0 || wanted(t, st.PeerCertificates[0]) {
+		switch {
+		case len(st.PeerCertificates) == 0:
 			return nil
+		case wanted(t, st.PeerCertificates[0]):
+			return cred.Revoked.Check(st.VerifiedChains, time.Now())
 		}
 		return errors.New("the client's certificate is not one of those that the Gateway names")
 	}

@@ -9,6 +9,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -226,7 +227,7 @@ type pki struct {
 func newPKI(t testing.TB) *pki {
 	p := &pki{t: t}
 	c := p.issue("the authority", func(c *x509.Certificate) {
-		c.IsCA, c.BasicConstraintsValid, c.KeyUsage = true, true, x509.KeyUsageCertSign
+		c.IsCA, c.BasicConstraintsValid, c.KeyUsage, c.SubjectKeyId = true, true, x509.KeyUsageCertSign|x509.KeyUsageCRLSign, []byte{1}
 	})
 	p.cert, p.key = c.Leaf, c.PrivateKey.(*ecdsa.PrivateKey)
 	return p
@@ -443,6 +444,52 @@ func TestS35ClientCertificates(t *testing.T) {
 	if res, err := client(newPKI(t), "").Get("https://maybe.example.com:8443/"); err == nil {
 		res.Body.Close()
 		t.Error("a certificate of another authority is accepted where none is needed")
+	}
+}
+
+// TestRevokedClients: a client whose certificate its authority has revoked is not let in, where one is needed and where none is; without a list of now
+// nobody is.
+func TestRevokedClients(t *testing.T) {
+	t.Parallel()
+	_, g, p := tlsWorld(t, "")
+	client := func() (tls.Certificate, *http.Client) {
+		cert := p.issue("client", func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} })
+		return cert, g.client(false, &tls.Config{RootCAs: p.pool(), Certificates: []tls.Certificate{cert}})
+	}
+	bad, revoked := client()
+	_, fine := client()
+	lists := func(next time.Duration) policy.CRLs {
+		der, err := x509.CreateRevocationList(rand.Reader, &x509.RevocationList{Number: big.NewInt(1), ThisUpdate: time.Now().Add(-time.Hour), NextUpdate: time.Now().Add(next),
+			RevokedCertificateEntries: []x509.RevocationListEntry{{SerialNumber: bad.Leaf.SerialNumber, RevocationTime: time.Now()}}}, p.cert, p.key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := policy.ParseCRLs(pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: der}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	for _, x := range []struct {
+		name          string
+		lists         policy.CRLs
+		fine, revoked bool
+	}{{"no list", nil, true, true}, {"a list", lists(time.Hour), true, false}, {"an old list", lists(-time.Minute), false, false}} {
+		cred := *g.creds["secret"].Load()
+		cred.Revoked = x.lists
+		g.creds["secret"].Store(&cred)
+		for _, host := range []string{"secret", "maybe"} {
+			for c, want := range map[*http.Client]bool{fine: x.fine, revoked: x.revoked} {
+				c.CloseIdleConnections()
+				res, err := c.Get("https://" + host + ".example.com:8443/")
+				if err == nil {
+					res.Body.Close()
+				}
+				if err == nil != want {
+					t.Errorf("%s, %s: %v, want to be let in: %v", x.name, host, err, want)
+				}
+			}
+		}
 	}
 }
 

@@ -28,7 +28,7 @@ type origin struct {
 
 	mu     sync.Mutex // guards what follows
 	config *tls.Config
-	files  [3]stamp
+	files  [4]stamp
 }
 
 // stamp says whether a file is still the one that it was.
@@ -39,8 +39,8 @@ type stamp struct {
 
 // current returns the configuration for a connection.
 func (o *origin) current() (*tls.Config, error) {
-	var files [3]stamp
-	for i, name := range [...]string{o.CertFile, o.KeyFile, o.CAFile} {
+	var files [4]stamp
+	for i, name := range [...]string{o.CertFile, o.KeyFile, o.CAFile, o.CRLFile} {
 		if name == "" {
 			continue
 		}
@@ -97,7 +97,18 @@ func (o *origin) load() (*tls.Config, error) {
 		}
 		c.Certificates = []tls.Certificate{own}
 	}
-	if o.SANs != "" { // the chain is checked as ever, but against other names
+	var revoked policy.CRLs
+	if o.CRLFile != "" {
+		data, err := os.ReadFile(o.CRLFile)
+		if err != nil {
+			return nil, err
+		}
+		if revoked, err = policy.ParseCRLs(data); err != nil {
+			return nil, fmt.Errorf("%s: %w", o.CRLFile, err)
+		}
+	}
+	switch {
+	case o.SANs != "": // the chain is checked as ever, but against other names
 		want, roots := strings.Split(o.SANs, ","), c.RootCAs
 		c.InsecureSkipVerify = true
 		c.VerifyConnection = func(s tls.ConnectionState) error {
@@ -108,11 +119,17 @@ func (o *origin) load() (*tls.Config, error) {
 			for _, cert := range s.PeerCertificates[1:] {
 				opts.Intermediates.AddCert(cert)
 			}
-			if _, err := s.PeerCertificates[0].Verify(opts); err != nil {
+			chains, err := s.PeerCertificates[0].Verify(opts)
+			if err != nil {
 				return err
 			}
-			return hasName(s.PeerCertificates[0], want)
+			if err := hasName(s.PeerCertificates[0], want); err != nil {
+				return err
+			}
+			return revoked.Check(chains, time.Now())
 		}
+	case revoked != nil:
+		c.VerifyConnection = func(s tls.ConnectionState) error { return revoked.Check(s.VerifiedChains, time.Now()) }
 	}
 	return c, nil
 }

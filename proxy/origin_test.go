@@ -31,7 +31,7 @@ type signer struct {
 
 func newSigner(t *testing.T) *signer {
 	s := &signer{t: t}
-	c := &x509.Certificate{Subject: pkix.Name{CommonName: "a CA"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
+	c := &x509.Certificate{Subject: pkix.Name{CommonName: "a CA"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign, SubjectKeyId: []byte{1}}
 	s.key, s.cert = s.make(c, nil)
 	return s
 }
@@ -75,6 +75,19 @@ func (s *signer) pem() []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.cert.Raw})
 }
 
+// revokes is its list of revoked certificates, of now.
+func (s *signer) revokes(cs ...*x509.Certificate) []byte {
+	l := &x509.RevocationList{Number: big.NewInt(1), ThisUpdate: time.Now().Add(-time.Minute), NextUpdate: time.Now().Add(time.Hour)}
+	for _, c := range cs {
+		l.RevokedCertificateEntries = append(l.RevokedCertificateEntries, x509.RevocationListEntry{SerialNumber: c.SerialNumber, RevocationTime: time.Now()})
+	}
+	der, err := x509.CreateRevocationList(rand.Reader, l, s.cert, s.key)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: der})
+}
+
 // TestOrigination: TLS towards hosts outside, against the TLS of the standard library: whom it trusts, what it shows.
 func TestOrigination(t *testing.T) {
 	ca, other, dir := newSigner(t), newSigner(t), t.TempDir()
@@ -115,6 +128,7 @@ func TestOrigination(t *testing.T) {
 	expired := &tls.Config{Certificates: []tls.Certificate{pair(ca.leaf(&old))}}
 	oldTLS := plain.Clone()
 	oldTLS.MaxVersion = tls.VersionTLS11
+	revoked := file("revoked.pem", ca.revokes(plain.Certificates[0].Leaf))
 	for _, c := range []struct {
 		name     string
 		server   *tls.Config
@@ -137,6 +151,13 @@ func TestOrigination(t *testing.T) {
 		{"a SAN, expired", expired, engine.HTTP1, with(func(c *policy.TLS) { c.SANs = "api.example.com" }), "expired", ""},
 		{"mutual", mutual, engine.HTTP1, with(func(c *policy.TLS) { c.CertFile, c.KeyFile = certFile, keyFile }), "", "http/1.1"},
 		{"mutual, without a certificate", mutual, engine.HTTP1, base, "certificate required", ""},
+		{"not revoked", plain, engine.HTTP1, with(func(c *policy.TLS) { c.CRLFile = file("none.pem", ca.revokes()) }), "", "http/1.1"},
+		{"a SAN, not revoked", plain, engine.HTTP1, with(func(c *policy.TLS) { c.CRLFile, c.SANs = file("none.pem", ca.revokes()), "api.example.com" }), "", "http/1.1"},
+		{"revoked", plain, engine.HTTP1, with(func(c *policy.TLS) { c.CRLFile = revoked }), "was revoked", ""},
+		{"a SAN, revoked", plain, engine.HTTP1, with(func(c *policy.TLS) { c.CRLFile, c.SANs = revoked, "api.example.com" }), "was revoked", ""},
+		{"somebody else's list", plain, engine.HTTP1, with(func(c *policy.TLS) { c.CRLFile = file("others.pem", other.revokes()) }), "not signed by it", ""},
+		{"no list in the file", plain, engine.HTTP1, with(func(c *policy.TLS) { c.CRLFile = certFile }), "cert.pem: holds a CERTIFICATE", ""},
+		{"no file of lists", plain, engine.HTTP1, with(func(c *policy.TLS) { c.CRLFile = filepath.Join(dir, "none") }), "no such file", ""},
 		{"no file", plain, engine.HTTP1, with(func(c *policy.TLS) { c.CAFile = filepath.Join(dir, "none") }), "no such file", ""},
 		{"no certificate in the file", plain, engine.HTTP1, with(func(c *policy.TLS) { c.CAFile = keyFile }), "holds no certificate", ""},
 		{"a large file", plain, engine.HTTP1, with(func(c *policy.TLS) { c.CAFile = file("large", make([]byte, maxCertFile+1)) }), "at most", ""},
@@ -157,6 +178,14 @@ func TestOrigination(t *testing.T) {
 	file("changes.pem", append(other.pem(), '\n'))
 	if _, err := meet(t, o, plain); err == nil {
 		t.Error("a CA that was taken away is trusted")
+	}
+	o = &origin{TLS: with(func(c *policy.TLS) { c.CRLFile = file("lists.pem", ca.revokes()) }), protocol: engine.HTTP1}
+	if _, err := meet(t, o, plain); err != nil {
+		t.Error(err)
+	}
+	file("lists.pem", ca.revokes(plain.Certificates[0].Leaf))
+	if _, err := meet(t, o, plain); err == nil {
+		t.Error("a certificate that was revoked meanwhile is trusted")
 	}
 }
 

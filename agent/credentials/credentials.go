@@ -69,11 +69,11 @@ func (s *Store) Credential(_ context.Context, namespace string, g *policy.Gatewa
 	if len(g.TLS.Files) == 0 {
 		return s.fromSecrets(namespace, g.TLS)
 	}
-	return s.fromFiles(g.TLS.Files, g.TLS.CAFile)
+	return s.fromFiles(g.TLS.Files, g.TLS.CAFile, g.TLS.CRLFile)
 }
 
 // fromFiles reads files, if they have changed.
-func (s *Store) fromFiles(pairs []policy.CertFiles, ca string) (*proxy.Credential, error) {
+func (s *Store) fromFiles(pairs []policy.CertFiles, ca, crl string) (*proxy.Credential, error) {
 	var paths []string
 	for _, p := range pairs {
 		paths = append(paths, p.Cert, p.Key)
@@ -81,7 +81,10 @@ func (s *Store) fromFiles(pairs []policy.CertFiles, ca string) (*proxy.Credentia
 	if ca != "" {
 		paths = append(paths, ca)
 	}
-	e := s.entry(strings.Join(append(paths, ca), "\x00"))
+	if crl != "" {
+		paths = append(paths, crl)
+	}
+	e := s.entry(strings.Join(append(paths, ca, crl), "\x00"))
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if time.Since(e.looked) < lookEvery {
@@ -92,7 +95,7 @@ func (s *Store) fromFiles(pairs []policy.CertFiles, ca string) (*proxy.Credentia
 	if seen == e.seen && e.seen != "" {
 		return e.cred, e.err
 	}
-	cred, err := s.read(pairs, ca)
+	cred, err := s.read(pairs, ca, crl)
 	switch {
 	case err == nil:
 		e.seen, e.cred, e.err = seen, cred, nil
@@ -132,7 +135,7 @@ func (s *Store) look(paths []string) string {
 	return b.String()
 }
 
-func (s *Store) read(pairs []policy.CertFiles, ca string) (*proxy.Credential, error) {
+func (s *Store) read(pairs []policy.CertFiles, ca, crl string) (*proxy.Credential, error) {
 	root, err := os.OpenRoot(s.cfg.Dir)
 	if err != nil {
 		return nil, fmt.Errorf("gateway.certificates: %w", err)
@@ -162,6 +165,15 @@ func (s *Store) read(pairs []policy.CertFiles, ca string) (*proxy.Credential, er
 		cred.ClientCAs = x509.NewCertPool()
 		if !cred.ClientCAs.AppendCertsFromPEM(b) {
 			return nil, fmt.Errorf("%s holds no certificate in PEM", ca)
+		}
+	}
+	if crl != "" {
+		b, err := s.file(root, crl)
+		if err != nil {
+			return nil, err
+		}
+		if cred.Revoked, err = policy.ParseCRLs(b); err != nil {
+			return nil, fmt.Errorf("%s: %w", crl, err)
 		}
 	}
 	return cred, nil

@@ -99,6 +99,57 @@ func TestFiles(t *testing.T) {
 	})
 }
 
+// TestRevoked: lists of revoked certificates come with the authorities, from a file or a Secret; one that cannot be read leaves no client in.
+func TestRevoked(t *testing.T) {
+	dir := t.TempDir()
+	cert, key, k := pair(t)
+	signer := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageCRLSign, SubjectKeyId: []byte{1}}
+	der, err := x509.CreateRevocationList(rand.Reader, &x509.RevocationList{Number: big.NewInt(1), ThisUpdate: time.Now(), NextUpdate: time.Now().Add(time.Hour)}, signer, k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	list := pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: der})
+	files := func(crl string) *policy.GatewayServer {
+		return &policy.GatewayServer{TLS: &policy.ServerTLS{Mode: policy.TLSMutual, CAFile: write(t, filepath.Join(dir, "ca.pem"), cert), CRLFile: crl,
+			Files: []policy.CertFiles{{Cert: write(t, filepath.Join(dir, "a.pem"), cert), Key: write(t, filepath.Join(dir, "a.key"), key)}}}}
+	}
+	secret := &policy.GatewayServer{TLS: &policy.ServerTLS{Mode: policy.TLSMutual, Secrets: []policy.SecretRef{{Name: "shop"}}}}
+	for _, c := range []struct {
+		name   string
+		server *policy.GatewayServer
+		values map[string][]byte
+		lists  int
+		err    string
+	}{
+		{name: "no file", server: files("")},
+		{name: "a file", server: files(write(t, filepath.Join(dir, "crl.pem"), list)), lists: 1},
+		{name: "a file without one", server: files(filepath.Join(dir, "a.pem")), err: "a.pem: holds a CERTIFICATE"},
+		{name: "a file that is not there", server: files(filepath.Join(dir, "none.pem")), err: "no such file"},
+		{name: "a file from elsewhere", server: files("/etc/crl.pem"), err: "is not below"},
+		{name: "a Secret without", server: secret, values: map[string][]byte{"ca.crt": cert}},
+		{name: "a Secret", server: secret, values: map[string][]byte{"ca.crt": cert, "ca.crl": append(list, list...)}, lists: 2},
+		{name: "a Secret with other names", server: secret, values: map[string][]byte{"cacert": cert, "crl": list}, lists: 1},
+		{name: "a damaged Secret", server: secret, values: map[string][]byte{"cacert": cert, "crl": cert}, err: "default/shop: ca.crl holds a CERTIFICATE"},
+	} {
+		s := New(Config{Dir: dir, Log: slog.New(slog.DiscardHandler)})
+		if c.values != nil {
+			c.values["tls.crt"], c.values["tls.key"] = cert, key
+			s.secrets.have[policy.SecretRef{Namespace: "default", Name: "shop"}] = secretOf(c.values)
+		}
+		got, err := s.Credential(t.Context(), "default", c.server, nil)
+		switch {
+		case c.err != "":
+			if err == nil || !strings.Contains(err.Error(), c.err) {
+				t.Errorf("%s: %v, want %q", c.name, err, c.err)
+			}
+		case err != nil || len(got.Revoked) != c.lists || got.ClientCAs == nil:
+			t.Errorf("%s: %+v, %v, want %d lists", c.name, got, err, c.lists)
+		}
+	}
+}
+
+func secretOf(values map[string][]byte) secret { return secret{Modified: 1, Values: values} }
+
 type snapshots chan *mesh.Snapshot
 
 func (s snapshots) Watch(ctx context.Context, _ uint64) (*mesh.Snapshot, error) {

@@ -232,6 +232,12 @@ func (s *Store) fromSecrets(namespace string, t *policy.ServerTLS) (*proxy.Crede
 		if v := policy.Pick(s.secrets.have[ref.In(namespace)].Values); v.CA != nil {
 			c.ClientCAs = x509.NewCertPool()
 			c.ClientCAs.AppendCertsFromPEM(v.CA) // was checked when it was applied
+			if v.CRL != nil {
+				var err error
+				if c.Revoked, err = policy.ParseCRLs(v.CRL); err != nil {
+					return nil, fmt.Errorf("the Secret %s/%s: ca.crl %w", ref.In(namespace).Namespace, ref.Name, err)
+				}
+			}
 			break
 		}
 	}

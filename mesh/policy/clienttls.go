@@ -13,7 +13,7 @@ import (
 
 // tls compiles the tls of a trafficPolicy.
 func (c *destinationCompiler) tls(path string, t *istio.ClientTLS) (out TLS) {
-	files := []struct{ field, value string }{{"clientCertificate", t.ClientCertificate}, {"privateKey", t.PrivateKey}, {"caCertificates", t.CACertificates}}
+	files := []struct{ field, value string }{{"clientCertificate", t.ClientCertificate}, {"privateKey", t.PrivateKey}, {"caCertificates", t.CACertificates}, {"caCrl", t.CACRL}}
 	ours := c.ours && !c.maybe
 	switch t.Mode {
 	case "DISABLE", "ISTIO_MUTUAL":
@@ -65,7 +65,7 @@ func (c *destinationCompiler) tls(path string, t *istio.ClientTLS) (out TLS) {
 			c.fail(fmt.Sprintf("%s.subjectAltNames[%d]", path, i), "write a DNS name, an address or a URI", "%q is no name of a certificate", s)
 		}
 	}
-	return TLS{On: true, Set: true, CertFile: t.ClientCertificate, KeyFile: t.PrivateKey, CAFile: t.CACertificates, SNI: t.SNI, SANs: strings.Join(t.SubjectAltNames, ",")}
+	return TLS{On: true, Set: true, CertFile: t.ClientCertificate, KeyFile: t.PrivateKey, CAFile: t.CACertificates, CRLFile: t.CACRL, SNI: t.SNI, SANs: strings.Join(t.SubjectAltNames, ",")}
 }
 
 // tunnel compiles the tunnel of a trafficPolicy.

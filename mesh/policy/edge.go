@@ -96,6 +96,7 @@ type ServerTLS struct {
 	Mode         TLSMode
 	Files        []CertFiles
 	CAFile       string
+	CRLFile      string      // beside CAFile: lists of revoked certificates
 	Secrets      []SecretRef // without a namespace: in that of the gateway's instance
 	CASecret     SecretRef
 	HasCAs       bool     // the authorities of clients are CAs,
@@ -228,7 +229,7 @@ func edgeHost(s string) bool {
 var tlsVersions = map[string]uint16{"": 0, "TLS_AUTO": 0, "TLSV1_2": tls.VersionTLS12, "TLSV1_3": tls.VersionTLS13}
 
 func (c *compiler) serverTLS(path string, t *istio.ServerTLS) *ServerTLS {
-	out := &ServerTLS{SANs: t.SubjectAltNames, CAFile: t.CACertificates, CASecret: SecretRef{Name: t.CACertCredentialName}}
+	out := &ServerTLS{SANs: t.SubjectAltNames, CAFile: t.CACertificates, CRLFile: t.CACRL, CASecret: SecretRef{Name: t.CACertCredentialName}}
 	switch t.Mode {
 	case "", "SIMPLE":
 	case "MUTUAL":
@@ -356,6 +357,7 @@ func (c *compiler) certFile(field, p string) {
 // clientCertificates is what clients are asked for.
 func (c *compiler) clientCertificates(path string, t *istio.ServerTLS, out *ServerTLS) {
 	c.certFile(path+".caCertificates", t.CACertificates)
+	c.certFile(path+".caCrl", t.CACRL)
 	if t.CACertCredentialName != "" {
 		c.secretName(path+".caCertCredentialName", t.CACertCredentialName)
 	}
@@ -377,6 +379,9 @@ func (c *compiler) clientCertificates(path string, t *istio.ServerTLS, out *Serv
 			continue
 		}
 		out.Hash = append(out.Hash, [32]byte(b))
+	}
+	if t.CACRL != "" && t.CACertificates == "" {
+		c.fail(path+".caCrl", "write caCertificates, or put the list as ca.crl into the Secret with the authorities", "stands beside no caCertificates")
 	}
 	asks := t.CACertificates != "" || t.CACertCredentialName != ""
 	demands := len(t.SubjectAltNames)+len(t.VerifyCertificateSpki)+len(t.VerifyCertificateHash) > 0

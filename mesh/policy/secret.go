@@ -84,10 +84,10 @@ func lift(d strictyaml.Document) (strictyaml.Document, bool) {
 }
 
 // secretKeys are those that are read: Istio's and Kubernetes', and that of an external account of a Certificate.
-var secretKeys = []string{"tls.crt", "tls.key", "ca.crt", "cert", "key", "cacert", "hmac"}
+var secretKeys = []string{"tls.crt", "tls.key", "ca.crt", "ca.crl", "cert", "key", "cacert", "crl", "hmac"}
 
 // SecretData is what a Secret says of certificates; what is not there is nil.
-type SecretData struct{ Cert, Key, CA []byte }
+type SecretData struct{ Cert, Key, CA, CRL []byte }
 
 // Pick finds the values by any of their keys.
 func Pick(data map[string][]byte) SecretData {
@@ -97,7 +97,7 @@ func Pick(data map[string][]byte) SecretData {
 		}
 		return data[b]
 	}
-	return SecretData{Cert: either("tls.crt", "cert"), Key: either("tls.key", "key"), CA: either("ca.crt", "cacert")}
+	return SecretData{Cert: either("tls.crt", "cert"), Key: either("tls.key", "key"), CA: either("ca.crt", "cacert"), CRL: either("ca.crl", "crl")}
 }
 
 func compileSecret(key mesh.PolicyKey, s *secretSpec) (map[string][]byte, []fieldError) {
@@ -146,6 +146,14 @@ func compileSecret(key mesh.PolicyKey, s *secretSpec) (map[string][]byte, []fiel
 	if v := data["hmac"]; v != nil {
 		if _, err := readHMAC(v); err != nil {
 			c.fail("data.hmac", "write the key as the authority gave it", "%v", err)
+		}
+	}
+	if p.CRL != nil {
+		if p.CA == nil {
+			c.fail("data", "write ca.crt", "lacks ca.crt, the authorities that ca.crl is of")
+		}
+		if _, err := ParseCRLs(p.CRL); err != nil {
+			c.fail("data", "write lists of revoked certificates in PEM", "ca.crl %v", err)
 		}
 	}
 	if p.CA != nil && !x509.NewCertPool().AppendCertsFromPEM(p.CA) {

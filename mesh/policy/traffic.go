@@ -162,6 +162,7 @@ type TLS struct {
 	CertFile, KeyFile, CAFile string // on the caller's host; "" for CAFile are the system's roots
 	SNI                       string // "" is the host that is called
 	SANs                      string // by comma: one of them must be the certificate's; "" is the name of SNI
+	CRLFile                   string // lists of revoked certificates; "" is none
 	CA                        string // certificates of authorities, in PEM, in the place of CAFile
 	Untrusted                 bool   // the authorities that should be here are not: nobody is trusted
 	Set                       bool   // a policy says it, even if that is not On

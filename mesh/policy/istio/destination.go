@@ -205,5 +205,5 @@ type ClientTLS struct {
 	SubjectAltNames    []string    `yaml:"subjectAltNames"`
 	SNI                string      `yaml:"sni"`
 	InsecureSkipVerify bool        `yaml:"insecureSkipVerify"`
-	CACRL              Unsupported `yaml:"caCrl"`
+	CACRL              string      `yaml:"caCrl"`
 }

@@ -31,7 +31,7 @@ type ServerTLS struct {
 	ServerCertificate     string           `yaml:"serverCertificate"`
 	PrivateKey            string           `yaml:"privateKey"`
 	CACertificates        string           `yaml:"caCertificates"`
-	CACRL                 Unsupported      `yaml:"caCrl"`
+	CACRL                 string           `yaml:"caCrl"`
 	CredentialName        string           `yaml:"credentialName"`
 	CredentialNames       []string         `yaml:"credentialNames"`
 	CACertCredentialName  string           `yaml:"caCertCredentialName"`
