@@ -84,8 +84,9 @@ type Agent struct {
 	service   *control.Service // nil on a client
 	ca        *ca.CA           // nil on a client
 	sockets   *systemd.Sockets
-	audit     *audit.Log // nil when it is off
-	before    *line      // to the agent that made room for this one; nil without one
+	audit     *audit.Log             // nil when it is off
+	remote    atomic.Pointer[remote] // nil when operators of other hosts are not served
+	before    *line                  // to the agent that made room for this one; nil without one
 	closers   []func()
 	alone     []func() // give up what one agent of a host can have
 

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/meshagent/meshagent/agent/operators"
 	"github.com/meshagent/meshagent/internal/fetch"
 	"github.com/meshagent/meshagent/internal/strictyaml"
 	"github.com/meshagent/meshagent/mesh"
@@ -54,6 +55,18 @@ type API struct {
 	Users          map[string]string `yaml:"users"`
 	ReadsNeedToken bool              `yaml:"readsNeedToken"` // at the address also what only reads
 	AuditLog       string            `yaml:"auditLog"`       // a file or "off"; audit.log in dataDir
+
+	Listen    netip.AddrPort          `yaml:"listen"`    // where operators of other hosts are served, by TLS alone; nowhere by default
+	Hosts     []string                `yaml:"hosts"`     // names and addresses by which they call, beside the address that they connect to
+	TLS       APITLS                  `yaml:"tls"`       // of listen
+	Operators []operators.Certificate `yaml:"operators"` // who may do what by a certificate; nobody by default
+}
+
+// APITLS is the certificates of the API for operators of other hosts. Files are read again when they change.
+type APITLS struct {
+	Certificate string `yaml:"certificate"` // file of the certificate and what it stands on (PEM); "mesh", on a server: one of the mesh's authority
+	Key         string `yaml:"key"`         // file of its key
+	ClientCA    string `yaml:"clientCA"`    // file of the authorities whose certificates operators has (PEM)
 }
 
 // DNS says how names are answered.
@@ -216,9 +229,10 @@ func (c *Config) check(file string) error {
 	}
 	c.WorkloadAPI.check(bad, c.API.Socket)
 	if !c.API.Address.Addr().IsLoopback() {
-		bad("api.address", "%v is not a loopback address: reach the API of another host through ssh or the unix socket", c.API.Address)
+		bad("api.address", "%v is not a loopback address: set api.listen to serve operators of other hosts", c.API.Address)
 	}
 	c.API.checkUsers(bad)
+	c.API.checkRemote(bad)
 	if l := c.API.AuditLog; l != "off" && !filepath.IsAbs(l) {
 		bad("api.auditLog", "%q is neither an absolute path nor off", l)
 	}

@@ -75,9 +75,15 @@ func (a *Agent) serveAPI(ctx context.Context) error {
 		unix.Close()
 		return err
 	}
+	remote, afar, err := a.openRemote()
+	if err != nil {
+		unix.Close()
+		tcp.Close()
+		return err
+	}
 	a.apiTask()
 	b := &backend{a}
-	cfg := server.Config{APITokens: b, Roles: a.cfg.API.role, ReadsNeedToken: a.cfg.API.ReadsNeedToken, Snapshots: a.catalog, Status: a.status, Ready: a.ready.Pending, Local: b, Mesh: b, Tokens: b, Keyring: b, CA: b, Leave: a.leaveMesh, SitsOut: a.proxy.SitsOut,
+	cfg := server.Config{APITokens: b, Roles: a.cfg.API.role, Remote: remote, ReadsNeedToken: a.cfg.API.ReadsNeedToken, Snapshots: a.catalog, Status: a.status, Ready: a.ready.Pending, Local: b, Mesh: b, Tokens: b, Keyring: b, CA: b, Leave: a.leaveMesh, SitsOut: a.proxy.SitsOut,
 		DNS: a.askDNS, Metrics: a.metrics.Handler(), Log: a.log}
 	if a.service != nil {
 		cfg.Store = b
@@ -85,7 +91,7 @@ func (a *Agent) serveAPI(ctx context.Context) error {
 	if a.audit != nil {
 		cfg.Audit = a.audit.Append
 	}
-	return server.New(cfg).Run(ctx, unix, tcp)
+	return server.New(cfg).Run(ctx, unix, tcp, afar)
 }
 
 // askDNS answers as the host's DNS answers a caller of this host.
@@ -156,6 +162,7 @@ func (a *Agent) problems() []api.Problem {
 	out = append(out, a.keyProblems()...)
 	out = append(out, a.tokenProblems()...)
 	out = append(out, a.certificateProblems()...)
+	out = append(out, a.remoteProblems(time.Now())...)
 	if a.store != nil && a.store.Status().Leader.IsZero() {
 		out = append(out, api.Problem{Subject: "servers", Reason: raftstore.ErrNoLeader.Error(), Hint: "start the other servers; changes of policy wait"})
 	}

@@ -354,7 +354,8 @@ type APITokens struct {
 
 // Whoami is the answer of GET /whoami: who the caller is, and what he may do.
 type Whoami struct {
-	Name   string    `json:"name"`            // of the user at the socket, or of the token
+	Name   string    `json:"name"`            // of the user at the socket, of the certificate, of the token, or who has logged in
+	By     string    `json:"by"`              // how he is known: socket, certificate, token or login
 	Token  string    `json:"token,omitempty"` // id of the token
 	Role   string    `json:"role,omitempty"`
 	Scopes []string  `json:"scopes"`

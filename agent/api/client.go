@@ -3,6 +3,7 @@ package api
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -28,30 +29,41 @@ type Client struct {
 	http              *http.Client
 }
 
-// NewClient returns a client for unix:///PATH or http://HOST:PORT; token may be empty. A plain http address must be of this
-// machine: a token never crosses a network in the clear.
-func NewClient(addr, token string) (*Client, error) {
+// NewClient returns a client for unix:///PATH, http://HOST:PORT, or https://HOST:PORT by the system's authorities; token may be empty. A
+// plain http address must be of this machine: a token never crosses a network in the clear.
+func NewClient(addr, token string) (*Client, error) { return NewClientTLS(addr, token, TLS{}) }
+
+const addresses = "write unix:///PATH, http://127.0.0.1:8500 or https://HOST:PORT"
+
+// NewClientTLS is NewClient that says how https is spoken.
+func NewClientTLS(addr, token string, how TLS) (*Client, error) {
 	u, err := url.Parse(addr)
 	if err != nil {
-		return nil, fmt.Errorf("address %q: %w: write unix:///PATH or http://127.0.0.1:8500", addr, err)
+		return nil, fmt.Errorf("address %q: %w: %s", addr, err, addresses)
 	}
 	c := &Client{addr: addr, token: token}
-	t := &http.Transport{DisableCompression: true, IdleConnTimeout: time.Minute, MaxResponseHeaderBytes: 64 << 10}
+	t := &http.Transport{DisableCompression: true, IdleConnTimeout: time.Minute, MaxResponseHeaderBytes: 64 << 10, TLSHandshakeTimeout: 10 * time.Second}
 	c.http = &http.Client{Transport: t, CheckRedirect: func(*http.Request, []*http.Request) error { return errors.New("the API does not redirect") }}
+	bare := u.Host != "" && strings.Trim(u.Path, "/") == "" && u.User == nil && u.RawQuery == "" && u.Fragment == ""
+	t.DialContext = (&net.Dialer{Timeout: 5 * time.Second}).DialContext
 	switch {
 	case u.Scheme == "unix" && u.Path != "" && u.Host == "":
 		c.base = "http://localhost"
 		t.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, "unix", u.Path)
 		}
-	case u.Scheme == "http" && u.Host != "" && strings.Trim(u.Path, "/") == "":
+	case u.Scheme == "http" && bare:
 		if ip := net.ParseIP(u.Hostname()); u.Hostname() != "localhost" && (ip == nil || !ip.IsLoopback()) {
-			return nil, fmt.Errorf("address %q: %s is not of this machine: use ssh to reach the API of another host", addr, u.Hostname())
+			return nil, fmt.Errorf("address %q: %s is not of this machine: write https, as api.listen of its agent has it", addr, u.Hostname())
 		}
 		c.base = "http://" + u.Host
-		t.DialContext = (&net.Dialer{Timeout: 5 * time.Second}).DialContext
+	case u.Scheme == "https" && bare && u.Hostname() != "":
+		c.base = "https://" + u.Host
+		if t.TLSClientConfig, err = how.config(u.Hostname()); err != nil {
+			return nil, fmt.Errorf("address %q: %w", addr, err)
+		}
 	default:
-		return nil, fmt.Errorf("address %q: write unix:///PATH or http://127.0.0.1:8500", addr)
+		return nil, fmt.Errorf("address %q: %s", addr, addresses)
 	}
 	return c, nil
 }
@@ -127,6 +139,13 @@ func (c *Client) unreachable(ctx context.Context, err error) error {
 	switch {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
+	case strings.HasPrefix(c.base, "https:"):
+		if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
+			return fmt.Errorf("agent at %s: its certificate is of an authority that is not known here: name that by --ca", c.addr)
+		}
+		if errors.Is(err, syscall.ECONNREFUSED) {
+			return fmt.Errorf("nobody answers at %s: is its agent running, and api.listen set?", c.addr)
+		}
 	case errors.Is(err, os.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
 		return fmt.Errorf("no agent answers at %s: is it running (systemctl status meshagent)? another address is given by --addr or MESHAGENT_ADDR", c.addr)
 	case errors.Is(err, os.ErrPermission):

@@ -16,19 +16,23 @@ import (
 )
 
 func TestClientAddresses(t *testing.T) {
-	const write = ": write unix:///PATH or http://127.0.0.1:8500"
+	const write = ": write unix:///PATH, http://127.0.0.1:8500 or https://HOST:PORT"
 	for addr, want := range map[string]string{
 		"unix:///run/meshagent/api.sock": "", "http://127.0.0.1:8500": "", "http://127.0.0.1:8500/": "", "http://localhost:1": "", "http://[::1]:8500": "", "http://127.3.2.1": "",
 		"":                             write,
 		"/run/meshagent/api.sock":      write,
 		"unix://run/meshagent.sock":    write,
 		"unix://":                      write,
-		"https://127.0.0.1:8500":       write,
+		"https://mesh.example:8501":    "",
+		"https://":                     write,
+		"https://:8501":                write,
+		"https://a:8501/?x=1":          write,
+		"https://me@a:8501":            write,
 		"127.0.0.1:8500":               write,
 		"http://127.0.0.1:8500/api/v1": write,
-		"http://10.0.0.1:8500":         ": 10.0.0.1 is not of this machine: use ssh to reach the API of another host",
-		"http://mesh.example":          ": mesh.example is not of this machine: use ssh to reach the API of another host",
-		"http://0.0.0.0:8500":          ": 0.0.0.0 is not of this machine: use ssh to reach the API of another host",
+		"http://10.0.0.1:8500":         ": 10.0.0.1 is not of this machine: write https, as api.listen of its agent has it",
+		"http://mesh.example":          ": mesh.example is not of this machine: write https, as api.listen of its agent has it",
+		"http://0.0.0.0:8500":          ": 0.0.0.0 is not of this machine: write https, as api.listen of its agent has it",
 	} {
 		_, err := NewClient(addr, "token")
 		switch {

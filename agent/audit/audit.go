@@ -25,15 +25,16 @@ import (
 
 // Event is what is recorded. It never holds a secret: tokens are named by their id.
 type Event struct {
-	What    string   `json:"what"`              // begin, end: of an API call; authorize: a server's word; recovered: after a torn line
-	Who     string   `json:"who,omitempty"`     // user at the socket, or name of the token
+	What    string   `json:"what"`              // begin, end: of an API call; refuse: it was not let in; authorize: a server's word; recovered: after a torn line
+	Who     string   `json:"who,omitempty"`     // user at the socket, name of the certificate, or of the token
 	Token   string   `json:"token,omitempty"`   // its id
 	Role    string   `json:"role,omitempty"`    //
-	From    string   `json:"from,omitempty"`    // identity of the host that asked, or socket, or port
+	From    string   `json:"from,omitempty"`    // identity of the host that asked, or socket, or port, or remote ADDRESS
 	Call    string   `json:"call,omitempty"`    // METHOD PATH
 	Of      uint64   `json:"of,omitempty"`      // seq of the call's begin
 	Actions []string `json:"actions,omitempty"` // VERB:RESOURCE, 100 at most
 	Result  string   `json:"result,omitempty"`  // ok, or the code of the error
+	Left    int      `json:"left,omitempty"`    // refusals before this one that were too many to record
 }
 
 // Record is a line.

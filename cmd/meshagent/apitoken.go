@@ -129,9 +129,9 @@ func newWhoami(g *globals) *cobra.Command {
 				return err
 			}
 			return out.print(cmd.OutOrStdout(), who, func(w io.Writer) {
-				by := "at the socket"
-				if who.Token != "" {
-					by = "by token " + who.Token + ", which ends in " + ends(who.Ends)
+				by := map[string]string{"socket": "at the socket", "certificate": "by certificate", "token": "by token " + who.Token, "login": "by login"}[who.By]
+				if who.Token != "" || !who.Ends.IsZero() {
+					by += ", which ends in " + ends(who.Ends)
 					if who.Ends.IsZero() {
 						by = "by token " + who.Token + ", which never ends"
 					}

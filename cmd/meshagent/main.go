@@ -97,35 +97,9 @@ The first host founds a mesh, the others join it, and policy is applied from any
 	}
 	c.CompletionOptions.DisableDefaultCmd = true // there is one of ours
 	c.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	c.PersistentFlags().StringVar(&g.addr, "addr", "",
-		"the agent's API, unix:///PATH or http://127.0.0.1:PORT; $MESHAGENT_ADDR or "+api.DefaultAddr+" without it")
-	c.PersistentFlags().StringVar(&g.tokenFile, "token-file", "",
-		"file with an API token, which changes need on clients and over http; $MESHAGENT_TOKEN without it")
+	g.flags(c)
 	return group(c, nil, newAgent(), newInit(), newJoin(), newLeave(g), newToken(g), newAPIToken(g), newWhoami(g), newAudit(), newKeyring(g), newCA(g), newMembers(g), newServices(g), newApply(g), newGet(g), newDelete(g),
 		newStatus(g), newDNS(g), newSnapshot(g), newValidate(), newDiff(g), newAnalyze(g), newExplain(g), newVersion(), newCompletion(), newDemo())
-}
-
-// globals are the flags that every verb has. A token is no flag: command lines are seen by all users of a host.
-type globals struct {
-	addr, tokenFile string
-}
-
-func (g *globals) client() (*api.Client, error) {
-	addr := g.addr
-	if addr == "" {
-		addr = os.Getenv("MESHAGENT_ADDR")
-	}
-	if addr == "" {
-		addr = api.DefaultAddr
-	}
-	token := os.Getenv("MESHAGENT_TOKEN")
-	if g.tokenFile != "" {
-		var err error
-		if token, err = readToken(g.tokenFile, nil); err != nil {
-			return nil, err
-		}
-	}
-	return api.NewClient(addr, token)
 }
 
 // readToken reads a token from a file, from stdin when the file is "-".

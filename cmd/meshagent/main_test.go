@@ -103,7 +103,7 @@ func TestDocs(t *testing.T) {
 			t.Errorf("docs/cli.md names --%s, which no command has", m[1])
 		}
 	}
-	for _, env := range []string{"MESHAGENT_ADDR", "MESHAGENT_TOKEN"} {
+	for _, env := range []string{"MESHAGENT_ADDR", "MESHAGENT_SERVER", "MESHAGENT_TOKEN", "MESHAGENT_CA", "MESHAGENT_CERT", "MESHAGENT_KEY"} {
 		if !strings.Contains(text, env) {
 			t.Errorf("docs/cli.md does not name %s", env)
 		}

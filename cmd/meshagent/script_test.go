@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -28,7 +29,8 @@ func TestMain(m *testing.M) {
 // TestScripts runs testdata/*.txt, one script for each verb. Beside testscript's own commands there are
 //
 //	exits CODE COMMAND ARG...    runs a command that must end with this exit code
-//	fake [WHAT ARG...]           starts a made-up agent, or changes it: see fakeCmd
+//	fake [WHAT ARG...]           starts a made-up agent, or changes it: see fakeCmd. HTTPS is its address for operators of other
+//	                             hosts, and KEYS has ca.pem, alice.pem and .key of an operator, mallory.pem and .key of nobody
 //
 // MESHAGENT_ADDR is an address without an agent until fake starts one.
 func TestScripts(t *testing.T) {
@@ -121,6 +123,11 @@ func startFake(ts *testscript.TestScript) *apitest.Fake {
 	ts.Setenv("MESHAGENT_ADDR", f.Addr)
 	ts.Setenv("HTTP", f.HTTP)
 	ts.Setenv("TOKEN", f.Token)
+	ts.Setenv("HTTPS", f.HTTPS)
+	for name, b := range map[string][]byte{"ca.pem": f.Keys.CA, "alice.pem": f.Keys.Certificate, "alice.key": f.Keys.Key, "mallory.pem": f.Keys.StrangerCert, "mallory.key": f.Keys.StrangerK} {
+		ts.Check(os.WriteFile(filepath.Join(dir, name), b, 0o600))
+	}
+	ts.Setenv("KEYS", dir)
 	return f
 }
 

@@ -89,14 +89,14 @@ func New(t testing.TB, net, servers, clients int) *Cluster {
 	return NewConfigured(t, net, servers, clients, func(int) string { return "" })
 }
 
-// NewConfigured is New with more lines of configuration for each host.
+// NewConfigured is New with more lines of configuration for each host, in which ADDR is its address.
 func NewConfigured(t testing.TB, net, servers, clients int, more func(host int) string) *Cluster {
 	t.Helper()
 	c := &Cluster{t: t, net: reserve(t, net), Dir: t.TempDir()}
 	for n := 1; n <= servers+clients; n++ {
 		h := &Host{c: c, n: n}
 		c.Hosts = append(c.Hosts, h)
-		h.writeConfig(more(n))
+		h.writeConfig(strings.ReplaceAll(more(n), "ADDR", h.Addr()))
 		t.Cleanup(h.inspect) // when the agent has ended
 		if n == 1 {
 			var made struct{ AdminToken, JoinToken string }
@@ -199,15 +199,21 @@ func (h *Host) writeConfig(more string) {
 	} else {
 		dns += "}"
 	}
+	served := fmt.Sprintf("api: {socket: %s, address: %q", h.Socket(), h.Addr()+":8500")
+	if rest, ok := strings.CutPrefix(more, "api: {"); ok {
+		served, more = served+", "+rest, ""
+	} else {
+		served += "}"
+	}
 	h.Write("agent.yaml", fmt.Sprintf(`name: %s
 address: %s
 dataDir: %s
 servicesDir: %s
-api: {socket: %s, address: "%[2]s:8500"}
+%[5]s
 %[9]s
 proxy: {vipRange: 127.%[6]d.%[7]d.0/20, httpPort: 0}
 raft: {heartbeat: 200ms}
-%[8]s`, h.name(), h.Addr(), h.path("data"), h.path("services.d"), h.Socket(), h.c.net, 16*h.n, more, dns))
+%[8]s`, h.name(), h.Addr(), h.path("data"), h.path("services.d"), served, h.c.net, 16*h.n, more, dns))
 	if err := os.MkdirAll(h.path("services.d"), 0o700); err != nil {
 		h.c.t.Fatal(err)
 	}

@@ -51,7 +51,9 @@ type State struct {
 type Fake struct {
 	Addr  string // unix://PATH
 	HTTP  string // http://127.0.0.1:PORT
-	Token string // the API token that HTTP takes
+	HTTPS string // https://127.0.0.1:PORT, for operators of other hosts
+	Token string // the API token that HTTP and HTTPS take
+	Keys  Keys   // for HTTPS
 
 	stop context.CancelFunc
 	done chan error
@@ -70,7 +72,7 @@ func New() *Fake {
 	return f
 }
 
-// Start serves a new Fake on the socket dir/api.sock and on a port of 127.0.0.1 until Close.
+// Start serves a new Fake on the socket dir/api.sock and on two ports of 127.0.0.1 until Close.
 func Start(dir string) (*Fake, error) {
 	unix, err := server.ListenUnix(filepath.Join(dir, "api.sock"))
 	if err != nil {
@@ -81,11 +83,19 @@ func Start(dir string) (*Fake, error) {
 		unix.Close()
 		return nil, err
 	}
+	afar, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		unix.Close()
+		tcp.Close()
+		return nil, err
+	}
 	f := New()
-	f.Addr, f.HTTP = "unix://"+unix.Addr().String(), "http://"+tcp.Addr().String()
+	f.Addr, f.HTTP, f.HTTPS = "unix://"+unix.Addr().String(), "http://"+tcp.Addr().String(), "https://"+afar.Addr().String()
+	cfg := f.Config()
+	cfg.Remote, f.Keys = newKeys()
 	ctx, stop := context.WithCancel(context.Background())
 	f.stop, f.done = stop, make(chan error, 1)
-	go func() { f.done <- server.New(f.Config()).Run(ctx, unix, tcp) }()
+	go func() { f.done <- server.New(cfg).Run(ctx, unix, tcp, afar) }()
 	return f, nil
 }
 

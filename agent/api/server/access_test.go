@@ -100,7 +100,7 @@ func TestPeerOfTheSocket(t *testing.T) {
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- server.New(cfg).Run(ctx, ln, nil) }()
+	go func() { done <- server.New(cfg).Run(ctx, ln, nil, nil) }()
 	c := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", ln.Addr().String())
 	}}}

@@ -147,7 +147,7 @@ func TestChangesNeedAnOperator(t *testing.T) {
 				t.Errorf("%s %s without a token: %d %s", r.Method, r.Path, w.Code, w.Body)
 			}
 			req.Header.Set("Authorization", "Bearer wrong")
-			if e := failure(t, h, req); e.Code != api.CodeUnauthorized || len(d.asked) != 1 || d.asked[0] != (server.Operator{Token: "wrong"}) {
+			if e := failure(t, h, req); e.Code != api.CodeUnauthorized || len(d.asked) != 1 || d.asked[0] != (server.Operator{Token: "wrong", From: "port"}) {
 				t.Errorf("%s %s with a wrong token: %+v, asked %v", r.Method, r.Path, e, d.asked)
 			}
 			if body.n > 0 {

@@ -24,7 +24,8 @@ type route struct {
 	on           string                                // what it reads or writes, for access: a resource, with names of the path
 	auth         bool                                  // over TCP a token is needed
 	later        bool                                  // the backend asks what exactly a token allows
-	anybody      bool                                  // no token is ever needed
+	anybody      bool                                  // no token is ever needed on this host
+	stranger     bool                                  // nor from afar
 	often        bool                                  // no change of an operator: it is not recorded
 	query        []string                              // parameters that it takes; with "wait" it may take so much longer
 	body         int64                                 // limit in bytes; 0: takes none

@@ -47,7 +47,7 @@ func serving(t *testing.T, f *apitest.Fake) (unix, tcp *pipes, end func() time.D
 	unix, tcp = newPipes(), newPipes()
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
-	go func() { done <- server.New(f.Config()).Run(ctx, unix, tcp) }()
+	go func() { done <- server.New(f.Config()).Run(ctx, unix, tcp, nil) }()
 	return unix, tcp, func() time.Duration {
 		began := time.Now()
 		cancel()

@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"net"
@@ -10,7 +9,6 @@ import (
 	"net/url"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/meshagent/meshagent/agent/access"
@@ -29,8 +27,24 @@ type call struct {
 	query url.Values        // each parameter once
 }
 
-// Handler returns the handler of one listener; local is that of the unix socket.
+// way is how a call came here.
+type way int
+
+const (
+	atSocket way = iota // of this host
+	atPort              // loopback
+	fromAfar
+)
+
+// Handler returns the handler of one listener of this host; local is that of the unix socket.
 func (s *Server) Handler(local bool) http.Handler {
+	if local {
+		return s.handler(atSocket)
+	}
+	return s.handler(atPort)
+}
+
+func (s *Server) handler(by way) http.Handler {
 	slots := make(chan struct{}, maxCalls)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Cache-Control", "no-store")
@@ -42,7 +56,7 @@ func (s *Server) Handler(local bool) http.Handler {
 			s.fail(w, r, busy("too many calls at a time"))
 			return
 		}
-		if err := s.serve(w, r, local); err != nil {
+		if err := s.serve(w, r, by); err != nil {
 			s.fail(w, r, err)
 		}
 	})
@@ -52,8 +66,14 @@ func busy(detail string) error {
 	return api.NewError(api.CodeBusy, detail, "wait a second, then repeat the call")
 }
 
-func (s *Server) serve(w http.ResponseWriter, r *http.Request, local bool) error {
-	if err := fromHere(r, local); err != nil {
+func (s *Server) serve(w http.ResponseWriter, r *http.Request, by way) error {
+	from := ""
+	if by == fromAfar {
+		if from = place(r.RemoteAddr); !s.far.calls.take(from, time.Now()) {
+			return busy("too many calls from " + from)
+		}
+	}
+	if err := s.fromHere(r, by); err != nil {
 		return err
 	}
 	rt, vars, allow := find(r.Method, r.URL)
@@ -65,9 +85,10 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, local bool) error
 		return api.NewError(api.CodeNotFound, "there is nothing at "+quote(r.URL.Path), "what there is says "+prefix+"/openapi.yaml")
 	}
 	c := &call{w: w, r: r, vars: vars}
+	act := rt.action(vars)
 	var err error
-	if c.op, err = s.operator(r, local); err != nil {
-		return err
+	if c.op, err = s.operator(r, by); err != nil {
+		return s.refuse(c, by, act, err)
 	}
 	if c.query, err = readQuery(r.URL.RawQuery, rt.query); err != nil {
 		return err
@@ -89,9 +110,11 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, local bool) error
 	rc := http.NewResponseController(w) // a recorder of a test has no deadlines
 	_ = rc.SetReadDeadline(time.Now().Add(d))
 	_ = rc.SetWriteDeadline(time.Now().Add(d + answerTime))
-	act := rt.action(vars)
-	if c.who, err = s.authorize(ctx, c.op, rt, act); err != nil {
-		return err
+	if c.who, err = s.authorize(ctx, c.op, by, rt, act); err != nil {
+		return s.refuse(c, by, act, err)
+	}
+	if by == fromAfar && !rt.stranger && !s.far.calls.take("caller "+c.who.Name+" "+c.who.Token, time.Now()) {
+		return busy("too many calls of " + quote(c.who.Name))
 	}
 	if r.ContentLength > rt.body {
 		return tooLarge(rt.body)
@@ -116,11 +139,8 @@ func (s *Server) audit(c *call, rt *route, act access.Action) (done func(error) 
 	if !rt.auth || rt.often || s.cfg.Audit == nil || act.Verb == access.Read && act.Resource != "store" {
 		return func(error) error { return nil }, nil
 	}
-	e := audit.Event{What: "begin", Who: c.who.Name, Token: c.who.Token, Role: c.who.Role, From: "port", Call: c.r.Method + " " + c.r.URL.RequestURI(),
+	e := audit.Event{What: "begin", Who: c.who.Name, Token: c.who.Token, Role: c.who.Role, From: c.op.From, Call: c.r.Method + " " + c.r.URL.RequestURI(),
 		Actions: []string{act.String()}}
-	if c.op.Local != "" {
-		e.From = "socket"
-	}
 	if e.Of, err = s.cfg.Audit(e); err != nil {
 		return nil, fmt.Errorf("nothing was done: %w", err)
 	}
@@ -128,7 +148,7 @@ func (s *Server) audit(c *call, rt *route, act access.Action) (done func(error) 
 		e := audit.Event{What: "end", Of: e.Of, Result: "ok"}
 		if err != nil {
 			e.Result = string(api.CodeInternal)
-			if told, ok := errors.AsType[*api.Error](err); ok {
+			if told, ok := errorOf(err); ok {
 				e.Result = string(told.Code)
 			}
 		}
@@ -139,37 +159,63 @@ func (s *Server) audit(c *call, rt *route, act access.Action) (done func(error) 
 	}, nil
 }
 
+func errorOf(err error) (*api.Error, bool) { return errors.AsType[*api.Error](err) }
+
+// refuse returns err, once it is recorded where that has to be.
+func (s *Server) refuse(c *call, by way, act access.Action, err error) error {
+	if by == fromAfar {
+		if unrecorded := s.refused(c, act, err); unrecorded != nil {
+			return unrecorded
+		}
+	}
+	return err
+}
+
 // fromHere refuses what a web page can make a browser send. Over TCP the Host must be of this machine, so that no name of an
 // attacker's that resolves to it leads here.
-func fromHere(r *http.Request, local bool) error {
+func (s *Server) fromHere(r *http.Request, by way) error {
 	if _, ok := r.Header["Origin"]; ok {
 		return api.NewError(api.CodeForbidden, "a request with an Origin header is of a web page: none may call this API", "")
 	}
-	if local {
+	switch by {
+	case atSocket:
 		return nil
+	case fromAfar:
+		return s.cfg.Remote.forHere(r)
 	}
-	host := r.Host
-	if h, _, err := net.SplitHostPort(host); err == nil {
-		host = h
-	} else if h, ok := strings.CutPrefix(host, "["); ok {
-		host = strings.TrimSuffix(h, "]")
-	}
+	host := hostOf(r.Host)
 	if ip := net.ParseIP(host); strings.EqualFold(host, "localhost") || ip != nil && ip.IsLoopback() {
 		return nil
 	}
 	return api.NewError(api.CodeForbidden, "Host is not of this machine", "call http://127.0.0.1 or http://localhost")
 }
 
+// hostOf returns what Host has without its port.
+func hostOf(host string) string {
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		return h
+	} else if h, ok := strings.CutPrefix(host, "["); ok {
+		return strings.TrimSuffix(h, "]")
+	}
+	return host
+}
+
 // operator reads who asks.
-func (s *Server) operator(r *http.Request, local bool) (Operator, error) {
-	var o Operator
-	if local {
-		o.User, o.Local = "socket", access.Admin
+func (s *Server) operator(r *http.Request, by way) (Operator, error) {
+	o := Operator{From: "port"}
+	switch by {
+	case atSocket:
+		o.User, o.Local, o.From = "socket", access.Admin, "socket"
 		if s.cfg.Roles != nil {
 			p, known := r.Context().Value(peerKey{}).(peer)
 			if o.User, o.Local = s.cfg.Roles(p.uid, p.gid, known); o.Local == "" {
 				return o, api.NewError(api.CodeForbidden, "nobody knows what "+quote(o.User)+" may do", "")
 			}
+		}
+	case fromAfar:
+		o.From, o.Place = "remote "+r.RemoteAddr, place(r.RemoteAddr)
+		if err := s.cfg.Remote.certificate(r, &o); err != nil {
+			return o, err
 		}
 	}
 	switch h := r.Header["Authorization"]; {
@@ -187,82 +233,70 @@ func (s *Server) operator(r *http.Request, local bool) (Operator, error) {
 	return o, nil
 }
 
-// authorize says who asks, if he may: who is at the unix socket and has a role that allows it, or the bearer of a token that does. Over
-// TCP what only reads is for everybody of this host, unless the configuration says otherwise.
-func (s *Server) authorize(ctx context.Context, o Operator, rt *route, act access.Action) (api.Whoami, error) {
+// authorize says who asks, if he may: who is at the unix socket, or has shown a certificate, and has a role that allows it, or the bearer
+// of a token that does. At the port of this host what only reads is for everybody, unless the configuration says otherwise; from afar next
+// to nothing is.
+func (s *Server) authorize(ctx context.Context, o Operator, by way, rt *route, act access.Action) (api.Whoami, error) {
+	anybody := rt.anybody                        // may ask
+	ignores := !rt.auth && !s.cfg.ReadsNeedToken // whoever asks, it is the same
+	if by == fromAfar {
+		anybody, ignores = rt.stranger, rt.stranger
+	}
 	switch {
 	case o.Token != "":
 	case o.Local != "":
 		// What the servers must allow beside that, the backend asks them.
-		if !o.Local.Scopes().Allow(act) && !rt.anybody {
-			return api.Whoami{}, api.NewError(api.CodeForbidden, fmt.Sprintf("%s is %s at this socket, and may not %s", quote(o.User), o.Local, act),
-				"api.users in the configuration of the agent says who may what; or send an API token")
+		if !o.Local.Scopes().Allow(act) && !anybody {
+			return api.Whoami{}, notAllowed(o, by, act)
 		}
-		return whoami(o), nil
-	case !rt.auth && (!s.cfg.ReadsNeedToken || rt.anybody):
+		return whoami(o, by), nil
+	case ignores, anybody:
 		return api.Whoami{}, nil
+	case by == fromAfar && o.User != "":
+		return api.Whoami{}, api.NewError(api.CodeForbidden, "the certificate of "+quote(o.User)+" is good, but nobody said what he may do",
+			"api.operators in the configuration of the agent says who may what; or send an API token")
+	case by == fromAfar:
+		return api.Whoami{}, api.NewError(api.CodeUnauthorized, "this call needs an API token or a certificate", "send Authorization: Bearer TOKEN")
 	default:
 		return api.Whoami{}, api.NewError(api.CodeUnauthorized, "this call needs an API token", "send Authorization: Bearer TOKEN, or use the unix socket")
 	}
-	if !rt.auth && !s.cfg.ReadsNeedToken && o.Local == "" {
+	if ignores && o.Local == "" {
 		return api.Whoami{}, nil // a token that nobody asked for is nobody's business
 	}
-	if !s.tries.allow(o.Token) {
+	if !s.tries.allow(o.Place, o.Token) {
 		return api.Whoami{}, busy("too many calls with tokens that are not valid")
 	}
 	acts := []access.Action{act}
-	if rt.later || rt.anybody {
+	if rt.later || anybody {
 		acts = nil // the backend asks about what is really to be done
 	}
 	who, err := s.cfg.Mesh.Authorize(ctx, o, acts...)
-	e, ok := errors.AsType[*api.Error](err)
+	if who.By = "token"; who.Token == "" {
+		who.By = "login"
+	}
+	e, ok := errorOf(err)
 	if err == nil || ok && (e.Code == api.CodeUnauthorized || e.Code == api.CodeForbidden) {
-		s.tries.done(o.Token, err == nil || e.Code == api.CodeForbidden)
+		s.tries.done(o.Place, o.Token, err == nil || e.Code == api.CodeForbidden)
 	}
 	return who, err
 }
 
-// whoami is who is at the socket.
-func whoami(o Operator) api.Whoami {
-	return api.Whoami{Name: o.User, Role: string(o.Local), Scopes: o.Local.Scopes().Strings()}
-}
-
-// tries bounds how often tokens that are not valid are shown to the servers: ten, then one a second. A token that was good
-// the last time is not held back by the tries of others. The zero value is ready.
-type tries struct {
-	mu   sync.Mutex // guards what follows
-	bad  float64    // tries of the last seconds that were wrong
-	at   time.Time  // of bad
-	good map[[sha256.Size]byte]bool
-}
-
-const (
-	maxTries = 10
-	maxGood  = 100 // tokens that are remembered
-)
-
-func (t *tries) allow(token string) bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	now := time.Now()
-	t.bad = max(0, t.bad-now.Sub(t.at).Seconds())
-	t.at = now
-	return t.good[sha256.Sum256([]byte(token))] || t.bad <= maxTries-1
-}
-
-func (t *tries) done(token string, good bool) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	h := sha256.Sum256([]byte(token))
-	if !good {
-		delete(t.good, h)
-		t.bad++
-		return
+func notAllowed(o Operator, by way, act access.Action) error {
+	if by == fromAfar {
+		return api.NewError(api.CodeForbidden, fmt.Sprintf("%s is %s by certificate, and may not %s", quote(o.User), o.Local, act),
+			"api.operators in the configuration of the agent says who may what; or send an API token")
 	}
-	if len(t.good) >= maxGood || t.good == nil {
-		t.good = map[[sha256.Size]byte]bool{}
+	return api.NewError(api.CodeForbidden, fmt.Sprintf("%s is %s at this socket, and may not %s", quote(o.User), o.Local, act),
+		"api.users in the configuration of the agent says who may what; or send an API token")
+}
+
+// whoami is who is at the socket, or has shown a certificate.
+func whoami(o Operator, by way) api.Whoami {
+	w := api.Whoami{Name: o.User, By: "socket", Role: string(o.Local), Scopes: o.Local.Scopes().Strings()}
+	if by == fromAfar {
+		w.By = "certificate"
 	}
-	t.good[h] = true
+	return w
 }
 
 // readQuery reads a query strictly: only known parameters, each once.

@@ -21,11 +21,14 @@ import (
 	"github.com/meshagent/meshagent/mesh"
 )
 
-// Operator is who asks for something: somebody at the unix socket, or the bearer of an API token, or both; then the token counts.
+// Operator is who asks for something: somebody at the unix socket, or with a certificate, or the bearer of an API token, or both; then
+// the token counts.
 type Operator struct {
 	Token string      // "" for none
-	Local access.Role // of who is at the unix socket; "" over TCP
+	Local access.Role // of who is at the unix socket, or has shown a certificate, by the word of this host; "" otherwise
 	User  string      // who that is
+	From  string      // for the records: socket, port, or remote ADDRESS
+	Place string      // where remote calls come from, as their limits count it
 }
 
 // Snapshots is where discovery and stale policy come from. *catalog.Catalog is one.
@@ -94,7 +97,7 @@ type Store interface {
 	Restore(ctx context.Context, o Operator, r io.Reader) error
 }
 
-// Config says what a Server stands on. Only Store, Metrics, Roles and Audit may be nil. Everything is safe for concurrent use.
+// Config says what a Server stands on. Only Store, Metrics, Roles, Remote and Audit may be nil. Everything is safe for concurrent use.
 type Config struct {
 	Snapshots Snapshots
 	Status    func() api.Status
@@ -110,6 +113,7 @@ type Config struct {
 	Audit func(audit.Event) (uint64, error)
 	// ReadsNeedToken makes every call over TCP but those for readiness, metrics and the description need a token.
 	ReadsNeedToken bool
+	Remote         *Remote // how operators of other hosts are served; nil: not at all
 	Keyring        Keyring
 	CA             CA
 	Store          Store                              // nil on a client
@@ -124,13 +128,14 @@ type Config struct {
 type Server struct {
 	cfg      Config
 	tries    tries
+	far      *far
 	stopping context.Context // ends when long polls must
 	stop     context.CancelFunc
 }
 
 // New returns a Server. It touches nothing.
 func New(cfg Config) *Server {
-	s := &Server{cfg: cfg}
+	s := &Server{cfg: cfg, far: newFar(), tries: tries{bad: rates{burst: 10, each: 1}}}
 	s.stopping, s.stop = context.WithCancel(context.Background())
 	return s
 }
@@ -141,19 +146,24 @@ const (
 	drainTime = 5 * time.Second // for calls in flight at the end
 )
 
-// Run serves both listeners, of which either may be nil, until ctx ends; then it answers long polls at once, and lets other
-// calls finish for a while. A Server runs once.
-func (s *Server) Run(ctx context.Context, unix, tcp net.Listener) error {
+// Run serves the listeners, of which each may be nil, until ctx ends; then it answers long polls at once, and lets other calls finish
+// for a while. remote, without TLS, is that of Config.Remote. A Server runs once.
+func (s *Server) Run(ctx context.Context, unix, tcp, remote net.Listener) error {
 	var g run.Group
-	serve := func(name string, ln net.Listener, local bool) {
+	serve := func(name string, ln net.Listener, by way) {
 		if ln != nil {
 			g.Add(name, func(ctx context.Context) error {
-				return run.ServeHTTP(ctx, limit(ln, maxConns), s.httpServer(local), drainTime)
+				return run.ServeHTTP(ctx, limit(ln, maxConns), s.httpServer(by), drainTime)
 			})
 		}
 	}
-	serve("api socket", unix, true)
-	serve("api port", tcp, false)
+	serve("api socket", unix, atSocket)
+	serve("api port", tcp, atPort)
+	if remote != nil {
+		g.Add("api for other hosts", func(ctx context.Context) error {
+			return run.ServeHTTP(ctx, s.cfg.Remote.listener(remote), s.remoteServer(), drainTime)
+		})
+	}
 	g.Add("long polls", func(ctx context.Context) error { // stops first: the drain above need not wait for them
 		<-ctx.Done()
 		s.stop()
@@ -163,9 +173,9 @@ func (s *Server) Run(ctx context.Context, unix, tcp net.Listener) error {
 }
 
 // httpServer has the times of a usual call; routes that need more set them for themselves.
-func (s *Server) httpServer(local bool) *http.Server {
+func (s *Server) httpServer(by way) *http.Server {
 	return &http.Server{
-		Handler:                      s.Handler(local),
+		Handler:                      s.handler(by),
 		ReadHeaderTimeout:            5 * time.Second,
 		ReadTimeout:                  callTime,
 		WriteTimeout:                 callTime + answerTime,
