@@ -28,6 +28,9 @@ func TestAuthorizationConditions(t *testing.T) {
 		{`[{from: [{source: {serviceAccounts: [frontend]}}], when: [{key: remote.ip, values: [127.0.0.0/8]}]}]`, map[string]int{"": 200}},
 		{`[{when: [{key: remote.ip, values: [203.0.113.0/24]}]}]`, map[string]int{"": 403}},
 		{`[{when: [{key: source.ip, values: [203.0.113.0/24]}]}]`, map[string]int{"": 403}},
+		{`[{when: [{key: destination.ip, values: [127.0.0.1]}, {key: connection.sni, values: [web.default.service.mesh]}]}]`, map[string]int{"": 200}},
+		{`[{when: [{key: destination.ip, values: [203.0.113.9]}]}]`, map[string]int{"": 403}},
+		{`[{when: [{key: connection.sni, values: [203.0.113.9]}]}]`, map[string]int{"": 403}},
 	} {
 		w.apply(authorization("ALLOW", "web", c.rules))
 		for tenant, want := range c.want {

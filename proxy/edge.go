@@ -231,6 +231,9 @@ func (l *edgePort) current() *edgeView {
 		return v
 	}
 	v := &edgeView{t: t, spec: x, none: &rule{}, target: policy.Target{Service: x.gateway.Service, Labels: x.gateway.Labels, Port: l.at.Port()}}
+	if v.target.IP = l.at.Addr(); v.target.IP.IsUnspecified() {
+		v.target.IP = selfAddr(t.snap)
+	}
 	if t.model != nil {
 		v.limits = l.p.limitersOf(t.model, v.target.Service, v.target.Port)
 	}

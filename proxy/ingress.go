@@ -92,6 +92,7 @@ func (c *call) letIn() *fault {
 func (c *call) admission(m *policy.Model) *fault {
 	c.asks = c.q // not of the stack: policy is asked by pointer
 	c.asks.Source = policy.Source{IP: c.edge.source.IP, Remote: c.remote}
+	c.asks.SNI = c.edge.sni
 	if f := c.verifyUser(m, &c.edgeView.target, &c.asks); f != nil {
 		return f
 	}

@@ -447,6 +447,33 @@ func TestS35ClientCertificates(t *testing.T) {
 	}
 }
 
+// TestIngressAuthorization: policy of a gateway may look at the name that its client asks for by TLS, and at the address that it listens at.
+func TestIngressAuthorization(t *testing.T) {
+	t.Parallel()
+	w, g, p := tlsWorld(t, "")
+	c := g.client(true, &tls.Config{RootCAs: p.pool()})
+	for _, x := range []struct {
+		when           string
+		shop, wildcard int
+	}{
+		{"{key: connection.sni, values: [shop.example.com]}", 200, 403}, {"{key: connection.sni, values: ['*.wild.example.com']}", 403, 200},
+		{"{key: connection.sni, notValues: ['*.example.com']}", 403, 403}, {fmt.Sprintf("{key: destination.ip, values: [%v]}", g.addr), 200, 200},
+		{"{key: destination.ip, values: [203.0.113.9]}", 403, 403},
+	} {
+		w.apply(authorization("ALLOW", "ingressgateway", "[{when: ["+x.when+"]}]"))
+		if a := g.ask(c, "https://shop.example.com:8443/"); a.StatusCode != x.shop {
+			t.Errorf("%s: shop gets %d, want %d", x.when, a.StatusCode, x.shop)
+		}
+		if a := g.ask(c, "https://a.wild.example.com:8443/"); a.StatusCode != x.wildcard {
+			t.Errorf("%s: the wildcard gets %d, want %d", x.when, a.StatusCode, x.wildcard)
+		}
+	}
+	w.apply(authorization("ALLOW", "ingressgateway", "[{when: [{key: connection.sni, values: ['*']}]}]"))
+	if a := g.ask(g.client(false, nil), "http://shop.example.com:8081/"); a.StatusCode != 403 {
+		t.Errorf("without TLS: %d", a.StatusCode)
+	}
+}
+
 // TestRevokedClients: a client whose certificate its authority has revoked is not let in, where one is needed and where none is; without a list of now
 // nobody is.
 func TestRevokedClients(t *testing.T) {

@@ -139,7 +139,7 @@ func TestModelIsActedOn(t *testing.T) {
 		{reflect.TypeFor[policy.RetryBudget](), "Percent Min Interval"},                                                                // circuit.go
 		{reflect.TypeFor[policy.Request](), "Source Port TLS SNI Method Scheme Authority Path Query Auth Header"},                      // decide.go
 		{reflect.TypeFor[policy.Source](), "Identity Labels IP Remote"},                                                                // handler.go
-		{reflect.TypeFor[policy.Target](), "Service Labels Port"},                                                                      // table.go
+		{reflect.TypeFor[policy.Target](), "Service Labels Port IP"},                                                                   // table.go
 	} {
 		var got []string
 		for f := range c.of.Fields() {

@@ -356,6 +356,7 @@ func (p *Proxy) target(t *table, i *mesh.Instance, kept kept) *target {
 	}
 	v.tunnel = !v.local && !i.Outside
 	if v.local {
+		v.policy.IP = selfAddr(t.snap)
 		v.limits = p.limitersOf(t.model, i.Service, i.CallPort())
 	}
 	v.loop = !v.tunnel && p.c.VIPRange.Contains(i.Addr.Unmap())

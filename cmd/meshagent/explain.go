@@ -252,6 +252,12 @@ func places(ctx context.Context, c *api.Client, v *policy.View) error {
 		}
 		return n.Locality, policy.PlaceLabels(n, i.Labels)
 	}
+	v.IP = func(i *mesh.Instance) (at netip.Addr) {
+		if n := nodes[i.Node]; n != nil {
+			at = n.Addr
+		}
+		return at
+	}
 	return nil
 }
 

@@ -22,6 +22,8 @@ const (
 	ofNamespace
 	ofPrincipal
 	ofPort
+	ofIP        // destination.ip
+	ofSNI       // connection.sni
 	ofUser      // request.auth.principal
 	ofAudience  // request.auth.audiences
 	ofPresenter // request.auth.presenter
@@ -40,11 +42,10 @@ type clause struct {
 
 // whenKeys is what the keys of when mean; those that are not here are refused, with a reason where Istio has them.
 var whenKeys = map[string]attribute{"source.ip": ofSourceIP, "remote.ip": ofRemoteIP, "source.namespace": ofNamespace, "source.principal": ofPrincipal, "destination.port": ofPort,
+	"destination.ip": ofIP, "connection.sni": ofSNI,
 	"request.auth.principal": ofUser, "request.auth.audiences": ofAudience, "request.auth.presenter": ofPresenter}
 
 var otherKeys = map[string]string{
-	"destination.ip":        "select the service instead; an instance has no address of its own here",
-	"connection.sni":        "select the service instead: the server name in a tunnel is that of the service",
 	"experimental.envoy":    "there is no Envoy here",
 	"source.serviceAccount": "write serviceAccounts in from",
 	"request.regex.headers": "write request.headers[NAME] with a prefix or suffix",
@@ -76,7 +77,7 @@ func (c *compiler) when(path string, w *istio.Condition) (out clause) {
 	case known:
 		out.of = of
 	default:
-		hint := "write source.ip, remote.ip, source.namespace, source.principal, destination.port, request.headers[NAME], request.auth.principal, .audiences, .presenter or .claims[NAME]"
+		hint := "write source.ip, remote.ip, source.namespace, source.principal, destination.ip, destination.port, connection.sni, request.headers[NAME], request.auth.principal, .audiences, .presenter or .claims[NAME]"
 		for k, h := range otherKeys {
 			if key == k || strings.HasPrefix(key, k+".") {
 				hint = h
@@ -90,7 +91,7 @@ func (c *compiler) when(path string, w *istio.Condition) (out clause) {
 	}
 	v, n := path+".values", path+".notValues"
 	switch out.of {
-	case ofSourceIP, ofRemoteIP:
+	case ofSourceIP, ofRemoteIP, ofIP:
 		out.in, out.notIn = c.blocks(v, w.Values), c.blocks(n, w.NotValues)
 	case ofPort:
 		out.ports, out.noPt = c.ports(v, w.Values), c.ports(n, w.NotValues)
@@ -215,6 +216,10 @@ func (a *authz) holds(c *clause, t *Target, r *Request, who caller) bool {
 		return inBlocks(c.in, c.notIn, r.Source.IP)
 	case ofRemoteIP:
 		return inBlocks(c.in, c.notIn, r.Source.First())
+	case ofIP:
+		return inBlocks(c.in, c.notIn, t.IP)
+	case ofSNI:
+		return said(c, t.sni(r))
 	case ofNamespace:
 		ns := r.Source.Identity.Namespace()
 		return (len(c.values) == 0 || anyString(c.values, ns)) && !anyString(c.not, ns)
@@ -247,6 +252,15 @@ func (a *authz) holds(c *clause, t *Target, r *Request, who caller) bool {
 		}
 	}
 	return !a.deny
+}
+
+// sni is the server name by which the connection asked for TLS: at a gateway what its client said, "" if that is not TLS; between hosts of the mesh the service's, which
+// is that of the tunnel, and taken to be it within a host, too.
+func (t *Target) sni(r *Request) string {
+	if r.Source.Identity.IsZero() {
+		return r.SNI
+	}
+	return t.Service.FQDN()
 }
 
 func said(c *clause, v string) bool {

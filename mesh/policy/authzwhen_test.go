@@ -22,7 +22,7 @@ func authorizing(t *testing.T, spec string) *Model {
 
 // TestAuthorizeConditions: each key of when, and the sources that are not identities, for ALLOW, and the reverse for DENY.
 func TestAuthorizeConditions(t *testing.T) {
-	target := &Target{Service: mesh.MustServiceName("web"), Port: 80}
+	target := &Target{Service: mesh.MustServiceName("web"), Port: 80, IP: netip.MustParseAddr("10.9.0.1")}
 	call := func(change func(r *Request)) *Request {
 		r := &Request{Source: Source{Identity: id("default", "front"), IP: netip.MustParseAddr("10.1.2.3")}, Method: "GET", Path: "/", Authority: "web"}
 		headers := map[string][]string{"x-tenant": {"acme"}, "x-two": {"a", "b"}}
@@ -62,6 +62,16 @@ func TestAuthorizeConditions(t *testing.T) {
 		{"when: [{key: source.principal, notValues: ['*/sa/front']}]", nil, false},
 		{"when: [{key: destination.port, values: ['80']}]", nil, true},
 		{"when: [{key: destination.port, notValues: ['80']}]", nil, false},
+		{"when: [{key: destination.ip, values: [10.9.0.0/16]}]", nil, true},
+		{"when: [{key: destination.ip, values: [10.9.0.2, '2001:db8::/32']}]", nil, false},
+		{"when: [{key: destination.ip, notValues: [10.9.0.1]}]", nil, false},
+		{"when: [{key: connection.sni, values: [web.default.service.mesh]}]", nil, true},
+		{"when: [{key: connection.sni, values: ['web.*']}]", nil, true},
+		{"when: [{key: connection.sni, notValues: ['*.service.mesh']}]", nil, false},
+		{"when: [{key: connection.sni, values: [web.example.com]}]", func(r *Request) { r.SNI = "web.example.com" }, false}, // it is the tunnel's
+		{"when: [{key: connection.sni, values: [web.example.com]}]", func(r *Request) { r.SNI, r.Source.Identity = "web.example.com", mesh.Identity{} }, true},
+		{"when: [{key: connection.sni, values: ['*']}]", func(r *Request) { r.Source.Identity = mesh.Identity{} }, false},
+		{"when: [{key: connection.sni, notValues: ['*']}]", func(r *Request) { r.Source.Identity = mesh.Identity{} }, true},
 		{"from: [{source: {ipBlocks: [10.0.0.0/8]}}]", nil, true},
 		{"from: [{source: {ipBlocks: [10.0.0.0/8], namespaces: [other]}}]", nil, false},
 		{"from: [{source: {notIpBlocks: [10.0.0.0/8]}}]", nil, false},

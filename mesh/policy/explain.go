@@ -2,6 +2,7 @@ package policy
 
 import (
 	"fmt"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -22,6 +23,15 @@ type View struct {
 	From   mesh.Locality
 	Labels mesh.Labels
 	At     func(*mesh.Instance) (mesh.Locality, mesh.Labels)
+	IP     func(*mesh.Instance) netip.Addr // of the host of an instance; nil is not known
+}
+
+func (v *View) target(i *mesh.Instance, port uint16) *Target {
+	t := &Target{Service: i.Service, Labels: i.Labels, Port: port}
+	if v.IP != nil {
+		t.IP = v.IP(i)
+	}
+	return t
 }
 
 // Explanation says what becomes of a call, without making it.
@@ -368,7 +378,7 @@ func (e *Explanation) share(m *Model, v View, s *Share, r *Request, l7 bool) {
 			continue
 		}
 		q := *r
-		p.Verdict = m.verdict(v.User, &Target{Service: i.Service, Labels: i.Labels, Port: i.CallPort()}, &q)
+		p.Verdict = m.verdict(v.User, v.target(i, i.CallPort()), &q)
 		s.Instances = append(s.Instances, p)
 	}
 }

@@ -36,8 +36,11 @@ func (m *Model) ExplainGateway(v View, in *mesh.Instance, r *Request) *Explanati
 		e.Answer = &Reply{0, "", why}
 		return e
 	}
-	to := &Target{Service: in.Service, Labels: in.Labels, Port: r.Port}
+	to := v.target(in, r.Port)
 	entry := *r
+	if secure {
+		entry.SNI = r.Authority
+	}
 	verdict := m.verdict(v.User, to, &entry)
 	r.Auth, e.Entry = entry.Auth, &verdict
 	for _, l := range m.Service(in.Service).Limits {

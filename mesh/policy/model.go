@@ -281,6 +281,7 @@ type Target struct {
 	Service mesh.ServiceName
 	Labels  mesh.Labels
 	Port    uint16
+	IP      netip.Addr // of the host that it runs on, as others reach it; of a gateway, where it listens if that is one address
 }
 
 // Decision is the verdict of authorization.

@@ -306,6 +306,13 @@ func twinWhen(w istio.Condition, deny bool, target *Target, r *Request) bool {
 		return twinField(w.Values, w.NotValues, names...)
 	case "source.namespace":
 		return one(r.Source.Identity.Namespace())
+	case "destination.ip":
+		return twinBlocks(w.Values, w.NotValues, target.IP)
+	case "connection.sni":
+		if r.Source.Identity.IsZero() {
+			return one(r.SNI)
+		}
+		return one(target.Service.Name() + "." + target.Service.Namespace() + ".service.mesh")
 	case "destination.port":
 		return one(map[uint16]string{1: "1", 2: "2"}[target.Port])
 	}
@@ -459,7 +466,8 @@ func FuzzAuthorizeAgainstTwin(f *testing.F) {
 				}
 				for range d.n(3) {
 					short := []string{"a", "b", "a*", "*"}
-					choices := map[string][]string{"source.ip": blocks, "remote.ip": blocks, "source.namespace": namespaces, "source.principal": principals, "destination.port": ports,
+					choices := map[string][]string{"source.ip": blocks, "remote.ip": blocks, "source.namespace": namespaces, "source.principal": principals, "destination.port": ports, "destination.ip": blocks,
+						"connection.sni":     {"a", "web.default.service.mesh", "web.*", "*"},
 						"request.headers[X]": short, "request.auth.principal": users, "request.auth.audiences": short, "request.auth.presenter": short,
 						"request.auth.claims[groups]": short, "request.auth.claims[realm][team]": short}
 					w := istio.Condition{Key: d.pick(slices.Sorted(maps.Keys(choices))...)}
@@ -477,6 +485,7 @@ func FuzzAuthorizeAgainstTwin(f *testing.F) {
 		target := &Target{Service: mesh.MustServiceName(d.pick("default/web", "x/web", "default/api")), Port: uint16(1 + d.n(2))}
 		r := &Request{Method: d.pick("GET", "PUT", ""), Path: d.pick("/a", "/a/b", "/ab", "/x.html", "/", "/a/", "/a/c/b", "/b"), Authority: d.pick("web", "web.default.service.mesh", "api")}
 		addrs := []string{"10.0.0.1", "10.1.0.1", "192.0.2.1", "2001:db8::1"}
+		target.IP, r.SNI = netip.MustParseAddr(d.pick(addrs...)), d.pick("", "a", "web.default.service.mesh")
 		if r.Source.IP = netip.MustParseAddr(d.pick(addrs...)); d.n(3) == 1 {
 			r.Source.Remote = netip.MustParseAddr(d.pick(addrs...))
 		}
