@@ -447,8 +447,8 @@ func TestS35ClientCertificates(t *testing.T) {
 	}
 }
 
-// TestIngressAuthorization: policy of a gateway may look at the name that its client asks for by TLS, and at the address that it listens at.
-func TestIngressAuthorization(t *testing.T) {
+// TestIngressAuthorizationByTLS: policy of a gateway may look at the name that its client asks for by TLS, and at the address that it listens at.
+func TestIngressAuthorizationByTLS(t *testing.T) {
 	t.Parallel()
 	w, g, p := tlsWorld(t, "")
 	c := g.client(true, &tls.Config{RootCAs: p.pool()})
