@@ -273,8 +273,10 @@ func (d *digest) encode(kind byte) []byte {
 	return w.b
 }
 
-// maxNodes bounds a digest.
+// maxNodes bounds a digest, and the nodes that a host knows.
 const maxNodes = 100_000
+
+var errFull = fmt.Errorf("%w: %d nodes are known, which is the most", errBad, maxNodes)
 
 func decodeDigest(kind byte, b []byte) (*digest, error) {
 	if len(b) == 0 || b[0] != kind {

@@ -70,6 +70,7 @@ type Gossip struct {
 	handedOver atomic.Bool
 	pool       pool
 	ring       *memberlist.Keyring
+	maxNodes   int // that are known: who has the key of gossip can make up keys of nodes
 
 	mu      sync.Mutex // guards what follows
 	list    *memberlist.Memberlist
@@ -125,7 +126,7 @@ func New(cfg Config) (*Gossip, error) {
 		return nil, err
 	}
 	g := &Gossip{cfg: cfg, fetches: make(chan fetch, 64), once: telemetry.OncePer(time.Minute), dirty: make(chan struct{}, 1),
-		nodes: map[mesh.NodeID]*known{}, keys: map[[keyLen]byte]mesh.NodeID{}, ring: ring, proofs: map[string]string{}, changed: make(chan struct{}),
+		nodes: map[mesh.NodeID]*known{}, keys: map[[keyLen]byte]mesh.NodeID{}, ring: ring, maxNodes: maxNodes, proofs: map[string]string{}, changed: make(chan struct{}),
 		bad: cfg.Metrics.Counter("meshagent_gossip_bad_total", "Received gossip that was dropped.", "reason")}
 	g.members.Store(1)
 	g.queue = &memberlist.TransmitLimitedQueue{RetransmitMult: 4, NumNodes: func() int { return max(g.NumMembers(), fewest) }}
@@ -273,6 +274,10 @@ func (g *Gossip) apply(enc []byte, source string) bool {
 	defer g.mu.Unlock()
 	k := g.nodes[rec.Node.ID]
 	if k == nil {
+		if len(g.nodes) >= g.maxNodes {
+			g.drop("nodes", source, errFull)
+			return false
+		}
 		k = &known{status: mesh.Suspect, since: time.Now()}
 		g.nodes[rec.Node.ID] = k
 	}
@@ -399,7 +404,7 @@ func (g *Gossip) Restore(encs [][]byte) {
 
 // Run joins the mesh and takes part until ctx ends; then it says good-bye.
 func (g *Gossip) Run(ctx context.Context) error {
-	list, err := memberlist.Create(g.settings())
+	list, err := g.open()
 	if err != nil {
 		return fmt.Errorf("gossip: %w", listenHint(err, g.cfg.Bind))
 	}
@@ -443,6 +448,25 @@ func (g *Gossip) Run(ctx context.Context) error {
 			}
 		}
 	}
+}
+
+// open opens membership behind its guard.
+func (g *Gossip) open() (*memberlist.Memberlist, error) {
+	c := g.settings()
+	if c.Transport == nil {
+		t, err := network(c)
+		if err != nil {
+			return nil, err
+		}
+		c.Transport = t
+	}
+	guard := newGuard(g, c.Transport)
+	c.Transport = guard
+	list, err := memberlist.Create(c)
+	if err != nil {
+		guard.Shutdown()
+	}
+	return list, err
 }
 
 // HandOver says that another process goes on as this host: the end of Run is no good-bye then.
@@ -656,17 +680,25 @@ func (d delegate) NotifyAlive(n *memberlist.Node) error {
 	at := netip.AddrPortFrom(ip.Unmap(), n.Port)
 	where := n.Name + at.String()
 	d.mu.Lock()
-	same := d.proofs[where] == string(n.Meta)
+	proved, was := d.proofs[where]
 	d.mu.Unlock()
-	if same {
+	if was && proved == string(n.Meta) {
 		return nil
 	}
 	if err := checkMeta(n.Meta, n.Name, at); err != nil {
 		d.drop("member", at.String(), err)
 		return err
 	}
+	id, err := mesh.ParseNodeID(n.Name)
+	if err != nil {
+		return err
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.nodes[id] == nil && len(d.nodes) >= d.maxNodes {
+		d.drop("nodes", at.String(), errFull)
+		return errFull
+	}
 	if len(d.proofs) > 2*maxNodes {
 		clear(d.proofs)
 	}
