@@ -1,5 +1,5 @@
 // Package main is the command meshagent, one file per verb. A verb talks to the host's agent through agent/api; init, join and
-// validate need no agent, and agent is one.
+// validate need no agent, svid asks its Workload API, and agent is one.
 //
 // What a verb found goes to standard output, everything else to standard error. The exit code is 0 when it did what was asked,
 // 2 when it was asked wrongly, 1 otherwise.
@@ -99,7 +99,7 @@ The first host founds a mesh, the others join it, and policy is applied from any
 	c.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	g.flags(c)
 	return group(c, nil, newAgent(), newInit(), newJoin(), newLeave(g), newToken(g), newAPIToken(g), newWhoami(g), newAudit(), newKeyring(g), newCA(g), newMembers(g), newServices(g), newApply(g), newGet(g), newDelete(g),
-		newStatus(g), newDNS(g), newSnapshot(g), newValidate(), newDiff(g), newAnalyze(g), newExplain(g), newVersion(), newCompletion(), newDemo())
+		newStatus(g), newDNS(g), newSVID(), newSnapshot(g), newValidate(), newDiff(g), newAnalyze(g), newExplain(g), newVersion(), newCompletion(), newDemo())
 }
 
 // readToken reads a token from a file, from stdin when the file is "-".

@@ -31,6 +31,7 @@ func TestMain(m *testing.M) {
 //	exits CODE COMMAND ARG...    runs a command that must end with this exit code
 //	fake [WHAT ARG...]           starts a made-up agent, or changes it: see fakeCmd. HTTPS is its address for operators of other
 //	                             hosts, and KEYS has ca.pem, alice.pem and .key of an operator, mallory.pem and .key of nobody
+//	workloads [WHAT ARG...]      starts a Workload API, or changes it: see workloadsCmd
 //
 // MESHAGENT_ADDR is an address without an agent until fake starts one.
 func TestScripts(t *testing.T) {
@@ -39,10 +40,10 @@ func TestScripts(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("MESHAGENT_ADDR", "unix:///nowhere/api.sock")
 			env.Setenv("GORACE", "atexit_sleep_ms=0") // with -race each process would wait a second before it ends
-			env.Values[fakeKey{}] = new(*apitest.Fake)
+			env.Values[fakeKey{}], env.Values[workloadsKey{}] = new(*apitest.Fake), new(*workloads)
 			return nil
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exitsCmd, "fake": fakeCmd},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exitsCmd, "fake": fakeCmd, "workloads": workloadsCmd},
 	})
 }
 
