@@ -160,7 +160,7 @@ func (w *world) run(args []string) (string, error) {
 			caller = true
 		case !ok:
 			return "", fmt.Errorf("%q is not KEY=VALUE", a)
-		case slices.Contains([]string{"id", "protocol", "port", "namespace", "listen", "weight", "account", "check", "tls"}, k):
+		case slices.Contains([]string{"id", "protocol", "port", "namespace", "listen", "weight", "account", "check", "tls", "spiffe"}, k):
 			opt[k] = v
 		default:
 			labels[k] = v
@@ -176,6 +176,13 @@ func (w *world) run(args []string) (string, error) {
 	a := &app{id: id, lines: opt["protocol"] == "tcp" || opt["protocol"] == "lines", grpc: opt["protocol"] == "grpc"}
 	if opt["tls"] != "" {
 		cfg, err := w.serverTLS(strings.Split(opt["tls"], ","))
+		if err != nil {
+			return "", err
+		}
+		a.tls = cfg
+	}
+	if opt["spiffe"] != "" {
+		cfg, err := w.spiffeTLS(at, opt["spiffe"])
 		if err != nil {
 			return "", err
 		}
@@ -289,12 +296,14 @@ func (w *world) on(args []string) (string, error) {
 		return "", err
 	}
 	w.settle()
+	name := args[0]
 	args = args[2:]
 	if args[0] == "apply" && !slices.Contains(args, "--wait") && !slices.Contains(args, "--dry-run") {
 		return "", errors.New("apply without --wait: what follows would meet the old policy or the new one")
 	}
 	cmd := h.Command(args...)
 	cmd.Dir = w.dir
+	cmd.Env = append(cmd.Env, "SPIFFE_ENDPOINT_SOCKET="+w.workloadSocket(name))
 	var out, bad bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &bad
 	err = cmd.Run()
