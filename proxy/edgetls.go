@@ -24,9 +24,13 @@ type Credential struct {
 	Revoked      policy.CRLs    // of clients' certificates; nil where none were named
 }
 
-// Credentials finds the credential of a server for a gateway of a namespace. It is asked at each handshake and must not block for long.
+// Credentials finds the credential of a server for a gateway of a namespace, or of calls of services outside. It is asked at each handshake and must not
+// block for long.
 type Credentials interface {
 	Credential(ctx context.Context, namespace string, s *policy.GatewayServer, hello *tls.ClientHelloInfo) (*Credential, error)
+	// Client returns the credential of a Secret by which services outside are called; without shows its certificates do not matter. ClientCAs are
+	// those of the other side, nil the system's.
+	Client(ref policy.SecretRef, shows bool) (*Credential, error)
 }
 
 // secured is a server's TLS with what it was made of.

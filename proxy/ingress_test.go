@@ -48,6 +48,13 @@ func (c credentials) Credential(_ context.Context, ns string, s *policy.GatewayS
 	return nil, errors.New("there is no such Secret")
 }
 
+func (c credentials) Client(ref policy.SecretRef, _ bool) (*proxy.Credential, error) {
+	if k := c[ref.Name]; ref.Namespace == "default" && k != nil {
+		return k.Load(), nil
+	}
+	return nil, errors.New("there is no such Secret")
+}
+
 func (w *world) gateway(name string, change ...func(*proxy.Config)) *gatewayHost {
 	w.t.Helper()
 	addr := vipRange().Addr().Next()

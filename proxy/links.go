@@ -204,6 +204,9 @@ func (p *Proxy) newLink(w *who, to *place, now time.Time, connect time.Duration)
 		var o *origin
 		if to.kept.tls.On {
 			o = &origin{TLS: to.kept.tls, protocol: to.protocol}
+			if o.Credential.Name != "" {
+				o.secret = func() (*Credential, error) { return p.clientCredential(w.id, &o.TLS) }
+			}
 		}
 		c.Dial = func(ctx context.Context) (net.Conn, error) {
 			raw, err := p.dial(ctx, to, time.Duration(l.connect.Load()))

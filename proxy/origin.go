@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/meshagent/meshagent/mesh"
 	"github.com/meshagent/meshagent/mesh/policy"
 	"github.com/meshagent/meshagent/proxy/engine"
 )
@@ -25,9 +26,11 @@ const maxCertFile = 1 << 20
 type origin struct {
 	policy.TLS
 	protocol engine.Protocol
+	secret   func() (*Credential, error) // in the place of files; nil is none
 
 	mu     sync.Mutex // guards what follows
 	config *tls.Config
+	of     *Credential
 	files  [4]stamp
 }
 
@@ -53,20 +56,27 @@ func (o *origin) current() (*tls.Config, error) {
 		}
 		files[i] = stamp{st.Size(), st.ModTime()}
 	}
+	var cred *Credential
+	if o.secret != nil {
+		var err error
+		if cred, err = o.secret(); err != nil {
+			return nil, err
+		}
+	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.config != nil && files == o.files {
+	if o.config != nil && files == o.files && cred == o.of {
 		return o.config, nil
 	}
-	c, err := o.load()
+	c, err := o.load(cred)
 	if err != nil {
 		return nil, err
 	}
-	o.config, o.files = c, files
+	o.config, o.files, o.of = c, files, cred
 	return c, nil
 }
 
-func (o *origin) load() (*tls.Config, error) {
+func (o *origin) load(cred *Credential) (*tls.Config, error) {
 	c := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: o.SNI, ClientSessionCache: tls.NewLRUClientSessionCache(0)}
 	switch o.protocol {
 	case engine.HTTP1:
@@ -98,6 +108,9 @@ func (o *origin) load() (*tls.Config, error) {
 		c.Certificates = []tls.Certificate{own}
 	}
 	var revoked policy.CRLs
+	if cred != nil {
+		c.Certificates, c.RootCAs, revoked = cred.Certificates, cred.ClientCAs, cred.Revoked
+	}
 	if o.CRLFile != "" {
 		data, err := os.ReadFile(o.CRLFile)
 		if err != nil {
@@ -149,6 +162,18 @@ func hasName(c *x509.Certificate, want []string) error {
 		}
 	}
 	return fmt.Errorf("the other side is %s, and should be %s", strings.Join(append(has, c.DNSNames...), ", "), strings.Join(want, " or "))
+}
+
+// clientCredential is what a DestinationRule has a caller show, who must be one of those that may have the Secret.
+func (p *Proxy) clientCredential(caller mesh.Identity, t *policy.TLS) (*Credential, error) {
+	now := p.current()
+	for in := range now.snap.Here() {
+		if in.Identity(now.snap.TrustDomain) == caller && p.c.Credentials != nil && slices.Contains(now.model.Secrets(in), t.Credential) {
+			return p.c.Credentials.Client(t.Credential, !t.Anonymous)
+		}
+	}
+	return nil, fmt.Errorf("%s may not have the Secret %s/%s: it is for gateways of that namespace, or for whom the DestinationRule's workloadSelector selects",
+		caller, t.Credential.Namespace, t.Credential.Name)
 }
 
 // wrap shakes hands over a connection. Its error is errConnect.

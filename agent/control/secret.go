@@ -45,9 +45,9 @@ func (s *Service) openSecret(e policyEntry) (out map[string][]byte, err error) {
 	return out, err
 }
 
-// Secret gives a host the values of a Secret that a gateway needs which runs there: the host says so in the catalog, under its own
-// signature, its join token allows it the gateway's identity, and a Gateway that selects the gateway names the Secret. Errors: ErrForbidden,
-// ErrNotFound, those of the store.
+// Secret gives a host the values of a Secret that a gateway needs which runs there, or another service that calls with it: the host says so in the
+// catalog, under its own signature, its join token allows it the service's identity, and a Gateway that selects the gateway, or a DestinationRule of
+// the service's namespace, names the Secret. Errors: ErrForbidden, ErrNotFound, those of the store.
 func (s *Service) Secret(ctx context.Context, caller mesh.Identity, ref policy.SecretRef) (map[string][]byte, error) {
 	n, err := s.member(ctx, caller)
 	if err != nil {
@@ -69,7 +69,7 @@ func (s *Service) Secret(ctx context.Context, caller mesh.Identity, ref policy.S
 				return nil, err
 			}
 			found = &v
-		case slices.Contains(policy.GatewayKinds, k.Kind):
+		case slices.Contains(policy.SecretUsers, k.Kind):
 			p, err := policyOf(e)
 			if err != nil {
 				return nil, err
@@ -78,7 +78,7 @@ func (s *Service) Secret(ctx context.Context, caller mesh.Identity, ref policy.S
 		}
 	}
 	if !s.needs(n.entry, policy.Compile(s.cfg.TrustDomain, 0, gateways), ref) {
-		return nil, fmt.Errorf("%w: no gateway of host %s needs the Secret %s/%s", ErrForbidden, n.entry.Name, ref.Namespace, ref.Name)
+		return nil, fmt.Errorf("%w: no gateway and no service of host %s needs the Secret %s/%s", ErrForbidden, n.entry.Name, ref.Namespace, ref.Name)
 	}
 	if found == nil {
 		return nil, fmt.Errorf("Secret %s/%s: %w", ref.Namespace, ref.Name, ErrNotFound)
@@ -86,12 +86,12 @@ func (s *Service) Secret(ctx context.Context, caller mesh.Identity, ref policy.S
 	return s.openSecret(*found)
 }
 
-// needs reports whether a gateway that a host may run, and runs, names a Secret.
+// needs reports whether an instance that a host may run, and runs, may have a Secret.
 func (s *Service) needs(n NodeEntry, m *policy.Model, ref policy.SecretRef) bool {
 	for _, r := range s.cfg.Records() {
 		for i := range r.Instances {
 			in := &r.Instances[i]
-			if r.Node.ID == n.ID && in.Protocol == mesh.Gateway && n.Services.Allow(in.Identity(s.cfg.TrustDomain)) && slices.Contains(m.Secrets(in), ref) {
+			if r.Node.ID == n.ID && n.Services.Allow(in.Identity(s.cfg.TrustDomain)) && slices.Contains(m.Secrets(in), ref) {
 				return true
 			}
 		}

@@ -112,8 +112,21 @@ spec:
 		}
 		shop := policy.SecretRef{Namespace: "default", Name: "shop"}
 		in := mesh.Instance{ID: "g", Service: mesh.MustServiceName("ingress"), Protocol: mesh.Gateway, Addr: netip.MustParseAddr("127.0.0.1")}
+		bank := Write{Source: []byte(`apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: bank}
+spec:
+  host: api.bank.example
+  workloadSelector: {matchLabels: {role: teller}}
+  trafficPolicy: {tls: {mode: MUTUAL, credentialName: bank}}
+`)}
+		if _, err := apply(secretDoc("bank", cert, key), bank); err != nil {
+			t.Fatal(err)
+		}
 		web := in
 		web.Protocol, web.Port = mesh.HTTP, 80
+		teller := web
+		teller.Labels = mesh.Labels{"role": "teller"}
 		for _, x := range []struct {
 			who  *host
 			ref  policy.SecretRef
@@ -125,7 +138,12 @@ spec:
 			{other, shop, h, in, ErrForbidden}, // it runs elsewhere
 			{h, policy.SecretRef{Namespace: "default", Name: "other"}, h, in, ErrForbidden},    // no Gateway names it
 			{h, policy.SecretRef{Namespace: "kube-system", Name: "shop"}, h, in, ErrForbidden}, // nor that
-			{h, shop, h, web, ErrForbidden}, // it is no gateway
+			{h, shop, h, web, ErrForbidden},                                                        // it is no gateway
+			{h, policy.SecretRef{Namespace: "default", Name: "bank"}, h, teller, nil},              // calls with it
+			{h, policy.SecretRef{Namespace: "default", Name: "bank"}, h, web, ErrForbidden},        // is not selected
+			{h, policy.SecretRef{Namespace: "default", Name: "bank"}, h, in, ErrForbidden},         // nor is a gateway
+			{other, policy.SecretRef{Namespace: "default", Name: "bank"}, h, teller, ErrForbidden}, // it runs elsewhere
+			{h, policy.SecretRef{Namespace: "kube-system", Name: "bank"}, h, teller, ErrForbidden}, // no rule of that namespace
 		} {
 			f.service.cfg.Records = func() []*mesh.Record {
 				return []*mesh.Record{{Node: mesh.Node{ID: x.here.id}, Instances: []mesh.Instance{x.in}}}

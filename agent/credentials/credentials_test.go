@@ -148,6 +148,48 @@ func TestRevoked(t *testing.T) {
 	}
 }
 
+// TestClient: what callers of services outside show and whom they believe, from a Secret and the one with its authorities.
+func TestClient(t *testing.T) {
+	cert, key, _ := pair(t)
+	for _, c := range []struct {
+		name      string
+		own, with map[string][]byte
+		shows     bool
+		certs     int
+		cas       bool
+		err       string
+	}{
+		{name: "nothing", shows: true, err: "Secret default/bank is not there"},
+		{name: "a pair", own: map[string][]byte{"tls.crt": cert, "tls.key": key}, shows: true, certs: 1},
+		{name: "a pair and authorities", own: map[string][]byte{"cert": cert, "key": key, "cacert": cert}, shows: true, certs: 1, cas: true},
+		{name: "authorities of their own", own: map[string][]byte{"cert": cert, "key": key}, with: map[string][]byte{"ca.crt": cert}, shows: true, certs: 1, cas: true},
+		{name: "authorities alone, where a pair is needed", own: map[string][]byte{"cacert": cert}, shows: true, err: "default/bank: tls:"},
+		{name: "authorities alone", own: map[string][]byte{"cacert": cert}, cas: true},
+		{name: "authorities in the other Secret alone", with: map[string][]byte{"cacert": cert}, cas: true},
+		{name: "a pair that is not shown", own: map[string][]byte{"cert": cert, "key": key, "cacert": cert}, cas: true},
+		{name: "a damaged list", own: map[string][]byte{"cacert": cert, "crl": cert}, err: "default/bank: ca.crl"},
+	} {
+		s := New(Config{Log: slog.New(slog.DiscardHandler)})
+		ref := policy.SecretRef{Namespace: "default", Name: "bank"}
+		if c.own != nil {
+			s.secrets.have[ref] = secretOf(c.own)
+		}
+		if c.with != nil {
+			s.secrets.have[policy.SecretRef{Namespace: "default", Name: "bank-cacert"}] = secretOf(c.with)
+		}
+		got, err := s.Client(ref, c.shows)
+		again, _ := s.Client(ref, c.shows)
+		switch {
+		case c.err != "":
+			if err == nil || !strings.Contains(err.Error(), c.err) {
+				t.Errorf("%s: %v, want %q", c.name, err, c.err)
+			}
+		case err != nil || len(got.Certificates) != c.certs || (got.ClientCAs != nil) != c.cas || got != again:
+			t.Errorf("%s: %+v, %v", c.name, got, err)
+		}
+	}
+}
+
 func secretOf(values map[string][]byte) secret { return secret{Modified: 1, Values: values} }
 
 type snapshots chan *mesh.Snapshot

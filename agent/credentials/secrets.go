@@ -39,7 +39,7 @@ type secret struct {
 	Values   map[string][]byte `json:"values"`
 }
 
-// secrets are those that gateways of this host need.
+// secrets are those that gateways, and callers of services outside, of this host need.
 type secrets struct {
 	mu      sync.Mutex // guards what follows
 	have    map[policy.SecretRef]secret
@@ -101,7 +101,7 @@ func (s *Store) saveLocked() error {
 	return os.Rename(tmp, s.cfg.File)
 }
 
-// Run fetches the Secrets that gateways of this host need, and forgets others, until ctx ends.
+// Run fetches the Secrets that instances of this host need, and forgets others, until ctx ends.
 func (s *Store) Run(ctx context.Context) error {
 	var after uint64
 	var snap *mesh.Snapshot
@@ -128,7 +128,7 @@ func (s *Store) follow(ctx context.Context, snap *mesh.Snapshot) (whole bool) {
 	m, _ := snap.Model.(*policy.Model)
 	want := map[policy.SecretRef]uint64{}
 	for in := range snap.Here() {
-		if in.Protocol != mesh.Gateway || m == nil {
+		if m == nil {
 			continue
 		}
 		for _, ref := range m.Secrets(in) {
@@ -242,6 +242,46 @@ func (s *Store) fromSecrets(namespace string, t *policy.ServerTLS) (*proxy.Crede
 		}
 	}
 	s.secrets.made[key.String()] = c
+	return c, nil
+}
+
+// Client returns what callers of services outside show, and by what they know these: nil ClientCAs are the system's. A Secret has always the same
+// credential as long as it does not change.
+func (s *Store) Client(ref policy.SecretRef, shows bool) (*proxy.Credential, error) {
+	s.secrets.mu.Lock()
+	defer s.secrets.mu.Unlock()
+	own, ok := s.secrets.have[ref]
+	with := s.secrets.have[policy.SecretRef{Namespace: ref.Namespace, Name: ref.Name + "-cacert"}]
+	key := fmt.Sprintf("client %s/%s@%d %d %v", ref.Namespace, ref.Name, own.Modified, with.Modified, shows)
+	if c := s.secrets.made[key]; c != nil {
+		return c, nil
+	}
+	v, cas := policy.Pick(own.Values), policy.Pick(with.Values)
+	if cas.CA == nil || v.CA != nil {
+		cas = v
+	}
+	c := &proxy.Credential{}
+	switch {
+	case !ok && cas.CA == nil:
+		return nil, fmt.Errorf("the Secret %s/%s is not there", ref.Namespace, ref.Name)
+	case shows:
+		cert, err := tls.X509KeyPair(v.Cert, v.Key)
+		if err != nil {
+			return nil, fmt.Errorf("the Secret %s/%s: %w", ref.Namespace, ref.Name, err)
+		}
+		c.Certificates = []tls.Certificate{cert}
+	}
+	if cas.CA != nil {
+		c.ClientCAs = x509.NewCertPool()
+		c.ClientCAs.AppendCertsFromPEM(cas.CA) // was checked when it was applied
+	}
+	if cas.CRL != nil {
+		var err error
+		if c.Revoked, err = policy.ParseCRLs(cas.CRL); err != nil {
+			return nil, fmt.Errorf("the Secret %s/%s: ca.crl %w", ref.Namespace, ref.Name, err)
+		}
+	}
+	s.secrets.made[key] = c
 	return c, nil
 }
 

@@ -432,6 +432,7 @@ func (m *Model) add(p mesh.Policy, d *decoded, g *gateway) {
 	case *istio.DestinationRule:
 		host, d, _ := compileDestinationRule(p.PolicyKey, s)
 		sp := m.service(host)
+		m.addClientSecrets(d)
 		if older := sp.addDestination(d); older != nil {
 			m.problem(p.PolicyKey, codeTwoDestinationRules, fmt.Sprintf("%s has the DestinationRule %s already, which is older: it stays",
 				host, older.Policy.Name))

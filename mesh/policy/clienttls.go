@@ -14,6 +14,8 @@ import (
 // tls compiles the tls of a trafficPolicy.
 func (c *destinationCompiler) tls(path string, t *istio.ClientTLS) (out TLS) {
 	files := []struct{ field, value string }{{"clientCertificate", t.ClientCertificate}, {"privateKey", t.PrivateKey}, {"caCertificates", t.CACertificates}, {"caCrl", t.CACRL}}
+	byFile := files
+	files = append(files, struct{ field, value string }{"credentialName", t.CredentialName})
 	ours := c.ours && !c.maybe
 	switch t.Mode {
 	case "DISABLE", "ISTIO_MUTUAL":
@@ -41,14 +43,20 @@ func (c *destinationCompiler) tls(path string, t *istio.ClientTLS) (out TLS) {
 	if ours {
 		c.fail(path+".mode", "write ISTIO_MUTUAL, or leave out tls", "%s: it is for hosts outside of the mesh, and calls within are always mutual TLS", t.Mode)
 	}
-	for _, f := range files {
+	if t.CredentialName != "" {
+		c.secretName(path+".credentialName", t.CredentialName)
+	}
+	for _, f := range byFile {
+		if f.value != "" && t.CredentialName != "" {
+			c.fail(path+"."+f.field, "put it into the Secret, and remove it here", "stands beside credentialName")
+		}
 		if f.value != "" && !filepath.IsAbs(f.value) {
 			c.fail(path+"."+f.field, "write its whole path", "%q is not the path of a file on the hosts that call", f.value)
 		}
 	}
 	switch certs := [2]bool{t.ClientCertificate != "", t.PrivateKey != ""}; {
-	case t.Mode == "MUTUAL" && certs != [2]bool{true, true}:
-		c.fail(path, "write both", "MUTUAL needs clientCertificate and privateKey")
+	case t.Mode == "MUTUAL" && certs != [2]bool{true, true} && t.CredentialName == "":
+		c.fail(path, "write both, or credentialName", "MUTUAL needs clientCertificate and privateKey")
 	case t.Mode == "SIMPLE" && certs != [2]bool{}:
 		c.fail(path+".mode", "write MUTUAL, or remove clientCertificate and privateKey", "SIMPLE: shows no certificate")
 	}
@@ -65,7 +73,11 @@ func (c *destinationCompiler) tls(path string, t *istio.ClientTLS) (out TLS) {
 			c.fail(fmt.Sprintf("%s.subjectAltNames[%d]", path, i), "write a DNS name, an address or a URI", "%q is no name of a certificate", s)
 		}
 	}
-	return TLS{On: true, Set: true, CertFile: t.ClientCertificate, KeyFile: t.PrivateKey, CAFile: t.CACertificates, CRLFile: t.CACRL, SNI: t.SNI, SANs: strings.Join(t.SubjectAltNames, ",")}
+	out = TLS{On: true, Set: true, CertFile: t.ClientCertificate, KeyFile: t.PrivateKey, CAFile: t.CACertificates, CRLFile: t.CACRL, SNI: t.SNI, SANs: strings.Join(t.SubjectAltNames, ",")}
+	if t.CredentialName != "" {
+		out.Credential, out.Anonymous = SecretRef{c.key.Namespace, t.CredentialName}, t.Mode == "SIMPLE"
+	}
+	return out
 }
 
 // tunnel compiles the tunnel of a trafficPolicy.

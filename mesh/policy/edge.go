@@ -341,7 +341,7 @@ func (c *compiler) certificates(path string, t *istio.ServerTLS, out *ServerTLS)
 func (c *compiler) secretName(path, name string) {
 	for part := range strings.SplitSeq(name, ".") {
 		if err := mesh.CheckLabel("name", part); err != nil {
-			c.fail(path, "write the metadata.name of a Secret in the namespace of the gateway", "%q is not the name of a Secret", name)
+			c.fail(path, "write the metadata.name of a Secret in the namespace of the gateway, or of the rule", "%q is not the name of a Secret", name)
 			return
 		}
 	}

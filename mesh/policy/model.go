@@ -11,19 +11,20 @@ import (
 // Model is what all policies of a mesh compile to: the routing and authorization that the data path applies. It is immutable
 // and safe for concurrent use. Its methods allocate nothing when they are asked about a request.
 type Model struct {
-	index      uint64
-	td         mesh.TrustDomain
-	services   map[mesh.ServiceName]*ServicePolicy
-	gateways   []*Gateway
-	secrets    map[SecretRef]uint64 // index of the store at which each was last written
-	providers  map[mesh.PolicyKey]*Provider
-	orders     []*CertificateOrder       // of Certificates, the oldest first, each for a Secret of its own
-	configMaps map[mesh.PolicyKey]string // certificates of authorities, in PEM
-	limited    map[RouteRef][]*Limit     // the older policy's first
-	authz      *authzIndex
-	tokens     tokenIndex
-	problems   []Problem
-	joining    struct { // until Compile ends
+	index         uint64
+	td            mesh.TrustDomain
+	services      map[mesh.ServiceName]*ServicePolicy
+	gateways      []*Gateway
+	secrets       map[SecretRef]uint64 // index of the store at which each was last written
+	clientSecrets []clientSecret
+	providers     map[mesh.PolicyKey]*Provider
+	orders        []*CertificateOrder       // of Certificates, the oldest first, each for a Secret of its own
+	configMaps    map[mesh.PolicyKey]string // certificates of authorities, in PEM
+	limited       map[RouteRef][]*Limit     // the older policy's first
+	authz         *authzIndex
+	tokens        tokenIndex
+	problems      []Problem
+	joining       struct { // until Compile ends
 		entries   []*serviceEntry
 		workloads []*workloadEntry
 	}

@@ -20,8 +20,8 @@ import (
 // SecretKind is the kind of a Secret.
 const SecretKind = "Secret"
 
-// GatewayKinds are the kinds of resources that say which gateway needs which Secret.
-var GatewayKinds = []string{"Gateway", "GatewayClass", "ReferenceGrant"}
+// SecretUsers are the kinds of resources that say which instance needs which Secret.
+var SecretUsers = []string{"Gateway", "GatewayClass", "ReferenceGrant", "DestinationRule"}
 
 // SecretRef names a Secret.
 type SecretRef struct{ Namespace, Name string }
@@ -193,8 +193,20 @@ func (d *doc) refuseSealed() {
 	}
 }
 
-// Secrets returns the Secrets that a gateway's instance needs for its servers.
+// Secrets returns the Secrets that an instance may have: a gateway's for its servers, and who calls services outside by a DestinationRule of its own
+// namespace with a credentialName those: gateways, or, where the rule has a workloadSelector, whom that selects.
 func (m *Model) Secrets(in *mesh.Instance) (out []SecretRef) {
+	if m == nil {
+		return nil
+	}
+	for i := range m.clientSecrets {
+		if s := &m.clientSecrets[i]; s.serves(in) {
+			out = append(out, s.ref, SecretRef{s.ref.Namespace, s.ref.Name + "-cacert"})
+		}
+	}
+	if in.Protocol != mesh.Gateway {
+		return out
+	}
 	for _, g := range m.Gateways() {
 		if !g.Selects(in) {
 			continue
@@ -211,6 +223,35 @@ func (m *Model) Secrets(in *mesh.Instance) (out []SecretRef) {
 		}
 	}
 	return out
+}
+
+// clientSecret is a Secret by which services outside are called.
+type clientSecret struct {
+	ref      SecretRef
+	selector mesh.Labels // of who calls; nil is gateways
+}
+
+func (s *clientSecret) serves(in *mesh.Instance) bool {
+	if in.Service.Namespace() != s.ref.Namespace || in.Outside {
+		return false
+	}
+	if s.selector == nil {
+		return in.Protocol == mesh.Gateway
+	}
+	return in.Labels.Match(s.selector)
+}
+
+// addClientSecrets notes the Secrets that a DestinationRule names.
+func (m *Model) addClientSecrets(d *Destination) {
+	d.Each(func(t *TrafficPolicy) {
+		s := clientSecret{t.TLS.Credential, d.Selector}
+		same := func(o clientSecret) bool {
+			return o.ref == s.ref && (o.selector == nil) == (s.selector == nil) && maps.Equal(o.selector, s.selector)
+		}
+		if s.ref.Name != "" && !slices.ContainsFunc(m.clientSecrets, same) {
+			m.clientSecrets = append(m.clientSecrets, s)
+		}
+	})
 }
 
 // In completes a reference that names no namespace.

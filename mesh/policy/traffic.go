@@ -159,13 +159,15 @@ type Keepalive struct {
 // all. It is comparable, as Pool.
 type TLS struct {
 	On                        bool
-	CertFile, KeyFile, CAFile string // on the caller's host; "" for CAFile are the system's roots
-	SNI                       string // "" is the host that is called
-	SANs                      string // by comma: one of them must be the certificate's; "" is the name of SNI
-	CRLFile                   string // lists of revoked certificates; "" is none
-	CA                        string // certificates of authorities, in PEM, in the place of CAFile
-	Untrusted                 bool   // the authorities that should be here are not: nobody is trusted
-	Set                       bool   // a policy says it, even if that is not On
+	CertFile, KeyFile, CAFile string    // on the caller's host; "" for CAFile are the system's roots
+	SNI                       string    // "" is the host that is called
+	SANs                      string    // by comma: one of them must be the certificate's; "" is the name of SNI
+	CRLFile                   string    // lists of revoked certificates; "" is none
+	Credential                SecretRef // in the place of the files: only for callers to which Model.Secrets gives it
+	Anonymous                 bool      // of Credential only the authorities count
+	CA                        string    // certificates of authorities, in PEM, in the place of CAFile
+	Untrusted                 bool      // the authorities that should be here are not: nobody is trusted
+	Set                       bool      // a policy says it, even if that is not On
 }
 
 // RetryBudget bounds the retries in flight towards a destination: a part of the calls in flight, or of those that began in the last

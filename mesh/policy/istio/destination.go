@@ -197,13 +197,13 @@ type RetryBudget struct {
 
 // ClientTLS is how connections are encrypted.
 type ClientTLS struct {
-	Mode               string      `yaml:"mode"`
-	ClientCertificate  string      `yaml:"clientCertificate"`
-	PrivateKey         string      `yaml:"privateKey"`
-	CACertificates     string      `yaml:"caCertificates"`
-	CredentialName     Unsupported `yaml:"credentialName"`
-	SubjectAltNames    []string    `yaml:"subjectAltNames"`
-	SNI                string      `yaml:"sni"`
-	InsecureSkipVerify bool        `yaml:"insecureSkipVerify"`
-	CACRL              string      `yaml:"caCrl"`
+	Mode               string   `yaml:"mode"`
+	ClientCertificate  string   `yaml:"clientCertificate"`
+	PrivateKey         string   `yaml:"privateKey"`
+	CACertificates     string   `yaml:"caCertificates"`
+	CredentialName     string   `yaml:"credentialName"`
+	SubjectAltNames    []string `yaml:"subjectAltNames"`
+	SNI                string   `yaml:"sni"`
+	InsecureSkipVerify bool     `yaml:"insecureSkipVerify"`
+	CACRL              string   `yaml:"caCrl"`
 }
