@@ -64,8 +64,8 @@ func (p Params) WithDefaults() Params {
 	}
 	set(&p.RootTTL, 10*365*24*time.Hour)
 	set(&p.IntermediateTTL, 90*24*time.Hour)
-	set(&p.LeafTTL, 24*time.Hour)
-	set(&p.Spread, time.Hour)
+	set(&p.LeafTTL, defaultLeafTTL)
+	set(&p.Spread, defaultSpread)
 	set(&p.MaxSkew, 10*time.Second)
 	return p
 }
@@ -151,9 +151,6 @@ func (c *CA) Bootstrap(ctx context.Context) error {
 	}
 	return c.save(ctx, s, 0)
 }
-
-// checkEvery is how often Run looks whether something is due. Rotation has days of room.
-const checkEvery = time.Minute
 
 // Run does what Plan says, while this server leads, until ctx ends. acked returns the version of the bundle that every living host
 // has acknowledged.

@@ -38,13 +38,7 @@ func Main(m *testing.M) {
 		panic(err)
 	}
 	binary = filepath.Join(dir, "meshagent")
-	race, cgo := os.Getenv("RACE") != "", "0"
-	if race {
-		cgo = "1"
-	}
-	cmd := exec.Command("go", "build", "-trimpath", "-race="+strconv.FormatBool(race), "-o", binary, "github.com/meshagent/meshagent/cmd/meshagent")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED="+cgo)
-	if out, err := cmd.CombinedOutput(); err != nil {
+	if out, err := build(binary, ""); err != nil {
 		fmt.Fprintf(os.Stderr, "build: %v\n%s", err, out)
 		os.RemoveAll(dir)
 		os.Exit(1)
@@ -54,6 +48,17 @@ func Main(m *testing.M) {
 	os.Exit(code)
 }
 
+// build makes the agent, with tags of the compiler.
+func build(binary, tags string) (out []byte, err error) {
+	race, cgo := os.Getenv("RACE") != "", "0"
+	if race {
+		cgo = "1"
+	}
+	cmd := exec.Command("go", "build", "-trimpath", "-race="+strconv.FormatBool(race), "-tags", tags, "-o", binary, "github.com/meshagent/meshagent/cmd/meshagent")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED="+cgo)
+	return cmd.CombinedOutput()
+}
+
 // Cluster is a mesh. Host i has the address 127.<net>.0.<i>; hosts count from 1, and host 1 is the first server. All addresses of
 // a cluster, those of services too, are in 127.<net>.0.0/16.
 type Cluster struct {
@@ -61,6 +66,7 @@ type Cluster struct {
 	Hosts []*Host
 	Admin string // the admin token
 
+	binary  string
 	secrets []secret
 	t       testing.TB
 	net     int
@@ -92,7 +98,22 @@ func New(t testing.TB, net, servers, clients int) *Cluster {
 // NewConfigured is New with more lines of configuration for each host, in which ADDR is its address.
 func NewConfigured(t testing.TB, net, servers, clients int, more func(host int) string) *Cluster {
 	t.Helper()
-	c := &Cluster{t: t, net: reserve(t, net), Dir: t.TempDir()}
+	return form(t, binary, net, servers, clients, more)
+}
+
+// NewShortLived is New with agents whose certificates last for seconds: see package ca, times_shortlife.go.
+func NewShortLived(t testing.TB, net, servers, clients int) *Cluster {
+	t.Helper()
+	short := filepath.Join(t.TempDir(), "meshagent")
+	if out, err := build(short, "shortlife"); err != nil {
+		t.Fatalf("build: %v\n%s", err, out)
+	}
+	return form(t, short, net, servers, clients, func(int) string { return "" })
+}
+
+func form(t testing.TB, binary string, net, servers, clients int, more func(host int) string) *Cluster {
+	t.Helper()
+	c := &Cluster{t: t, binary: binary, net: reserve(t, net), Dir: t.TempDir()}
 	for n := 1; n <= servers+clients; n++ {
 		h := &Host{c: c, n: n}
 		c.Hosts = append(c.Hosts, h)
@@ -241,7 +262,7 @@ func (h *Host) Write(name, text string) string {
 
 // Command is a verb as a user of the host would run it.
 func (h *Host) Command(args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(h.c.t.Context(), binary, args...)
+	cmd := exec.CommandContext(h.c.t.Context(), h.c.binary, args...)
 	cmd.Env = append(os.Environ(), "MESHAGENT_ADDR=unix://"+h.Socket())
 	return cmd
 }
@@ -339,7 +360,7 @@ func (h *Host) inspect() {
 // Spawn starts a verb of this program; the test's end kills it.
 func (h *Host) Spawn(out io.Writer, args ...string) *Proc {
 	h.c.t.Helper()
-	return Spawn(h.c.t, out, binary, args...)
+	return Spawn(h.c.t, out, h.c.binary, args...)
 }
 
 // Spawn starts a program; the test's end kills it.
