@@ -79,6 +79,7 @@ type Agent struct {
 	dns       *dnsserver.Server
 	resolver  *resolve.Resolver
 	tokenKeys *tokenkeys.Keys
+	logins    atomic.Pointer[policy.Issuer] // verifies tokens of operators; nil where nobody logs in
 	control   atomic.Pointer[control.API]
 	store     *raftstore.Store // nil on a client
 	service   *control.Service // nil on a client

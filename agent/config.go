@@ -60,6 +60,7 @@ type API struct {
 	Hosts     []string                `yaml:"hosts"`     // names and addresses by which they call, beside the address that they connect to
 	TLS       APITLS                  `yaml:"tls"`       // of listen
 	Operators []operators.Certificate `yaml:"operators"` // who may do what by a certificate; nobody by default
+	OIDC      *operators.OIDC         `yaml:"oidc"`      // who may do what by a login; nobody by default. Servers verify tokens
 }
 
 // APITLS is the certificates of the API for operators of other hosts. Files are read again when they change.
@@ -195,6 +196,9 @@ func (c *Config) Check(file string) error {
 	if c.Proxy.HTTPPort == nil {
 		c.Proxy.HTTPPort = new(uint16(80))
 	}
+	if o := c.API.OIDC; o != nil && len(o.Scopes) == 0 {
+		o.Scopes = operators.DefaultScopes
+	}
 	if c.Raft.Heartbeat == 0 {
 		c.Raft.Heartbeat = 2 * time.Second
 	}
@@ -233,6 +237,9 @@ func (c *Config) check(file string) error {
 	}
 	c.API.checkUsers(bad)
 	c.API.checkRemote(bad)
+	if o := c.API.OIDC; o != nil {
+		o.Check(fetch.New("tokens.allow", c.Tokens.Allow).Names, func(field, format string, args ...any) { bad("api.oidc."+field, format, args...) })
+	}
 	if l := c.API.AuditLog; l != "off" && !filepath.IsAbs(l) {
 		bad("api.auditLog", "%q is neither an absolute path nor off", l)
 	}

@@ -30,6 +30,7 @@ var apiCodes = []struct {
 }{
 	{control.ErrInvalid, api.CodeInvalid},
 	{control.ErrUnauthorized, api.CodeUnauthorized},
+	{control.ErrLogin, api.CodeUnauthorized},
 	{control.ErrForbidden, api.CodeForbidden},
 	{control.ErrNotFound, api.CodeNotFound},
 	{control.ErrConflict, api.CodeConflict},
@@ -87,6 +88,9 @@ func (a *Agent) serveAPI(ctx context.Context) error {
 		DNS: a.askDNS, Metrics: a.metrics.Handler(), Log: a.log}
 	if a.service != nil {
 		cfg.Store = b
+	}
+	if o := a.cfg.API.OIDC; o != nil {
+		cfg.Login = &api.Login{Issuer: o.Issuer, ClientID: o.ClientID, Scopes: o.Scopes}
 	}
 	if a.audit != nil {
 		cfg.Audit = a.audit.Append

@@ -22,6 +22,7 @@ func (a *Agent) openTokenKeys() error {
 	a.tokenKeys = tokenkeys.New(tokenkeys.Config{Allow: a.cfg.Tokens.Allow, Roots: roots, File: a.dir.path(fileTokenKeys), Write: writeFile,
 		Changed: a.takeTokenKeys, Log: a.log, Metrics: a.metrics})
 	a.compiler.SetKeys(a.tokenKeys.Load())
+	a.setLoginKeys(a.tokenKeys.Load())
 	return nil
 }
 
@@ -46,17 +47,27 @@ func (t *Tokens) roots() (*x509.CertPool, error) {
 
 // takeTokenKeys has policy check tokens by other keys.
 func (a *Agent) takeTokenKeys(keys map[policy.KeySource]*policy.KeySet) {
+	a.setLoginKeys(keys)
 	a.policyMu.Lock()
 	defer a.policyMu.Unlock()
 	a.compiler.SetKeys(keys)
 	a.setPolicyLocked(a.policyAt, a.policies) // there is one: it has named them
 }
 
-// wantTokenKeys has the keys fetched that policies for services of this host name.
+// wantTokenKeys has the keys fetched that policies for services of this host name, and on a server those of who lets operators log in.
 func (a *Agent) wantTokenKeys(s *mesh.Snapshot) {
-	if m, ok := s.Model.(*policy.Model); ok { // else nobody knows yet
-		a.tokenKeys.Want(m.KeySources(s.Here()))
+	m, ok := s.Model.(*policy.Model)
+	if !ok { // nobody knows yet
+		return
 	}
+	want := m.KeySources(s.Here())
+	if at, ok := a.loginKeys(); ok {
+		if want == nil {
+			want = map[policy.KeySource]time.Duration{}
+		}
+		want[at] = max(want[at], tokenkeys.DefaultTime)
+	}
+	a.tokenKeys.Want(want)
 }
 
 // tokenProblems tells which keys are not to be had.

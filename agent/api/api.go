@@ -362,6 +362,13 @@ type Whoami struct {
 	Ends   time.Time `json:"ends,omitzero"` // of the token
 }
 
+// Login is the answer of GET /login: where operators log in, to have a token (OpenID Connect) for the API.
+type Login struct {
+	Issuer   string   `json:"issuer"`
+	ClientID string   `json:"clientID"` // of the command line there
+	Scopes   []string `json:"scopes"`   // to ask for
+}
+
 // Answer is the answer of GET /dns?name=NAME&type=TYPE: what this agent's DNS says to a caller of this host.
 type Answer struct {
 	Rcode string   `json:"rcode"` // NOERROR, NXDOMAIN, ...

@@ -340,6 +340,11 @@ func (c *Client) Whoami(ctx context.Context) (w Whoami, err error) {
 	return w, c.do(ctx, http.MethodGet, "/whoami", nil, nil, &w)
 }
 
+// Login asks where operators log in.
+func (c *Client) Login(ctx context.Context) (l Login, err error) {
+	return l, c.do(ctx, http.MethodGet, "/login", nil, nil, &l)
+}
+
 // DNS asks the agent's DNS as a caller of this host.
 func (c *Client) DNS(ctx context.Context, name, qtype string) (a Answer, err error) {
 	return a, c.do(ctx, http.MethodGet, "/dns", url.Values{"name": {name}, "type": {qtype}}, nil, &a)

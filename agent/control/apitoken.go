@@ -58,7 +58,7 @@ type APITokenSpec struct {
 
 // Grant is who somebody is to the servers, and what he may do.
 type Grant struct {
-	ID     string      `json:"id,omitempty"` // of the token; "" at the socket
+	ID     string      `json:"id,omitempty"` // of the token; "" at the socket, and for who has logged in
 	Name   string      `json:"name"`
 	Role   access.Role `json:"role,omitempty"`
 	Scopes []string    `json:"scopes"`
@@ -82,7 +82,7 @@ func (s *Service) Authorize(ctx context.Context, o Operator, acts ...access.Acti
 	}
 	for _, a := range acts {
 		if !scopes.Allow(a) {
-			err = fmt.Errorf("%w: %.80q may not %.200s", ErrForbidden, g.Name, a)
+			err = fmt.Errorf("%w: %.200q may not %.200s", ErrForbidden, g.Name, a)
 			break
 		}
 	}
@@ -120,6 +120,15 @@ func (s *Service) grant(ctx context.Context, o Operator) (Grant, access.Scopes, 
 		}
 		sc := o.Local.Scopes()
 		return Grant{Name: o.User, Role: o.Local, Scopes: sc.Strings()}, sc, nil
+	}
+	if s.cfg.Login != nil && strings.Count(o.Token, ".") == 2 { // as those of others are (RFC 7519), and ours are not
+		g, why := s.cfg.Login(o.Token)
+		if why != "" {
+			return Grant{}, nil, fmt.Errorf("%w: %s", ErrLogin, why)
+		}
+		sc := g.Role.Scopes()
+		g.Scopes = sc.Strings()
+		return g, sc, nil
 	}
 	e, err := staleFirst(ctx, s.cfg.Store, tableAPIToken, hashSecret(o.Token))
 	if err != nil {

@@ -60,6 +60,7 @@ var (
 	ErrTokenUnknown = errors.New("join token is wrong, already used or withdrawn: ask for a new one with `meshagent token create`")
 	ErrTokenExpired = errors.New("join token has expired: ask for a new one with `meshagent token create`")
 	ErrUnauthorized = errors.New("a valid API token is needed: set MESHAGENT_TOKEN to the one that `meshagent init` printed")
+	ErrLogin        = errors.New("the login is not valid: `meshagent login` makes a new one")
 	ErrForbidden    = errors.New("not allowed")
 	ErrNotFound     = errors.New("not found")
 	ErrConflict     = errors.New("changed by somebody else meanwhile: read it again and repeat")

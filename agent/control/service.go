@@ -49,6 +49,9 @@ type Config struct {
 	Records func() []*mesh.Record
 	// Audit records that somebody was allowed, or not, to change something, before it is done; its error stops that. nil: none.
 	Audit func(audit.Event) error
+	// Login says who has logged in and shows this token, which is none of the store's, and what he may do; why is what is wrong with the
+	// token, for the caller to read. nil: nobody logs in.
+	Login func(token string) (g Grant, why string)
 	// Orders gets the certificates of Certificates; nil: nobody does.
 	Orders  Orderer
 	Log     *slog.Logger       // not nil

@@ -28,6 +28,7 @@ var codes = []struct {
 	{"token_unknown", http.StatusForbidden, ErrTokenUnknown},
 	{"token_expired", http.StatusForbidden, ErrTokenExpired},
 	{"unauthorized", http.StatusUnauthorized, ErrUnauthorized},
+	{"login", http.StatusUnauthorized, ErrLogin},
 	{"forbidden", http.StatusForbidden, ErrForbidden},
 	{"not_found", http.StatusNotFound, ErrNotFound},
 	{"conflict", http.StatusConflict, ErrConflict},

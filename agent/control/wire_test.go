@@ -32,7 +32,7 @@ import (
 // sentinels is every error that a Service can answer with. The test below finds those that lack here.
 var sentinels = map[string]error{
 	"control.ErrInvalid": ErrInvalid, "control.ErrTokenUnknown": ErrTokenUnknown, "control.ErrTokenExpired": ErrTokenExpired,
-	"control.ErrUnauthorized": ErrUnauthorized, "control.ErrForbidden": ErrForbidden, "control.ErrNotFound": ErrNotFound,
+	"control.ErrUnauthorized": ErrUnauthorized, "control.ErrLogin": ErrLogin, "control.ErrForbidden": ErrForbidden, "control.ErrNotFound": ErrNotFound,
 	"control.ErrConflict": ErrConflict, "control.ErrBusy": ErrBusy, "raftstore.ErrNoLeader": raftstore.ErrNoLeader,
 	"raftstore.ErrUnknownOutcome": raftstore.ErrUnknownOutcome, "raftstore.ErrReadOnly": raftstore.ErrReadOnly,
 	"raftstore.ErrRefused": raftstore.ErrRefused, "state.ErrFuture": state.ErrFuture, "state.ErrCorrupt": state.ErrCorrupt,

@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"net/url"
@@ -64,7 +65,9 @@ func (g *globals) tls() (t api.TLS, err error) {
 	return t, nil
 }
 
-func (g *globals) client() (*api.Client, error) {
+// client returns what calls the API: with the token of the flag or the environment; for another host with the one of a login, unless a
+// certificate is given.
+func (g *globals) client(ctx context.Context) (*api.Client, error) {
 	addr, err := g.address()
 	if err != nil {
 		return nil, err
@@ -79,6 +82,11 @@ func (g *globals) client() (*api.Client, error) {
 	if strings.HasPrefix(addr, "https:") {
 		if how, err = g.tls(); err != nil {
 			return nil, err
+		}
+		if token == "" && len(how.Certificate) == 0 {
+			if token, err = loginToken(ctx, addr); err != nil {
+				return nil, err
+			}
 		}
 	}
 	return api.NewClientTLS(addr, token, how)

@@ -93,6 +93,18 @@ func fakeCmd(ts *testscript.TestScript, neg bool, args []string) {
 		case "retire": // the next root signs
 			s.CA.Roots = slices.Clone(s.CA.Roots)
 			s.CA.Step, s.CA.Roots[0].Role, s.CA.Roots[1].Role = "retire", "old", "current"
+		case "subject": // NAME: who logs in from now on
+			(*f).Issuer.Update(func(i *apitest.Issuer) { i.Claims = map[string]any{"sub": args[0]} })
+		case "polls": // ANSWER...: what asking for the token of a login is answered with, before it is given
+			(*f).Issuer.Update(func(i *apitest.Issuer) { i.Polls = args })
+		case "life": // DURATION: of ID tokens
+			d, err := time.ParseDuration(args[0])
+			ts.Check(err)
+			(*f).Issuer.Update(func(i *apitest.Issuer) { i.Life = d })
+		case "wrongs": // of nobody
+			if w := (*f).Issuer.Wrongs(); len(w) > 0 {
+				ts.Fatalf("%q", w)
+			}
 		case "left": // the host has left
 			if !s.Left {
 				ts.Fatalf("it has not left")

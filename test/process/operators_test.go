@@ -4,10 +4,12 @@ package process
 
 import (
 	"bytes"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"fmt"
 	"net"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -134,4 +136,75 @@ func TestOperatorsOfOtherHosts(t *testing.T) {
 	to(client, cas, alice...).refuses("token", "delete", "dr", "web")
 	to(client, cas, append(alice, "--token-file", token)...).shows("deleted", "delete", "dr", "web")
 	recorded(t, client, filepath.Join(filepath.Dir(client.Socket()), "data", "audit.log"), `"what":"begin","who":"CN=alice,O=Example","role":"operator"`, `"result":"unauthorized"`)
+}
+
+// TestLoginOfOperators: who has logged in at an issuer may do, on a server and on a client, what his role says; a server that
+// starts while the issuer is away knows its keys.
+func TestLoginOfOperators(t *testing.T) {
+	dir := t.TempDir()
+	file := func(name string, b []byte) string {
+		name = filepath.Join(dir, name)
+		if err := os.WriteFile(name, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return name
+	}
+	ca := apitest.NewAuthority("all")
+	cas := file("ca.pem", ca.PEM())
+	here := []net.IP{net.IPv4(127, 0, 0, 1)}
+	for n := range 256 {
+		here = append(here, net.IPv4(127, byte(n), 0, 1), net.IPv4(127, byte(n), 0, 2))
+	}
+	pair := ca.Sign(&x509.Certificate{IPAddresses: here})
+	cert, key := apitest.PEM(pair)
+	served := httptest.NewUnstartedServer(nil)
+	issuer := apitest.NewIssuer("https://" + served.Listener.Addr().String())
+	issuer.Interval = 1
+	served.Config.Handler = issuer
+	served.TLS = &tls.Config{Certificates: []tls.Certificate{pair}}
+	served.StartTLS()
+	defer served.Close()
+	config := fmt.Sprintf(`api: {listen: "ADDR:8501", tls: {certificate: %s, key: %s}, oidc: {issuer: %q, clientID: meshagent, roles: [{claim: groups, value: ops, role: operator}]}}
+tokens: {allow: [127.0.0.1], roots: %s}
+`, file("api.pem", cert), file("api.key", key), issuer.URL, cas)
+	c := lab.NewConfigured(t, 124, 1, 1, func(int) string { return config })
+	server, client := c.Host(1), c.Host(2)
+	rule := file("rule.yaml", []byte(aRule))
+	as := func(user string, h *lab.Host) far {
+		return far{t, server, []string{"--server", "https://" + h.Addr() + ":8501", "--ca", cas}, []string{"XDG_CONFIG_HOME=" + filepath.Join(dir, user), "MESHAGENT_TOKEN="}}
+	}
+	alice, afar := as("alice", server), as("alice", client)
+	alice.refuses("this call needs an API token or a certificate", "status")
+	alice.shows("logged in as alice@"+issuer.URL+", operator", "login", "--issuer-ca", cas)
+	afar.shows("logged in as alice@"+issuer.URL+", operator", "login", "--issuer-ca", cas)
+	alice.shows("by login", "whoami")
+	alice.shows("created", "apply", "-f", rule)
+	afar.shows("deleted", "delete", "dr", "web")
+	alice.refuses(fmt.Sprintf("%q may not write:ca", "alice@"+issuer.URL), "ca", "rotate")
+	issuer.Update(func(i *apitest.Issuer) { i.Claims = map[string]any{"sub": "mallory", "groups": []string{"dev"}} })
+	mallory := as("mallory", server)
+	mallory.refuses("mallory@"+issuer.URL+" may do nothing", "login", "--issuer-ca", cas)
+
+	// What an attacker could make of it.
+	bearer := func(token string) far {
+		f := as("nobody", server)
+		f.env = append(f.env, "MESHAGENT_TOKEN="+token)
+		return f
+	}
+	bearer(issuer.Token(map[string]any{"sub": "mallory", "groups": []string{"dev"}})).refuses(`may not`, "status")
+	bearer(issuer.Token(map[string]any{"sub": "x", "groups": []string{"ops"}, "aud": "other"})).refuses("the login is not valid", "status")
+	bearer(issuer.Token(map[string]any{"sub": "x", "groups": []string{"ops"}, "exp": 1})).refuses("the login is not valid", "status")
+	bearer(apitest.NewIssuer(issuer.URL).Token(map[string]any{"sub": "x", "groups": []string{"ops"}})).refuses("the token's signature is not the issuer's", "status")
+	log := func(h *lab.Host) string { return filepath.Join(filepath.Dir(h.Socket()), "data", "audit.log") }
+	recorded(t, server, log(server), `"what":"begin","who":"alice@`+issuer.URL+`","role":"operator"`, `"what":"authorize","who":"alice@`+issuer.URL+`"`,
+		`"what":"refuse","who":"mallory@`+issuer.URL+`"`, `"result":"unauthorized"`)
+	recorded(t, client, log(client), `"what":"begin","who":"alice@`+issuer.URL+`","role":"operator"`)
+
+	// The issuer is away, and the server starts anew.
+	served.Close()
+	server.Agent.Stop(t)
+	server.Start()
+	alice.shows("by login", "whoami")
+	alice.shows("logged out", "logout")
+	alice.refuses("this call needs an API token or a certificate", "status")
 }

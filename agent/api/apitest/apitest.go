@@ -7,10 +7,13 @@ package apitest
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"io"
+	"log"
 	"log/slog"
 	"net"
+	"net/http/httptest"
 	"net/netip"
 	"path/filepath"
 	"slices"
@@ -54,9 +57,12 @@ type Fake struct {
 	HTTPS string // https://127.0.0.1:PORT, for operators of other hosts
 	Token string // the API token that HTTP and HTTPS take
 	Keys  Keys   // for HTTPS
+	// Issuer is where operators log in. Whoever it has given a token may do what an operator may, if he is "alice".
+	Issuer *Issuer
 
-	stop context.CancelFunc
-	done chan error
+	stop   context.CancelFunc
+	done   chan error
+	issuer *httptest.Server
 
 	mu      sync.Mutex // guards what follows
 	state   State
@@ -93,6 +99,14 @@ func Start(dir string) (*Fake, error) {
 	f.Addr, f.HTTP, f.HTTPS = "unix://"+unix.Addr().String(), "http://"+tcp.Addr().String(), "https://"+afar.Addr().String()
 	cfg := f.Config()
 	cfg.Remote, f.Keys = newKeys()
+	f.issuer = httptest.NewUnstartedServer(nil)
+	f.Issuer = NewIssuer("https://" + f.issuer.Listener.Addr().String())
+	f.Issuer.Interval = 1
+	f.issuer.Config.Handler = f.Issuer
+	f.issuer.Config.ErrorLog = log.New(io.Discard, "", 0)
+	f.issuer.TLS = &tls.Config{Certificates: cfg.Remote.TLS.Certificates}
+	f.issuer.StartTLS()
+	cfg.Login = &api.Login{Issuer: f.Issuer.URL, ClientID: f.Issuer.ClientID, Scopes: []string{"openid", "offline_access"}}
 	ctx, stop := context.WithCancel(context.Background())
 	f.stop, f.done = stop, make(chan error, 1)
 	go func() { f.done <- server.New(cfg).Run(ctx, unix, tcp, afar) }()
@@ -102,6 +116,7 @@ func Start(dir string) (*Fake, error) {
 // Close ends a Fake that Start served; its socket is gone then.
 func (f *Fake) Close() error {
 	f.stop()
+	f.issuer.Close()
 	return <-f.done
 }
 
@@ -251,6 +266,7 @@ func (f *Fake) authorize(o server.Operator) error {
 	switch s := f.read(); {
 	case s.Fail != nil:
 		return s.Fail
+	case f.Issuer != nil && f.Issuer.gave(o.Token).to != "":
 	case o.Token != f.Token && (o.Token != "" || o.Local == ""):
 		return api.NewError(api.CodeUnauthorized, "the token is not valid", "ask an operator for one")
 	}

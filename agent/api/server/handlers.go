@@ -259,6 +259,13 @@ func (*Server) getWhoami(c *call) (any, error) {
 	return c.who, nil
 }
 
+func (s *Server) getLogin(*call) (any, error) {
+	if s.cfg.Login == nil {
+		return nil, api.NewError(api.CodeNotFound, "nobody logs in here", "api.oidc in the configuration of the agent says where; or use an API token")
+	}
+	return s.cfg.Login, nil
+}
+
 func (s *Server) getDNS(c *call) (any, error) {
 	name, qtype := c.query.Get("name"), strings.ToUpper(c.query.Get("type"))
 	if name == "" || len(name) > 255 {

@@ -142,7 +142,7 @@ func TestOpenAPIHasEveryRoute(t *testing.T) {
 // wireTypes is every struct of package api that travels, by the name of its schema; TestEveryWireTypeIsListed holds it to the source.
 var wireTypes = map[string]any{
 	"Answer": api.Answer{}, "Applied": api.Applied{}, "Apply": api.Apply{}, "CA": api.CA{}, "CARoot": api.CARoot{}, "Certificate": api.Certificate{}, "Check": api.Check{},
-	"Error": api.Error{}, "Instance": api.Instance{}, "Key": api.Key{}, "Keyring": api.Keyring{}, "Live": api.Live{}, "Local": api.Local{}, "Locals": api.Locals{},
+	"Error": api.Error{}, "Instance": api.Instance{}, "Key": api.Key{}, "Keyring": api.Keyring{}, "Live": api.Live{}, "Local": api.Local{}, "Locals": api.Locals{}, "Login": api.Login{},
 	"Maintenance": api.Maintenance{}, "Members": api.Members{}, "NewToken": api.NewToken{}, "Outcome": api.Outcome{}, "Peer": api.Peer{},
 	"Policies": api.Policies{}, "Policy": api.Policy{}, "Problem": api.Problem{}, "Ready": api.Ready{}, "Revocation": api.Revocation{}, "Revoke": api.Revoke{}, "Root": api.Root{},
 	"Service": api.Service{}, "Services": api.Services{}, "Status": api.Status{}, "Store": api.Store{}, "TTL": api.TTL{},
@@ -413,6 +413,7 @@ var samples = []struct{ method, target, mediaType, body, route string }{
 	{"GET", "/api/v1/apitokens", "", "", "/api/v1/apitokens"},
 	{"DELETE", "/api/v1/apitokens/admin", "", "", "/api/v1/apitokens/{id}"},
 	{"GET", "/api/v1/whoami", "", "", "/api/v1/whoami"},
+	{"GET", "/api/v1/login", "", "", "/api/v1/login"},
 	{"GET", "/api/v1/dns?name=web.service.mesh&type=A", "", "", "/api/v1/dns"},
 	{"GET", "/api/v1/store/snapshot", "", "", "/api/v1/store/snapshot"},
 	{"PUT", "/api/v1/store/snapshot", "application/octet-stream", "a backup", "/api/v1/store/snapshot"},
@@ -438,6 +439,7 @@ func TestAnswersAreAsDescribed(t *testing.T) {
 		s.Locals = []api.Local{{Service: mesh.MustServiceName("web"), ID: "web", Checks: []api.Check{{Name: "alive", Since: time.Now()}}}}
 	})
 	cfg := f.Config()
+	cfg.Login = &api.Login{Issuer: "https://login.example", ClientID: "meshagent", Scopes: []string{"openid"}}
 	cfg.Metrics = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/plain")
 		fmt.Fprintln(w, "up 1")

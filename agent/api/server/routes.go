@@ -69,6 +69,7 @@ var routes = []route{
 	{method: "POST", path: prefix + "/apitokens", on: "apitokens", do: (*Server).postAPITokens, auth: true, body: maxSmallBody},
 	{method: "DELETE", path: prefix + "/apitokens/{id}", on: "apitokens", do: (*Server).deleteAPIToken, auth: true},
 	{method: "GET", path: prefix + "/whoami", on: "status", later: true, do: (*Server).getWhoami, auth: true},
+	{method: "GET", path: prefix + "/login", on: "status", anybody: true, stranger: true, do: (*Server).getLogin},
 	{method: "GET", path: prefix + "/dns", on: "dns", do: (*Server).getDNS, query: []string{"name", "type"}},
 	{method: "POST", path: prefix + "/leave", on: "mesh", do: (*Server).postLeave, auth: true},
 	{method: "GET", path: prefix + "/store/snapshot", on: "store", do: (*Server).getBackup, auth: true, time: storeTime},

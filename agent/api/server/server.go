@@ -97,7 +97,7 @@ type Store interface {
 	Restore(ctx context.Context, o Operator, r io.Reader) error
 }
 
-// Config says what a Server stands on. Only Store, Metrics, Roles, Remote and Audit may be nil. Everything is safe for concurrent use.
+// Config says what a Server stands on. Only Store, Metrics, Roles, Remote, Login and Audit may be nil. Everything is safe for concurrent use.
 type Config struct {
 	Snapshots Snapshots
 	Status    func() api.Status
@@ -113,7 +113,8 @@ type Config struct {
 	Audit func(audit.Event) (uint64, error)
 	// ReadsNeedToken makes every call over TCP but those for readiness, metrics and the description need a token.
 	ReadsNeedToken bool
-	Remote         *Remote // how operators of other hosts are served; nil: not at all
+	Remote         *Remote    // how operators of other hosts are served; nil: not at all
+	Login          *api.Login // where operators log in; nil: nowhere
 	Keyring        Keyring
 	CA             CA
 	Store          Store                              // nil on a client
