@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -32,6 +34,7 @@ type verdict struct {
 	fields  []http1.Pair     // of the answer to the client
 	request []http1.Pair     // that the called service gets; without a value it gets none
 	adds    []http1.Pair     // that it gets beside what there is
+	reroute bool             // routes go by what it gets
 }
 
 // errAsk stands for a decision that is made once others were asked.
@@ -55,6 +58,8 @@ func (c *call) custom(m *policy.Model, to *policy.Target, q *policy.Request) *fa
 		}
 		if v.denied != nil {
 			c.deniedBy, c.refusal = v.by, v
+		} else {
+			c.told = append(c.told, v)
 		}
 		return v.denied
 	}
@@ -73,20 +78,53 @@ type question struct {
 	as  *policy.Request
 }
 
+// bodyFor is how much of the body must have come before services can be asked: one byte more than one may be told who wants all of it, to
+// know that there is more.
+func bodyFor(who []*policy.Provider) (n int) {
+	for _, e := range who {
+		switch {
+		case e.Body == 0:
+		case e.PartOfBody:
+			n = max(n, e.Body)
+		default:
+			n = max(n, e.Body+1)
+		}
+	}
+	return n
+}
+
 // askLater asks where nobody waits for it, and has the call decided then.
 func (c *call) askLater() *fault {
 	p, q := c.p, c.toAsk
+	if n := bodyFor(q.who); n > c.bodied && c.hasBody() {
+		c.bodied = n
+		c.anew()
+		c.x.LaterWithBody(n, func(x *engine.Call) { x.Data.(*call).decide() })
+		return nil
+	}
+	var body []byte
+	whole := true
+	if c.bodied > 0 {
+		body, whole = c.x.Body()
+	}
+	for _, e := range q.who {
+		if e.Body > 0 && !e.PartOfBody && (!whole || len(body) > e.Body) {
+			c.deniedBy = e.Key.String()
+			return errBody
+		}
+	}
 	if p.asking.Add(1) > maxAsking {
 		p.asking.Add(-1)
 		return errOverflow
 	}
 	checks := make([]check, len(q.who))
 	for i, e := range q.who {
+		part := partOf(e, body, whole)
 		if e.GRPC {
-			checks[i].message = c.checkMessage(q.as, p.principalOf(q.of))
+			checks[i].message = c.checkMessage(q.as, p.principalOf(q.of), part)
 			continue
 		}
-		r, err := c.checkOf(e)
+		r, err := c.checkOf(e, part)
 		if err != nil {
 			p.asking.Add(-1)
 			return errAmbiguous
@@ -112,6 +150,33 @@ func (c *call) askLater() *fault {
 	return nil
 }
 
+// part is what one service is told of a body.
+type part struct {
+	told  bool
+	bytes []byte
+	cut   bool // there is more
+	raw   bool
+}
+
+// partOf returns a copy: the call's own memory is used for other things when it has ended.
+func partOf(e *policy.Provider, body []byte, whole bool) part {
+	if e.Body == 0 {
+		return part{}
+	}
+	n := min(e.Body, len(body))
+	return part{true, bytes.Clone(body[:n]), !whole || n < len(body), e.RawBody}
+}
+
+// partialBody is the header that says whether a body is told in part, as Envoy does.
+const partialBody = "x-envoy-auth-partial-body"
+
+// hasBody reports whether a body may come. What comes behind a request for another protocol is none: it goes on once that was agreed to.
+func (c *call) hasBody() bool {
+	r := &c.x.Request
+	upgrade := r.Upgrade != nil && r.Framing.Kind == http1.None && mayUpgrade(text(r.Upgrade))
+	return !c.raw && r.Framing.Kind != http1.Tunnel && !upgrade
+}
+
 // check is what one service is asked, by HTTP or by gRPC.
 type check struct {
 	request *http.Request
@@ -127,14 +192,14 @@ func (p *Proxy) principalOf(svc mesh.ServiceName) string {
 	return id.String()
 }
 
-// checkOf is what a service is asked: the request without its body, with the headers that it is to see.
-func (c *call) checkOf(e *policy.Provider) (*http.Request, error) {
+// checkOf is what a service is asked: the request with as much of its body and with the headers that it is to see.
+func (c *call) checkOf(e *policy.Provider, b part) (*http.Request, error) {
 	x := c.x
 	path := x.Request.Path
 	if c.wire != nil {
 		path = c.wire
 	}
-	r, err := http.NewRequest(string(x.Request.Method), fmt.Sprintf("http://%s:%d%s%s", e.Service.FQDN(), e.Port, e.PathPrefix, path), nil)
+	r, err := http.NewRequest(string(x.Request.Method), fmt.Sprintf("http://%s:%d%s%s", e.Service.FQDN(), e.Port, e.PathPrefix, path), bytes.NewReader(b.bytes))
 	if err != nil {
 		return nil, err
 	}
@@ -149,6 +214,9 @@ func (c *call) checkOf(e *policy.Provider) (*http.Request, error) {
 	}
 	for _, h := range e.Adds {
 		r.Header.Set(h.Name, string(h.Value))
+	}
+	if b.told {
+		r.Header.Set(partialBody, strconv.FormatBool(b.cut))
 	}
 	if r.Header["User-Agent"] == nil {
 		r.Header["User-Agent"] = []string{""} // net/http would name itself
@@ -211,6 +279,7 @@ func (v *verdict) deny(e *policy.Provider, status int) {
 
 // take adds what a service that allows has to say. What the called service is told by it alone it is not told by the client.
 func (v *verdict) take(e *policy.Provider, h http.Header) {
+	v.reroute = v.reroute || e.Reroutes
 	for _, n := range e.UpstreamNames() {
 		if passable(n) && h.Get(n) == "" {
 			v.request = append(v.request, http1.Pair{Name: n})
@@ -277,6 +346,24 @@ func (c *call) decidedAnswer(of mesh.ServiceName) {
 			c.x.Decision.Response.Set = append(c.x.Decision.Response.Set, v.fields...)
 		}
 	}
+}
+
+// seen is what a field of the request is once services have said what they want it to be. name is in lower case.
+func (v *verdict) seen(values []string, name string) []string {
+	for _, h := range v.request {
+		if strings.ToLower(h.Name) != name {
+			continue
+		}
+		if values = values[:0]; h.Value != nil {
+			values = append(values, text(h.Value))
+		}
+	}
+	for _, h := range v.adds {
+		if strings.ToLower(h.Name) == name {
+			values = append(values, text(h.Value))
+		}
+	}
+	return values
 }
 
 // decided has the request say what services that allowed it want it to.

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -54,8 +55,8 @@ func (m *message) pair(field protowire.Number, key, value string) {
 	m.inner(field, func(m *message) { m.text(1, key); m.text(2, value) })
 }
 
-// checkMessage is a CheckRequest about a call to an instance or gateway of a principal. All headers of the request are in it.
-func (c *call) checkMessage(q *policy.Request, principal string) []byte {
+// checkMessage is a CheckRequest about a call to an instance or gateway of a principal. All headers of a request are in it.
+func (c *call) checkMessage(q *policy.Request, principal string, b part) []byte {
 	x := &c.x.Request
 	var m message
 	m.inner(1, func(m *message) { // attributes
@@ -75,6 +76,12 @@ func (c *call) checkMessage(q *policy.Request, principal string) []byte {
 			})
 			m.text(4, principal)
 		})
+		if q.Method == "" { // a connection
+			if q.SNI != "" {
+				m.inner(12, func(m *message) { m.text(1, q.SNI) }) // tls_session
+			}
+			return
+		}
 		m.inner(4, func(m *message) { // request
 			m.inner(1, func(m *message) { // time
 				m.number(1, uint64(c.x.Result.Start.Unix()))
@@ -88,12 +95,23 @@ func (c *call) checkMessage(q *policy.Request, principal string) []byte {
 				m.text(1, string(c.id))
 				m.text(2, string(x.Method))
 				for _, h := range joined(x) {
-					m.pair(3, h[0], h[1])
+					if !b.told || h[0] != partialBody {
+						m.pair(3, h[0], h[1])
+					}
+				}
+				if b.told {
+					m.pair(3, partialBody, strconv.FormatBool(b.cut))
 				}
 				m.text(4, path)
 				m.text(5, string(c.host()))
 				m.text(6, q.Scheme)
+				m.number(9, uint64(len(b.bytes)))
 				m.text(10, "HTTP/1.1") // what the service speaks with the client is nobody's matter
+				if b.raw {
+					m.text(12, string(b.bytes))
+				} else {
+					m.text(11, strings.ToValidUTF8(string(b.bytes), "!")) // as Envoy has it
+				}
 			})
 		})
 	})
@@ -344,6 +362,7 @@ func (v *verdict) answer(e *policy.Provider, a *checkAnswer) (result string, err
 	v.request = append(v.request, pairsOf(a.headers, func(o option) bool { return !o.add })...)
 	v.adds = append(v.adds, pairsOf(a.headers, func(o option) bool { return o.add })...)
 	v.fields = append(v.fields, pairsOf(a.client, nil)...)
+	v.reroute = v.reroute || e.Reroutes
 	return "allowed", nil
 }
 

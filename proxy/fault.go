@@ -21,6 +21,7 @@ func (f *fault) Error() string { return f.flag + " " + f.reason }
 var (
 	errDenied      = &fault{403, 7, "RBAC", "access denied"}
 	errToken       = &fault{401, 16, "RBAC", "invalid token"}
+	errBody        = &fault{413, 8, "RBAC", "the body is more than who decides looks at"}
 	errNoCaller    = &fault{403, 7, "RBAC", "caller unknown"}
 	errNotReady    = &fault{503, 14, "NC", "no policy has been read yet"}
 	errInvalid     = &fault{503, 14, "NC", "policy cannot be understood"}
@@ -54,7 +55,7 @@ var (
 	errClient      = &fault{499, 1, "DC", "caller went away"}
 )
 
-var ownAnswers = []*fault{errToken, errDenied, errNoCaller, errNotReady, errInvalid, errNoSubset, errNoRoute, errHidden, errForeign, errMisdirected, errNoTLS, errNowhere, errNone, errNoCert, errConnect,
+var ownAnswers = []*fault{errToken, errDenied, errBody, errNoCaller, errNotReady, errInvalid, errNoSubset, errNoRoute, errHidden, errForeign, errMisdirected, errNoTLS, errNowhere, errNone, errNoCert, errConnect,
 	errReset, errRefused, errLimited, errUncounted, errOverflow, errHeld, errProtocol, errTimeout, errAmbiguous, errTooLarge, errMethod, errUpgrade, errSlow, errLoop, errAborted,
 	errRevoked, errEnding, errClient}
 

@@ -87,6 +87,9 @@ type state struct {
 	toAsk      question             // with errAsk
 	verdicts   []*verdict           // of those that were asked
 	refusal    *verdict             // the one that denies the call
+	bodied     int                  // bytes of the body that were waited for
+	told       []*verdict           // that policy sees the request as they want it: the first of the gateway
+	atGate     int                  // how many of them are the gateway's
 }
 
 // text takes bytes for a string, without a copy.
@@ -197,6 +200,7 @@ func (h handler) Decide(x *engine.Call) {
 func (c *call) decide() {
 	var f *fault
 	c.deciding = true
+	c.told, c.atGate = c.told[:0], 0
 	switch {
 	case c.x.Conn.Account.Held() > c.p.c.Held:
 		f = errHeld
@@ -318,6 +322,9 @@ func (c *call) valuesOf(name string) []string {
 	}
 	for v := range r.Values(name) {
 		c.values = append(c.values, text(v))
+	}
+	for _, v := range c.told {
+		c.values = v.seen(c.values, name)
 	}
 	return c.values
 }
@@ -572,6 +579,7 @@ func (c *call) permit() *fault {
 	if m == nil {
 		return errNotReady
 	}
+	c.told = c.told[:c.atGate]
 	if f := c.verifyUser(m, &c.target.policy, &c.sent); f != nil {
 		return f
 	}

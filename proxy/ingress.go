@@ -63,7 +63,7 @@ func (c *call) ingress() *fault {
 	case host.Invalid != "":
 		return errInvalid
 	}
-	r := host.Route(&c.q)
+	r := c.route(host)
 	if r == nil {
 		return errNoRoute
 	}
@@ -73,6 +73,17 @@ func (c *call) ingress() *fault {
 		c.rule = l.newRule(v, r, &r.Action, l.p.routeLimiters(v.t.model, r, v.target.Service), true, ruleName(r.Policy, r.Name, r.Index))
 	}
 	return c.act(r)
+}
+
+// route finds the request's route: by its headers as the client sent them, unless a service that lets it in says otherwise.
+func (c *call) route(host *policy.VirtualHost) *policy.HTTPRoute {
+	told := c.told
+	if len(told) > 0 && !told[0].reroute {
+		c.told = nil
+	}
+	r := host.Route(&c.q)
+	c.told = told
+	return r
 }
 
 // covers reports whether a connection of TLS may carry requests for a host: it must be the one that the client asked for by SNI, by which
@@ -91,6 +102,8 @@ func (c *call) letIn() *fault {
 
 func (c *call) admission(m *policy.Model) *fault {
 	c.asks = c.q // not of the stack: policy is asked by pointer
+	c.told, c.atGate = c.told[:0], 0
+	defer func() { c.atGate = len(c.told) }()
 	c.asks.Source = policy.Source{IP: c.edge.source.IP, Remote: c.remote}
 	c.asks.SNI = c.edge.sni
 	if f := c.verifyUser(m, &c.edgeView.target, &c.asks); f != nil {

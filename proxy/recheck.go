@@ -119,6 +119,7 @@ func (c *call) stillAllowed(t *table, at *target) *fault {
 	if t.model == nil {
 		return errDenied
 	}
+	c.told = c.told[:c.atGate]
 	if f := c.verifyUser(t.model, to, &c.sent); f != nil {
 		return f
 	}

@@ -23,13 +23,21 @@ type ExtensionProvider struct {
 
 // GRPCAuthorizer is a service that is asked by gRPC. The fields are those of Istio's EnvoyExternalAuthorizationGrpcProvider.
 type GRPCAuthorizer struct {
-	Service         string            `yaml:"service"`
-	Port            uint16            `yaml:"port"`
-	Timeout         *time.Duration    `yaml:"timeout"`
-	FailOpen        bool              `yaml:"failOpen"`
-	StatusOnError   string            `yaml:"statusOnError"`
-	IncludeBody     istio.Unsupported `yaml:"includeRequestBodyInCheck"`
-	ClearRouteCache istio.Unsupported `yaml:"clearRouteCache"`
+	Service         string          `yaml:"service"`
+	Port            uint16          `yaml:"port"`
+	Timeout         *time.Duration  `yaml:"timeout"`
+	FailOpen        bool            `yaml:"failOpen"`
+	StatusOnError   string          `yaml:"statusOnError"`
+	IncludeBody     *AuthorizerBody `yaml:"includeRequestBodyInCheck"`
+	ClearRouteCache bool            `yaml:"clearRouteCache"`
+}
+
+// AuthorizerBody says how much of a request's body a service is told. The fields are those of Istio's
+// EnvoyExternalAuthorizationRequestBody.
+type AuthorizerBody struct {
+	MaxRequestBytes     uint32 `yaml:"maxRequestBytes"`
+	AllowPartialMessage bool   `yaml:"allowPartialMessage"`
+	PackAsBytes         bool   `yaml:"packAsBytes"`
 }
 
 // HTTPAuthorizer is a service that is asked by HTTP. The fields are those of Istio's EnvoyExternalAuthorizationHttpProvider.
@@ -42,9 +50,9 @@ type HTTPAuthorizer struct {
 	StatusOnError          string            `yaml:"statusOnError"`
 	IncludeHeaders         []string          `yaml:"includeRequestHeadersInCheck"`
 	AddHeaders             map[string]string `yaml:"includeAdditionalHeadersInCheck"`
-	IncludeBody            istio.Unsupported `yaml:"includeRequestBodyInCheck"`
+	IncludeBody            *AuthorizerBody   `yaml:"includeRequestBodyInCheck"`
 	IncludeHeadersFormerly istio.Unsupported `yaml:"includeHeadersInCheck"`
-	ClearRouteCache        istio.Unsupported `yaml:"clearRouteCache"`
+	ClearRouteCache        bool              `yaml:"clearRouteCache"`
 	UpstreamOnAllow        []string          `yaml:"headersToUpstreamOnAllow"`
 	DownstreamOnDeny       []string          `yaml:"headersToDownstreamOnDeny"`
 	DownstreamOnAllow      []string          `yaml:"headersToDownstreamOnAllow"`
@@ -61,6 +69,10 @@ type Provider struct {
 	FailOpen      bool
 	StatusOnError int
 	Adds          []UserHeader // to what is asked
+	Body          int          // bytes of the request's body that it is told, 0 is none
+	PartOfBody    bool         // it may be told the beginning of a body that is longer
+	RawBody       bool         // it is told as bytes, not as text; by gRPC
+	Reroutes      bool         // gateways choose a route by the headers that it sets
 
 	sends, up, downDeny, downAllow []pattern // of headers, in lower case
 }
@@ -93,6 +105,9 @@ func (p *Provider) Downstream(name string, allows bool) bool {
 const (
 	defaultAskTime = 5 * time.Second
 	maxAskTime     = 30 * time.Second
+
+	// maxAskBody is what a call keeps of its body until it goes on, less what tells that there is more.
+	maxAskBody = 64<<10 - 1
 )
 
 func compileProvider(key mesh.PolicyKey, s *ExtensionProvider) (*Provider, []fieldError) {
@@ -108,7 +123,8 @@ func compileProvider(key mesh.PolicyKey, s *ExtensionProvider) (*Provider, []fie
 		return p, c.errs
 	case g != nil:
 		p.GRPC, at = true, "envoyExtAuthzGrpc."
-		h = &HTTPAuthorizer{Service: g.Service, Port: g.Port, Timeout: g.Timeout, FailOpen: g.FailOpen, StatusOnError: g.StatusOnError}
+		h = &HTTPAuthorizer{Service: g.Service, Port: g.Port, Timeout: g.Timeout, FailOpen: g.FailOpen, StatusOnError: g.StatusOnError,
+			IncludeBody: g.IncludeBody, ClearRouteCache: g.ClearRouteCache}
 	}
 	if h.Service == "" {
 		c.fail(at+"service", "name the service that decides", "is missing")
@@ -134,6 +150,13 @@ func compileProvider(key mesh.PolicyKey, s *ExtensionProvider) (*Provider, []fie
 		}
 		p.StatusOnError = n
 	}
+	if b := h.IncludeBody; b != nil {
+		if b.MaxRequestBytes == 0 || b.MaxRequestBytes > maxAskBody {
+			c.fail(at+"includeRequestBodyInCheck.maxRequestBytes", fmt.Sprintf("from 1 to %d is possible", maxAskBody), "is %d", b.MaxRequestBytes)
+		}
+		p.Body, p.PartOfBody, p.RawBody = int(b.MaxRequestBytes), b.AllowPartialMessage, b.PackAsBytes
+	}
+	p.Reroutes = h.ClearRouteCache
 	p.sends = c.headerPatterns(at+"includeRequestHeadersInCheck", h.IncludeHeaders)
 	p.up = c.headerPatterns(at+"headersToUpstreamOnAllow", h.UpstreamOnAllow)
 	p.downDeny = c.headerPatterns(at+"headersToDownstreamOnDeny", h.DownstreamOnDeny)
@@ -175,7 +198,7 @@ func (m *Model) provided() {
 func (m *Model) AsksOthers() bool { return m != nil && len(m.authz.asking) > 0 }
 
 // Custom returns who must allow a call before Authorize is asked: the providers of the CUSTOM policies that match it. denied is not nil if
-// there is one that cannot be asked: it is not there, or the call is a connection. The provider's own service is called without asking it.
+// there is one that cannot be asked: it is not there, or the call is a connection and it knows requests alone. The provider's own service is called without asking it.
 // Source: Istio, "AuthorizationPolicy".
 func (m *Model) Custom(t *Target, r *Request) (ask []*Provider, denied *Decision) {
 	var b1, b2 [320]byte
@@ -190,8 +213,8 @@ func (m *Model) Custom(t *Target, r *Request) (ask []*Provider, denied *Decision
 				case a.ask != nil && a.ask.Service == t.Service, !a.selects(t), !a.matches(t, r, who):
 				case a.ask == nil:
 					return nil, &Decision{Policy: a.key, Reason: "its provider is not there"}
-				case r.Method == "":
-					return nil, &Decision{Policy: a.key, Reason: "a provider decides about requests alone"}
+				case r.Method == "" && !a.ask.GRPC:
+					return nil, &Decision{Policy: a.key, Reason: "its provider is asked by HTTP, about requests alone"}
 				case !slices.Contains(ask, a.ask):
 					ask = append(ask, a.ask)
 				}

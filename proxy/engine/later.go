@@ -54,13 +54,19 @@ func (l *loop) resumed(r *resumption) {
 // call's loop, to which Body tells what came. A client that waits to be asked for the body is asked.
 func (x *Call) LaterWithBody(n int, f func(*Call)) {
 	p := x.Later()
-	if x.whole || n <= 0 || x.Request.Expect100 && x.cs != nil {
+	if x.whole || n <= 0 {
 		p.Resume(f)
 		return
 	}
-	if x.Request.Expect100 {
-		x.client.room(len(http1.Continue))
-		x.client.out = append(x.client.out, http1.Continue...)
+	switch c := x.client; {
+	case !x.Request.Expect100:
+	case x.cs != nil:
+		c.space(fieldsSize(nil))
+		c.h.Respond(x.cs, 100, -1, nil, false) // no error but that the stream has ended, as the call will then
+		c.wrote()
+	default:
+		c.room(len(http1.Continue))
+		c.out = append(c.out, http1.Continue...)
 	}
 	x.bodyWant, x.bodyThen = min(n, x.l.e.Limits.Replay), f
 }

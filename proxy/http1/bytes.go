@@ -259,15 +259,20 @@ type Names struct {
 	lengths  uint64 // a bit for each length that a name has; the last for all from 63 on
 	names    []string
 	prefixes []string
+	except   []string
 }
 
-// NewNames makes a set. A name that ends in '*' stands for all that begin as it does. It is made when configuration is, not for each
+// NewNames makes a set. A name that ends in '*' stands for all that begin as it does, but for those that follow a '!' elsewhere. It is made when configuration is, not for each
 // message.
 func NewNames(names ...string) *Names {
 	n := &Names{}
 	for _, name := range names {
 		if prefix, ok := strings.CutSuffix(name, "*"); ok {
 			n.prefixes = append(n.prefixes, prefix)
+			continue
+		}
+		if name, ok := strings.CutPrefix(name, "!"); ok {
+			n.except = append(n.except, name)
 			continue
 		}
 		n.names = append(n.names, name)
@@ -285,13 +290,17 @@ func has[T text](n *Names, name T) bool {
 	}
 	for _, p := range n.prefixes {
 		if len(name) >= len(p) && alike(name[:len(p)], p) {
-			return true
+			return !alikeAny(n.except, name)
 		}
 	}
 	if n.lengths>>min(len(name), 63)&1 == 0 {
 		return false
 	}
-	for _, s := range n.names {
+	return alikeAny(n.names, name)
+}
+
+func alikeAny[T text](names []string, name T) bool {
+	for _, s := range names {
 		if alike(name, s) {
 			return true
 		}

@@ -376,10 +376,10 @@ func TestValidValue(t *testing.T) {
 
 func TestNames(t *testing.T) {
 	long := strings.Repeat("n", 63)
-	n := NewNames("X-A", "b_c", long, long+"-d", "Own-*")
+	n := NewNames("X-A", "b_c", long, long+"-d", "Own-*", "!own-but-not")
 	for name, want := range map[string]bool{"x-a": true, "X_A": true, "B-C": true, long: true, strings.ToUpper(long + "_D"): true, "x-b": false, "x": false, "": false,
 		long + "-e": false, long[1:]: false,
-		"own-": true, "OWN_x": true, "own": false, "owns": false, "x-own-": false} {
+		"own-": true, "OWN_x": true, "own": false, "owns": false, "x-own-": false, "Own-But_Not": false, "own-but-not-x": true} {
 		if n.Has([]byte(name)) != want {
 			t.Errorf("%s: %v", name, !want)
 		}

@@ -223,10 +223,10 @@ func Authority(host string) (name string, ok bool) {
 }
 
 // Forged makes the set of the fields that a caller that is no agent may not say, and of more: what only agents may say, whom a request
-// came through, and what Envoy would obey (time-outs, retries), which is for policy to say. Names with an underscore, which many servers
-// take for a hyphen, do not come as far as here.
+// came through, and what Envoy would obey (time-outs, retries), which is for policy to say; what a service that decides about calls is
+// told is nothing of that. Names with an underscore, which many servers take for a hyphen, do not come as far as here.
 func Forged(more ...string) *http1.Names {
-	return http1.NewNames(append([]string{"mesh-*", "x-forwarded-*", "forwarded", "x-envoy-*"}, more...)...)
+	return http1.NewNames(append([]string{"mesh-*", "x-forwarded-*", "forwarded", "x-envoy-*", "!x-envoy-auth-partial-body"}, more...)...)
 }
 
 // Reserved makes the set of the fields that only agents may say, and of more: all that begin with mesh-, and who the caller is
