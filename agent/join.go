@@ -10,6 +10,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/meshagent/meshagent/agent/api"
 	"github.com/meshagent/meshagent/agent/control"
 	"github.com/meshagent/meshagent/ca"
 	"github.com/meshagent/meshagent/mesh"
@@ -25,8 +26,9 @@ type Founded struct {
 }
 
 // Init founds a mesh whose first server is this host: trust domain, CA, gossip key, store, admin token and a join token. It
-// is whole or not at all: until the last file is written the host is no member, and Init can be repeated.
-func Init(ctx context.Context, cfg *Config, trustDomain string) (*Founded, error) {
+// is whole or not at all: until the last file is written the host is no member, and Init can be repeated. With an authority the CA is not
+// the mesh's own, but an intermediate of that one.
+func Init(ctx context.Context, cfg *Config, trustDomain string, authority *api.Authority) (*Founded, error) {
 	td, err := mesh.ParseTrustDomain(trustDomain)
 	if err != nil {
 		return nil, err
@@ -58,7 +60,7 @@ func Init(ctx context.Context, cfg *Config, trustDomain string) (*Founded, error
 		return nil, err
 	}
 	at := netip.AddrPortFrom(addr, cfg.Ports.Mesh)
-	f, err := found(ctx, cfg, dir, td, id, at, req, seal)
+	f, err := found(ctx, cfg, dir, givenOf(authority), td, id, at, req, seal)
 	if err != nil {
 		return nil, err
 	}
@@ -70,7 +72,7 @@ func Init(ctx context.Context, cfg *Config, trustDomain string) (*Founded, error
 }
 
 // found opens the store alone, fills it and closes it again.
-func found(ctx context.Context, cfg *Config, dir dataDir, td mesh.TrustDomain, id mesh.NodeID, at netip.AddrPort, csr []byte, seal [32]byte) (*control.Founding, error) {
+func found(ctx context.Context, cfg *Config, dir dataDir, given *ca.Given, td mesh.TrustDomain, id mesh.NodeID, at netip.AddrPort, csr []byte, seal [32]byte) (*control.Founding, error) {
 	log := discardLog()
 	store, err := raftstore.Open(raftstore.Config{ID: id, Advertise: at.String(), Dir: dir.path(dirRaft), Stream: newAlone(), Bootstrap: true,
 		Heartbeat: 100 * time.Millisecond, MinFree: 1, Log: log})
@@ -87,7 +89,7 @@ func found(ctx context.Context, cfg *Config, dir dataDir, td mesh.TrustDomain, i
 		return nil, err
 	}
 	c := ca.New(ca.Config{TrustDomain: td, Store: control.CAStore(store), Sealer: ca.NewKeySealer(seal), Log: log})
-	return control.Found(ctx, store, c, td, cfg.Name, at, csr)
+	return control.Found(ctx, store, c, given, td, cfg.Name, at, csr)
 }
 
 // alone is a Stream of a server that has no others.

@@ -13,6 +13,7 @@ import (
 	"github.com/meshagent/meshagent/agent/api"
 	"github.com/meshagent/meshagent/agent/api/server"
 	"github.com/meshagent/meshagent/agent/control"
+	"github.com/meshagent/meshagent/ca"
 )
 
 func (b *backend) Keyring() api.Keyring { return keyring(*b.keyring.Load()) }
@@ -55,8 +56,24 @@ func (b *backend) RotateCA(ctx context.Context, o server.Operator) (api.CA, erro
 	return caOf(st)
 }
 
+func (b *backend) ReplaceCA(ctx context.Context, o server.Operator, in api.Authority) (api.CA, error) {
+	st, err := b.servers().ReplaceCA(ctx, b.operator(o), control.Replacement{Given: givenOf(&in)})
+	if err != nil {
+		return api.CA{}, told(err)
+	}
+	return caOf(st)
+}
+
+// givenOf returns the intermediate that an authority gives; nil for the servers' own.
+func givenOf(a *api.Authority) *ca.Given {
+	if a == nil || a.Own {
+		return nil
+	}
+	return &ca.Given{Cert: []byte(a.Certificate), Key: []byte(a.Key), Root: []byte(a.Root)}
+}
+
 func caOf(st control.CAStatus) (api.CA, error) {
-	out := api.CA{Bundle: st.Bundle, Step: string(st.Step), Due: st.Due, Intermediate: st.Intermediate}
+	out := api.CA{Bundle: st.Bundle, Step: string(st.Step), Due: st.Due, Intermediate: st.Intermediate, Given: st.Given}
 	for _, r := range st.Roots {
 		c, err := x509.ParseCertificate(r.Cert)
 		if err != nil {
@@ -86,6 +103,29 @@ func (b *backend) Bundle() []byte {
 // rootAlarm is how near its end a root is a problem: its successor was due years before.
 const rootAlarm = 30 * 24 * time.Hour
 
+// intermediateProblems tells when what this host's certificates stand on is near its end: the last third of its life, 30 days at most. The servers
+// replace their own at half of it, so that it is one that was given, and nobody in the mesh can make the next.
+func (a *Agent) intermediateProblems() []api.Problem {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel() // it is there since the start, or has ended
+	cert, err := a.leaves.Certificate(ctx, a.node)
+	if err != nil {
+		return nil // which is a problem of its own
+	}
+	for _, der := range cert.Certificate[1:] {
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			continue // peers would have refused it
+		}
+		if left := time.Until(c.NotAfter); left < min(rootAlarm, c.NotAfter.Sub(c.NotBefore)/3) {
+			return []api.Problem{{Subject: "intermediate certificate " + c.Subject.String(),
+				Reason: "it ends at " + c.NotAfter.UTC().Format(time.RFC3339) + ", and with it every certificate under it",
+				Hint:   "give the next one: meshagent ca rotate --intermediate FILE --intermediate-key FILE --root FILE"}}
+		}
+	}
+	return nil
+}
+
 // rotationAlarm is how long one step of a rotation of the gossip key may take: a host that falls silent has failed after a minute.
 const rotationAlarm = 5 * time.Minute
 
@@ -97,6 +137,7 @@ func (a *Agent) keyProblems() (out []api.Problem) {
 				Hint: "`meshagent ca status` says what its rotation waits for; `meshagent ca rotate` begins one"})
 		}
 	}
+	out = append(out, a.intermediateProblems()...)
 	if k := a.keyring.Load(); k.Step != control.NoStep && time.Since(k.Changed) > rotationAlarm {
 		out = append(out, api.Problem{Subject: "gossip key", Reason: fmt.Sprintf("its rotation has waited since %s for hosts that lack version %d of the keyring", k.Changed.UTC().Format(time.RFC3339), k.Version),
 			Hint: "`meshagent keyring status` names them: let them reach a server, upgrade them, or stop their agents"})

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/meshagent/meshagent/agent/api"
@@ -62,4 +63,51 @@ func TestKeyProblems(t *testing.T) {
 			t.Errorf("%s: %+v", c.name, got)
 		}
 	}
+}
+
+// TestIntermediateProblem: an intermediate that the servers do not replace is told of on every host, from 30 days before its end.
+func TestIntermediateProblem(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		day := 24 * time.Hour
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		id, err := mesh.NodeIDOf(key.Public())
+		if err != nil {
+			t.Fatal(err)
+		}
+		req, err := csr(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		authority := ca.New(ca.Config{TrustDomain: revTD, Store: new(oneValue), Sealer: ca.NewKeySealer(ca.NewKey()), Params: ca.Params{LeafTTL: 30 * day}, Log: discardLog()})
+		if err := authority.Bootstrap(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		a := &Agent{node: mesh.NodeIdentity(revTD, id)}
+		if a.leaves, err = leaf.New(leaf.Config{TrustDomain: revTD, NodeKey: key, Log: discardLog()}); err != nil {
+			t.Fatal(err)
+		}
+		if got := a.intermediateProblems(); got != nil {
+			t.Errorf("without a certificate: %+v", got)
+		}
+		time.Sleep(40 * day)
+		c, err := authority.Issue(t.Context(), ca.Request{CSR: req, Identity: a.node, Node: id})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := a.leaves.SetNode(a.node, c.Chain); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(20*day - time.Minute) // of 90
+		if got := a.intermediateProblems(); got != nil {
+			t.Errorf("30 days before its end: %+v", got)
+		}
+		time.Sleep(2 * time.Minute)
+		got := a.intermediateProblems()
+		if len(got) != 1 || !strings.HasPrefix(got[0].Subject, "intermediate certificate CN=") || !strings.HasPrefix(got[0].Reason, "it ends at 2000-03-31T") || got[0].Hint == "" {
+			t.Errorf("later: %+v", got)
+		}
+	})
 }

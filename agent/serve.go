@@ -41,6 +41,7 @@ var apiCodes = []struct {
 	{raftstore.ErrReadOnly, api.CodeReadOnly},
 	{raftstore.ErrRefused, api.CodeForbidden},
 	{ca.ErrRotating, api.CodeConflict},
+	{ca.ErrGiven, api.CodeInvalid},
 	{registry.ErrNotFound, api.CodeNotFound},
 	{registry.ErrFile, api.CodeConflict},
 	{checks.ErrNotFound, api.CodeNotFound},

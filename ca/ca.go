@@ -6,11 +6,15 @@
 // leaf; a chain as sent holds leaf and intermediate. While the root before is still accepted, it also holds the intermediate as that
 // one signed it: who was off meanwhile and knows no other root can still be talked to, and so hear of the new one.
 //
+// An operator's own authority may stand above the mesh (given.go): then the root's key is not here, and one certificate may stand between it and
+// the intermediate.
+//
 // Source: X.509-SVID (SPIFFE), RFC 5280.
 package ca
 
 import (
 	"context"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -235,9 +239,9 @@ func (c *CA) do(s *State, a Action, now time.Time) error {
 		}
 		s.Bundle++
 	case MakeIntermediate:
-		i, err := c.newSigner("intermediate", s.Current, now, p.IntermediateTTL)
-		if err == nil && len(s.Old) > 0 {
-			err = cross(i, s.Old[len(s.Old)-1])
+		i, err := c.newIntermediate(s.Current, now)
+		if n := len(s.Old) - 1; err == nil && n >= 0 && s.Old[n].Given == nil {
+			err = cross(i, s.Old[n])
 		}
 		if err != nil {
 			return err
@@ -245,6 +249,15 @@ func (c *CA) do(s *State, a Action, now time.Time) error {
 		s.Intermediate = i
 	}
 	return nil
+}
+
+// newIntermediate makes one under a root, or takes the one that was given with it.
+func (c *CA) newIntermediate(root *Signer, now time.Time) (*Signer, error) {
+	if root.Given != nil {
+		i := *root.Given
+		return &i, nil
+	}
+	return c.newSigner("intermediate", root, now, c.cfg.Params.IntermediateTTL)
 }
 
 // newSigner makes a key and its certificate, signed by parent, or by itself when that is nil.
@@ -269,7 +282,7 @@ func (c *CA) newSigner(what string, parent *Signer, now time.Time, ttl time.Dura
 }
 
 // certify signs a CA's certificate by its parent, or with own when that is nil. It ends no later than its parent.
-func certify(t *x509.Certificate, pub *ecdsa.PublicKey, own *ecdsa.PrivateKey, parent *Signer) ([]byte, error) {
+func certify(t *x509.Certificate, pub crypto.PublicKey, own *ecdsa.PrivateKey, parent *Signer) ([]byte, error) {
 	if parent == nil {
 		return x509.CreateCertificate(rand.Reader, t, t, pub, own)
 	}
@@ -292,9 +305,9 @@ func cross(i, old *Signer) error {
 	if err != nil {
 		return err
 	}
-	t := &x509.Certificate{SerialNumber: newSerial(), Subject: c.Subject, NotBefore: c.NotBefore, NotAfter: c.NotAfter, BasicConstraintsValid: true,
-		IsCA: true, KeyUsage: c.KeyUsage, URIs: c.URIs}
-	i.Cross, err = certify(t, c.PublicKey.(*ecdsa.PublicKey), nil, old)
+	t := &x509.Certificate{SerialNumber: newSerial(), RawSubject: c.RawSubject, SubjectKeyId: c.SubjectKeyId, NotBefore: c.NotBefore, NotAfter: c.NotAfter,
+		BasicConstraintsValid: true, IsCA: true, KeyUsage: c.KeyUsage, URIs: c.URIs}
+	i.Cross, err = certify(t, c.PublicKey, nil, old)
 	return err
 }
 
@@ -343,38 +356,51 @@ func (c *CA) Issue(ctx context.Context, r Request) (*Issued, error) {
 	if s.Intermediate == nil {
 		return nil, fmt.Errorf("CA: no intermediate yet: the leader makes one within a minute")
 	}
-	parent, err := x509.ParseCertificate(s.Intermediate.Cert)
-	if err != nil {
-		return nil, fmt.Errorf("CA: %w", err)
-	}
-	key, err := s.Intermediate.key()
-	if err != nil {
-		return nil, err
-	}
 	p := c.cfg.Params
 	if r.TTL <= 0 || r.TTL > p.LeafTTL {
 		r.TTL = p.LeafTTL
 	}
 	now := time.Now()
-	t := &x509.Certificate{
-		SerialNumber: newSerial(), Subject: pkix.Name{SerialNumber: r.Node.String()},
-		NotBefore: now.Add(-p.MaxSkew), NotAfter: earlier(now.Add(r.TTL), parent.NotAfter),
-		URIs: []*url.URL{r.Identity.URL()}, BasicConstraintsValid: true,
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	switch end := s.Intermediate.NotAfter; {
+	case end.After(now):
+	case s.Current.Given != nil:
+		return nil, fmt.Errorf("CA: the intermediate that was given ended at %s: give the next one with `meshagent ca rotate --intermediate FILE --intermediate-key FILE --root FILE`", end.UTC().Format(time.RFC3339))
+	default:
+		return nil, fmt.Errorf("CA: the intermediate has expired (%v): the leader replaces it within a minute; is this server's clock right?", end)
 	}
-	if !t.NotAfter.After(now) {
-		return nil, fmt.Errorf("CA: the intermediate has expired (%v): the leader replaces it within a minute; is this server's clock right?", parent.NotAfter)
-	}
-	der, err := x509.CreateCertificate(rand.Reader, t, parent, pub, key)
+	chain, end, err := s.Intermediate.sign(pub, r.Identity, r.Node, now.Add(-p.MaxSkew), now.Add(r.TTL))
 	if err != nil {
 		return nil, fmt.Errorf("CA: %w", err)
 	}
 	c.issued.With(kindName(r.Identity)).Inc()
-	chain := [][]byte{der, s.Intermediate.Cert}
-	if x := s.Intermediate.Cross; x != nil {
-		chain = append(chain, x)
+	return &Issued{Chain: chain, NotAfter: end}, nil
+}
+
+// sign makes a certificate that does not outlive the intermediate, and returns it as it is sent.
+func (s *Signer) sign(pub crypto.PublicKey, id mesh.Identity, node mesh.NodeID, begin, end time.Time) ([][]byte, time.Time, error) {
+	parent, err := x509.ParseCertificate(s.Cert)
+	if err != nil {
+		return nil, end, err
 	}
-	return &Issued{Chain: chain, NotAfter: t.NotAfter}, nil
+	key, err := s.key()
+	if err != nil {
+		return nil, end, err
+	}
+	t := &x509.Certificate{
+		SerialNumber: newSerial(), Subject: pkix.Name{SerialNumber: node.String()},
+		NotBefore: begin, NotAfter: earlier(end, s.NotAfter),
+		URIs: []*url.URL{id.URL()}, BasicConstraintsValid: true,
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, t, parent, pub, key)
+	if err != nil {
+		return nil, end, err
+	}
+	chain := append([][]byte{der, s.Cert}, s.Upper...)
+	if s.Cross != nil {
+		chain = append(chain, s.Cross)
+	}
+	return chain, t.NotAfter, nil
 }
 
 func kindName(id mesh.Identity) string {

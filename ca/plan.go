@@ -1,7 +1,7 @@
 package ca
 
 import (
-	"crypto/ecdsa"
+	"crypto"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
@@ -18,14 +18,16 @@ type Signer struct {
 	NotAfter time.Time `json:"notAfter"`
 	Retired  time.Time `json:"retired,omitzero"` // since when it signs no more
 	Cross    []byte    `json:"cross,omitempty"`  // of an intermediate: its certificate by the root before, while that is accepted
+	Upper    [][]byte  `json:"upper,omitempty"`  // of an intermediate: what stands between it and the root, from below
+	Given    *Signer   `json:"given,omitempty"`  // of a root whose key the mesh does not have: the intermediate that came with it
 }
 
-func (s *Signer) key() (*ecdsa.PrivateKey, error) {
+func (s *Signer) key() (crypto.Signer, error) {
 	k, err := x509.ParsePKCS8PrivateKey(s.Key)
 	if err != nil {
 		return nil, fmt.Errorf("CA: key: %w", err)
 	}
-	e, ok := k.(*ecdsa.PrivateKey)
+	e, ok := k.(crypto.Signer)
 	if !ok {
 		return nil, fmt.Errorf("CA: key is a %T", k)
 	}
@@ -92,23 +94,35 @@ const (
 // for Spread and every living host has it. For hosts that do not follow it waits until the last tenth of the old root's life: to
 // let it end would hurt all. The old root stays in the bundle for two leaf lives more, when everything it vouched for has been
 // replaced twice. An intermediate travels with each chain and needs no spreading: it is replaced at half of its life, and with its root.
+//
+// Of a root whose key the mesh does not have neither a successor nor another intermediate can be made: its owner gives them. What counts then is
+// the life of the intermediate that was given. One that has ended is not taken.
 func Plan(now time.Time, s State, p Params, acked uint64) []Action {
 	var out []Action
 	switch {
 	case s.Current == nil:
 		return []Action{MakeRoot, MakeIntermediate}
-	case s.Next != nil && now.Sub(s.Next.Created) >= p.Spread && (acked >= s.Bundle || !now.Before(lastTenth(s.Current))):
+	case s.Next != nil && now.Sub(s.Next.Created) >= p.Spread && now.Before(s.Next.signs().NotAfter) &&
+		(acked >= s.Bundle || !now.Before(lastTenth(s.Current.signs()))):
 		out = append(out, ActivateRoot, MakeIntermediate)
-	case s.Next == nil && !now.Before(halfLife(s.Current)):
+	case s.Next == nil && s.Current.Given == nil && !now.Before(halfLife(s.Current)):
 		out = append(out, PrepareRoot)
 	}
 	if slices.ContainsFunc(s.Old, func(r *Signer) bool { return removable(now, r, p) }) {
 		out = append(out, RemoveRoots)
 	}
-	if !slices.Contains(out, MakeIntermediate) && (s.Intermediate == nil || !now.Before(halfLife(s.Intermediate))) {
+	if !slices.Contains(out, MakeIntermediate) && (s.Intermediate == nil || s.Current.Given == nil && !now.Before(halfLife(s.Intermediate))) {
 		out = append(out, MakeIntermediate)
 	}
 	return out
+}
+
+// signs returns what ends first of a root and what it has to sign with: the intermediate, where that is given.
+func (s *Signer) signs() *Signer {
+	if s.Given != nil {
+		return s.Given
+	}
+	return s
 }
 
 func halfLife(s *Signer) time.Time { return s.Created.Add(s.NotAfter.Sub(s.Created) / 2) }

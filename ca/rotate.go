@@ -3,7 +3,6 @@ package ca
 import (
 	"context"
 	"crypto/x509"
-	"fmt"
 	"slices"
 	"time"
 )
@@ -22,9 +21,10 @@ const (
 type Status struct {
 	Bundle       uint64       `json:"bundle"` // its version
 	Step         Step         `json:"step,omitempty"`
-	Due          time.Time    `json:"due,omitzero"` // before this the step does not end
-	Roots        []RootStatus `json:"roots"`        // as in the bundle, the current one first
-	Intermediate time.Time    `json:"intermediate"` // its end
+	Due          time.Time    `json:"due,omitzero"`    // before this the step does not end
+	Roots        []RootStatus `json:"roots"`           // as in the bundle, the current one first
+	Intermediate time.Time    `json:"intermediate"`    // its end, or that of what is above it
+	Given        bool         `json:"given,omitempty"` // the intermediate was given: nobody in the mesh makes the next one
 }
 
 // Role is what a root does.
@@ -58,6 +58,7 @@ func (s *State) status(p Params) Status {
 	st := Status{Bundle: s.Bundle}
 	if s.Intermediate != nil {
 		st.Intermediate = s.Intermediate.NotAfter
+		st.Given = s.Current.Given != nil
 	}
 	for _, r := range s.Old {
 		st.Step = Retire
@@ -82,7 +83,7 @@ func (s *State) status(p Params) Status {
 }
 
 // Rotate makes the root that will sign next, now and not at half of the current one's life. Run does the rest. When there is a next
-// root already it does nothing. Errors: ErrRotating while the root before is still in the bundle, ErrConflict, those of the store.
+// root already it does nothing. Errors: ErrGiven when the root is not the servers' own, ErrRotating while the root before is still in the bundle, ErrConflict, those of the store.
 func (c *CA) Rotate(ctx context.Context) (Status, error) {
 	old, index, err := c.load(ctx)
 	if err != nil {
@@ -93,7 +94,10 @@ func (c *CA) Rotate(ctx context.Context) (Status, error) {
 	case Spread:
 		return st, nil
 	case Retire:
-		return st, fmt.Errorf("%w: its old root is accepted until %s; after that another one can begin", ErrRotating, st.Due.UTC().Format(time.RFC3339))
+		return st, rotating(st)
+	}
+	if old.Current.Given != nil {
+		return st, refuse("the root's key is not the mesh's: give the next intermediate with `meshagent ca rotate --intermediate FILE --intermediate-key FILE --root FILE`, or return to a root that servers make with `meshagent ca rotate --own`")
 	}
 	s := old.clone()
 	if err := c.do(s, PrepareRoot, time.Now()); err != nil {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/ecdsa"
 	"crypto/ed25519"
+	"crypto/rsa"
 	"crypto/x509"
 	"encoding/binary"
 	"errors"
@@ -37,12 +38,16 @@ func Verify(chain []*x509.Certificate, b *mesh.TrustBundle, now time.Time) (mesh
 	case len(chain) > maxChain:
 		return none, fmt.Errorf("%w: chain of %d: at most %d are accepted", ErrPeer, len(chain), maxChain)
 	}
-	for _, c := range chain {
+	for i, c := range chain {
 		if len(c.Raw) > maxCert {
 			return none, fmt.Errorf("%w: of %d bytes: at most %d are accepted", ErrPeer, len(c.Raw), maxCert)
 		}
-		switch c.PublicKey.(type) {
+		switch k := c.PublicKey.(type) {
 		case *ecdsa.PublicKey, ed25519.PublicKey:
+		case *rsa.PublicKey: // of authorities outside of the mesh: each costs a peer one check of a signature
+			if i == 0 || k.N.BitLen() > maxRSA || k.N.BitLen() < minRSA {
+				return none, fmt.Errorf("%w: key of RSA, %d bits: elliptic curves only, for CA certificates also RSA of %d to %d bits", ErrPeer, k.N.BitLen(), minRSA, maxRSA)
+			}
 		default:
 			return none, fmt.Errorf("%w: key of type %T: elliptic curves only", ErrPeer, c.PublicKey)
 		}

@@ -16,6 +16,7 @@
 package api
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/meshagent/meshagent/mesh"
@@ -257,19 +258,34 @@ type Key struct {
 	Primary bool   `json:"primary"` // it encrypts; the others only decrypt
 }
 
-// CA is the answer of GET /ca and of POST /ca/rotate: how the certificate authority stands, as a server says it, and on how many of
+// CA is the answer of GET /ca, of POST /ca/rotate and of POST /ca/authority: how the certificate authority stands, as a server says it, and on how many of
 // the living nodes the trust bundle is.
 type CA struct {
 	Bundle       uint64       `json:"bundle"`                // version of the trust bundle
 	Step         string       `json:"step,omitempty"`        // of the rotation under way: spread, retire
 	Due          time.Time    `json:"due,omitzero"`          // the step does not end before
 	Roots        []CARoot     `json:"roots"`                 // of the bundle, the current one first
-	Intermediate time.Time    `json:"intermediate,omitzero"` // its end
+	Intermediate time.Time    `json:"intermediate,omitzero"` // its end, or that of what is above it
+	Given        bool         `json:"given,omitempty"`       // the intermediate was given: the servers do not make the next one
 	Have         int          `json:"have"`
 	Nodes        int          `json:"nodes"`
 	Pending      []string     `json:"pending,omitempty"` // names of nodes that lack the bundle, 100 at most
 	Revoked      []Revocation `json:"revoked"`
 }
+
+// Authority is the body of POST /ca/authority: where the mesh's certificates are to come from. It is either own, or the other three.
+type Authority struct {
+	Certificate string `json:"certificate,omitempty"` // PEM: the intermediate, then what signed it, up to the root, which may be there or not
+	Key         string `json:"key,omitempty"`         // PEM: of the intermediate; not encrypted
+	Root        string `json:"root,omitempty"`        // PEM: what hosts are to accept
+	Own         bool   `json:"own,omitempty"`         // a root that the servers make
+}
+
+// String does not hold the key.
+func (a Authority) String() string { return fmt.Sprintf("authority (own %v)", a.Own) }
+
+// GoString is String.
+func (a Authority) GoString() string { return a.String() }
 
 // Revocation says that a host, or a service wherever it runs, is refused though its certificates are good.
 type Revocation struct {

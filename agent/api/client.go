@@ -287,6 +287,11 @@ func (c *Client) RotateCA(ctx context.Context) (a CA, err error) {
 	return a, c.do(ctx, http.MethodPost, "/ca/rotate", nil, nil, &a)
 }
 
+// ReplaceCA has certificates come from another authority.
+func (c *Client) ReplaceCA(ctx context.Context, in Authority) (a CA, err error) {
+	return a, c.do(ctx, http.MethodPost, "/ca/authority", nil, in, &a)
+}
+
 // Revoke makes every host refuse a host or a service, or takes that back.
 func (c *Client) Revoke(ctx context.Context, in Revoke) (r Revocation, err error) {
 	return r, c.do(ctx, http.MethodPost, "/ca/revoke", nil, in, &r)

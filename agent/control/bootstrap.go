@@ -22,13 +22,18 @@ type Founding struct {
 }
 
 // Found makes a mesh in an empty store whose only server is this host: CA, gossip key, the host's entry, an API token and
-// one join token.
-func Found(ctx context.Context, store raftstore.API, c *ca.CA, td mesh.TrustDomain, name string, addr netip.AddrPort, csr []byte) (*Founding, error) {
+// one join token. given is nil, or where the CA comes from.
+func Found(ctx context.Context, store raftstore.API, c *ca.CA, given *ca.Given, td mesh.TrustDomain, name string, addr netip.AddrPort, csr []byte) (*Founding, error) {
 	id, err := keyOwner(csr)
 	if err != nil {
 		return nil, err
 	}
-	if err := c.Bootstrap(ctx); err != nil {
+	if given != nil {
+		err = c.BootstrapGiven(ctx, *given)
+	} else {
+		err = c.Bootstrap(ctx)
+	}
+	if err != nil {
 		return nil, err
 	}
 	if err := publish(ctx, store, c); err != nil {

@@ -44,6 +44,23 @@ func (s *Service) RotateCA(ctx context.Context, o Operator) (CAStatus, error) {
 	return st, err
 }
 
+// Replacement says where certificates are to come from: Given, or the servers' own authority.
+type Replacement struct {
+	Given *ca.Given `json:"given,omitempty"`
+}
+
+// ReplaceCA is ca.CA.Replace. Errors: ErrUnauthorized, ErrConflict, ca.ErrGiven, ca.ErrRotating, those of the store.
+func (s *Service) ReplaceCA(ctx context.Context, o Operator, r Replacement) (CAStatus, error) {
+	if err := s.may(ctx, o, access.Write, "ca"); err != nil {
+		return CAStatus{}, err
+	}
+	st, err := s.caStatus(ctx, func(ctx context.Context) (ca.Status, error) { return s.cfg.CA.Replace(ctx, r.Given) })
+	if errors.Is(err, ca.ErrConflict) {
+		err = ErrConflict
+	}
+	return st, err
+}
+
 // BundleAcked returns the version of the trust bundle that every living host says in gossip it uses.
 func (s *Service) BundleAcked(ctx context.Context) (uint64, error) {
 	return s.acked(ctx, func(n *mesh.Node) uint64 { return n.Bundle })

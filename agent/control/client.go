@@ -223,6 +223,11 @@ func (c *Client) RotateCA(ctx context.Context, o Operator) (CAStatus, error) {
 	return call[CAStatus](ctx, c, write, "ca/rotate", o.Token, none{})
 }
 
+// ReplaceCA is Service.ReplaceCA.
+func (c *Client) ReplaceCA(ctx context.Context, o Operator, r Replacement) (CAStatus, error) {
+	return call[CAStatus](ctx, c, write, "ca/replace", o.Token, r)
+}
+
 // Leave is Service.Leave for this host.
 func (c *Client) Leave(ctx context.Context) error {
 	_, err := call[none](ctx, c, write, "leave", "", none{})
@@ -423,6 +428,7 @@ type API interface {
 	RotateKeyring(ctx context.Context, o Operator) (Keyring, error)
 	CAStatus(ctx context.Context) (CAStatus, error)
 	RotateCA(ctx context.Context, o Operator) (CAStatus, error)
+	ReplaceCA(ctx context.Context, o Operator, r Replacement) (CAStatus, error)
 	Revoke(ctx context.Context, o Operator, r RevokeSpec) (Revocation, error)
 	Leave(ctx context.Context) error
 	Secret(ctx context.Context, ref policy.SecretRef) (map[string][]byte, error)

@@ -87,7 +87,7 @@ func TestFounding(t *testing.T) {
 		if n, err := f.service.node(t.Context(), f.id); err != nil || !n.entry.Server || n.entry.Name != "host-1" {
 			t.Errorf("%+v, %v", n, err)
 		}
-		if _, err := Found(t.Context(), f.store, f.ca, td, "again", f.addr, f.csr()); err == nil || err.Error() != "the store is not empty: it belongs to a mesh already" {
+		if _, err := Found(t.Context(), f.store, f.ca, nil, td, "again", f.addr, f.csr()); err == nil || err.Error() != "the store is not empty: it belongs to a mesh already" {
 			t.Errorf("second founding: %v", err)
 		}
 	})

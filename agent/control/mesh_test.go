@@ -197,7 +197,7 @@ func (w *world) found() *host {
 	if err := h.store.WaitLeader(w.t.Context()); err != nil {
 		w.t.Fatal(err)
 	}
-	f, err := Found(w.t.Context(), h.store, h.ca, td, "host-1", h.addr, h.csr())
+	f, err := Found(w.t.Context(), h.store, h.ca, nil, td, "host-1", h.addr, h.csr())
 	if err != nil {
 		w.t.Fatal(err)
 	}

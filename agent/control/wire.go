@@ -35,6 +35,7 @@ var codes = []struct {
 	{"busy", http.StatusTooManyRequests, ErrBusy},
 	{"invalid", http.StatusBadRequest, ErrInvalid},
 	{"request_refused", http.StatusBadRequest, ca.ErrRequest},
+	{"ca_refused", http.StatusBadRequest, ca.ErrGiven},
 	{"rotating", http.StatusConflict, ca.ErrRotating},
 	{"no_ca", http.StatusServiceUnavailable, ca.ErrNoCA},
 	{"no_leader", http.StatusServiceUnavailable, raftstore.ErrNoLeader},

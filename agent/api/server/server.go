@@ -85,6 +85,8 @@ type CA interface {
 	CA(ctx context.Context) (api.CA, error)
 	// RotateCA authorizes o itself.
 	RotateCA(ctx context.Context, o Operator) (api.CA, error)
+	// ReplaceCA authorizes o itself. Either Own or one of the others is set.
+	ReplaceCA(ctx context.Context, o Operator, in api.Authority) (api.CA, error)
 	// Revoke authorizes o itself. Either Node or Service is set.
 	Revoke(ctx context.Context, o Operator, r api.Revoke) (api.Revocation, error)
 	// Bundle returns the roots that this agent accepts, as PEM.

@@ -109,6 +109,18 @@ func (s *Server) postRotateCA(c *call) (any, error) {
 	return s.withSpread(a), err
 }
 
+func (s *Server) postAuthority(c *call) (any, error) {
+	var in api.Authority
+	if err := c.json(&in); err != nil {
+		return nil, err
+	}
+	if given := in.Certificate != "" || in.Key != "" || in.Root != ""; given == in.Own {
+		return nil, invalid("", "body: either own, or certificate, key and root are needed")
+	}
+	a, err := s.cfg.CA.ReplaceCA(c.ctx, c.op, in)
+	return s.withSpread(a), err
+}
+
 func (s *Server) withSpread(a api.CA) api.CA {
 	sp := spreadOf(s.cfg.Snapshots.Load(), func(n *mesh.Node) bool { return n.Bundle >= a.Bundle })
 	a.Roots, a.Revoked, a.Have, a.Nodes, a.Pending = list(a.Roots), list(a.Revoked), sp.have, sp.nodes, sp.pending
