@@ -112,7 +112,7 @@ func (l *Limit) Full() string {
 // String says the limit in words.
 func (l *Limit) String() string {
 	if l.Global != nil {
-		return fmt.Sprintf("rate: as %s says (%s)", l.Global, l.Full())
+		return fmt.Sprintf("rate: as %s (%s)", l.Global, l.Full())
 	}
 	what, of := "requests", ""
 	if l.Connections {

@@ -16,6 +16,7 @@ import (
 	"sync"
 	"time"
 
+	rlsv3 "github.com/envoyproxy/go-control-plane/envoy/service/ratelimit/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
@@ -28,6 +29,7 @@ type app struct {
 	id     string
 	lines  bool // it answers lines of text
 	grpc   bool
+	counts int // it counts for others, by Envoy's rate limit protocol: each descriptor has so many calls
 	tls    *tls.Config
 	listen string // address; with port 0 until it was started once
 
@@ -69,6 +71,12 @@ func (a *app) start() error {
 	}
 	if a.lines {
 		go a.serveLines(ln)
+		return nil
+	}
+	if a.counts > 0 {
+		s := grpc.NewServer()
+		rlsv3.RegisterRateLimitServiceServer(s, &counter{app: a, used: map[string]int{}})
+		go s.Serve(ln)
 		return nil
 	}
 	if a.grpc {

@@ -160,7 +160,7 @@ func (w *world) run(args []string) (string, error) {
 			caller = true
 		case !ok:
 			return "", fmt.Errorf("%q is not KEY=VALUE", a)
-		case slices.Contains([]string{"id", "protocol", "port", "namespace", "listen", "weight", "account", "check", "tls", "spiffe"}, k):
+		case slices.Contains([]string{"id", "protocol", "port", "namespace", "listen", "weight", "account", "check", "tls", "spiffe", "counts"}, k):
 			opt[k] = v
 		default:
 			labels[k] = v
@@ -174,6 +174,12 @@ func (w *world) run(args []string) (string, error) {
 		return "", fmt.Errorf("there is an instance %q already: give this one another id=", id)
 	}
 	a := &app{id: id, lines: opt["protocol"] == "tcp" || opt["protocol"] == "lines", grpc: opt["protocol"] == "grpc"}
+	if n := opt["counts"]; n != "" {
+		var err error
+		if a.counts, err = strconv.Atoi(n); err != nil || a.counts < 1 || !a.grpc {
+			return "", fmt.Errorf("counts=%s: a positive number, of an application with protocol=grpc", n)
+		}
+	}
 	if opt["tls"] != "" {
 		cfg, err := w.serverTLS(strings.Split(opt["tls"], ","))
 		if err != nil {
