@@ -151,8 +151,8 @@ func (a *Agent) status() api.Status {
 	return st
 }
 
-// certAlarm is how near its end a certificate is a problem: renewal at half of 24 h has failed for long then.
-const certAlarm = 6 * time.Hour
+// certAlarm is how near its end a certificate is a problem: renewal at half of 60 h has failed for half a day then.
+const certAlarm = 12 * time.Hour
 
 // lostAlarm is how long servers may be silent before that is a problem: an election takes less.
 const lostAlarm = 10 * time.Second

@@ -54,7 +54,7 @@ type Store interface {
 type Params struct {
 	RootTTL         time.Duration // 10 years
 	IntermediateTTL time.Duration // 90 days
-	LeafTTL         time.Duration // 24 h; also the longest
+	LeafTTL         time.Duration // 60 h; also the longest
 	Spread          time.Duration // 1 h: how long at least a new root is in the bundle before it signs
 	MaxSkew         time.Duration // 10 s: how far clocks may differ; certificates begin that much earlier
 }

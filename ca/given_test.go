@@ -290,7 +290,7 @@ func TestReplace(t *testing.T) {
 		if _, err := c.Rotate(ctx); !errors.Is(err, ErrRotating) {
 			t.Errorf("rotation at once: %v", err)
 		}
-		time.Sleep(48 * time.Hour)
+		time.Sleep(2 * defaultLeafTTL)
 		is(advance(), nil, "3  [current] true")
 		if chain := issue(); len(chain) != 3 {
 			t.Errorf("a chain of %d", len(chain))
@@ -331,7 +331,7 @@ func TestReplace(t *testing.T) {
 		if chain := issue(); len(chain) != 2 {
 			t.Errorf("a chain of %d", len(chain))
 		}
-		time.Sleep(48 * time.Hour)
+		time.Sleep(2 * defaultLeafTTL)
 		acked = 5
 		is(advance(), nil, "5  [current] true")
 

@@ -78,7 +78,7 @@ func TestRotate(t *testing.T) {
 		accepted("who was off, of the old root", before, early)
 		acked = 2
 		st = advance()
-		if is(st, "2 retire [current old]"); !st.Due.Equal(time.Now().Add(48 * time.Hour)) {
+		if is(st, "2 retire [current old]"); !st.Due.Equal(time.Now().Add(120 * time.Hour)) {
 			t.Errorf("%+v", st)
 		}
 		both, late := bundle(), issue()
@@ -93,7 +93,7 @@ func TestRotate(t *testing.T) {
 		if want := "the last rotation of the CA is not over: its old root is accepted until " + st.Due.UTC().Format(time.RFC3339) + "; after that another one can begin"; !errors.Is(err, ErrRotating) || err.Error() != want {
 			t.Errorf("%v, want %s", err, want)
 		}
-		time.Sleep(48*time.Hour - 1)
+		time.Sleep(120*time.Hour - 1)
 		is(advance(), "2 retire [current old]")
 		time.Sleep(time.Nanosecond)
 		is(advance(), "3  [current]")

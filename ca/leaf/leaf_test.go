@@ -261,17 +261,17 @@ func TestRenewalIsAtAJitteredHalfLife(t *testing.T) {
 		}
 		m.Want(ids)
 		defer run(t, m)()
-		time.Sleep(9 * time.Hour)
+		time.Sleep(23 * time.Hour)
 		if n := i.issued.Load(); n != 64 {
-			t.Errorf("%d issued after 9 h: renewal is too early", n)
+			t.Errorf("%d issued after 23 h: renewal is too early", n)
 		}
-		time.Sleep(3 * time.Hour)
+		time.Sleep(7 * time.Hour)
 		if n := i.issued.Load(); n <= 64 || n >= 128 {
-			t.Errorf("%d issued after 12 h: some, not all, should be renewed", n)
+			t.Errorf("%d issued after 30 h: some, not all, should be renewed", n)
 		}
-		time.Sleep(3 * time.Hour)
+		time.Sleep(7 * time.Hour)
 		if n := i.issued.Load(); n != 128 {
-			t.Errorf("%d issued after 15 h: all should be renewed", n)
+			t.Errorf("%d issued after 37 h: all should be renewed", n)
 		}
 	})
 }
@@ -324,12 +324,33 @@ func TestHostCertificateIsToldAtRenewal(t *testing.T) {
 		}
 		m.Want([]mesh.Identity{workload("web")}) // not the host's own
 		stop := run(t, m)
-		time.Sleep(19 * time.Hour) // the renewal comes after 9.6 to 14.4 h, the one after it not before 19.2 h
+		time.Sleep(47 * time.Hour) // the renewal comes after 24 to 36 h, the one after it not before 48 h
 		stop()
 		if len(told) != 1 || bytes.Equal(told[0][0], first[0]) {
-			t.Errorf("told %d times in 19 h: the renewal at half of 24 h is to be told, once", len(told))
+			t.Errorf("told %d times in 47 h: the renewal at half of 60 h is to be told, once", len(told))
 		}
 	})
+}
+
+// TestE32DayWithoutServers: whenever a day without servers begins, no certificate ends in it.
+func TestE32DayWithoutServers(t *testing.T) {
+	for hour := range 75 {
+		synctest.Test(t, func(t *testing.T) {
+			i := newIssuer(t, ca.Params{})
+			m := newManager(t, i, "", nodeKey(t))
+			m.Want([]mesh.Identity{workload("web")})
+			defer run(t, m)()
+			if _, err := m.Certificate(t.Context(), workload("web")); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Duration(hour) * time.Hour)
+			i.down.Store(true)
+			time.Sleep(24 * time.Hour)
+			if _, err := m.Certificate(t.Context(), workload("web")); err != nil {
+				t.Errorf("a day without servers after %d h: %v", hour, err)
+			}
+		})
+	}
 }
 
 func TestServersAway(t *testing.T) {
@@ -342,7 +363,7 @@ func TestServersAway(t *testing.T) {
 			t.Fatal(err)
 		}
 		i.down.Store(true)
-		time.Sleep(23 * time.Hour)
+		time.Sleep(59 * time.Hour)
 		if _, err := m.Certificate(t.Context(), workload("web")); err != nil {
 			t.Errorf("a certificate is good until its end: %v", err)
 		}
@@ -383,7 +404,7 @@ func TestManyCallersOneIssue(t *testing.T) {
 		if n := i.issued.Load(); n != 1 {
 			t.Errorf("%d issues", n)
 		}
-		time.Sleep(48 * time.Hour) // nobody asks for it any more
+		time.Sleep(120 * time.Hour) // nobody asks for it any more
 		if n, h := i.issued.Load(), m.Health(); n > 2 || len(h) != 0 {
 			t.Errorf("%d issues, still kept: %v", n, h)
 		}
