@@ -410,7 +410,7 @@ func selected(selector mesh.Labels, svc mesh.ServiceName, labels mesh.Labels) bo
 }
 
 func (a *authz) matches(t *Target, r *Request, who caller) bool {
-	if a.index.by == nil {
+	if !a.index.built {
 		for i := range a.rules {
 			if a.rule(i, t, r, who) {
 				return true
@@ -418,7 +418,7 @@ func (a *authz) matches(t *Target, r *Request, who caller) bool {
 		}
 		return false
 	}
-	for _, some := range a.index.of(who) {
+	for _, some := range a.index.of(r, who) {
 		for _, i := range some {
 			if a.rule(i, t, r, who) {
 				return true
