@@ -292,8 +292,17 @@ func (c *Config) check(file string) error {
 	if f := c.Log.Format; f != "text" && f != "json" {
 		bad("log.format", "%q is neither text nor json", f)
 	}
-	if s := c.CA.Seal; s != sealFile && s != sealCreds {
-		bad("ca.seal", "%q is neither file nor systemd-creds", s)
+	switch id := c.CA.AgeIdentity; c.CA.Seal {
+	case sealFile, sealCreds:
+		if id != "" {
+			bad("ca.ageIdentity", "goes with seal: age only")
+		}
+	case sealAge:
+		if !filepath.IsAbs(id) {
+			bad("ca.ageIdentity", "%q is not an absolute path: write that of the file which age-keygen made", id)
+		}
+	default:
+		bad("ca.seal", "%q is neither file nor systemd-creds nor age", c.CA.Seal)
 	}
 	if h := c.Raft.Heartbeat; h < 50*time.Millisecond || h > time.Minute {
 		bad("raft.heartbeat", "%v: from 50ms to 1m is possible", h)

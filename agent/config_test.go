@@ -77,7 +77,9 @@ func TestBadConfigurations(t *testing.T) {
 		{"name: h1\ngateway: {trustedProxies: [10.1.0.0/8], numTrustedProxies: 17}", `: gateway.trustedProxies[0]: 10.1.0.0/8 has bits beyond its length: write 10.0.0.0/8`},
 		{"name: h1\ngateway: {trustedProxies: [10.0.0.0/8], numTrustedProxies: 17}", `: gateway.numTrustedProxies: 17 is not from 0 to 16`},
 		{"name: h1\nlog: {format: xml}", `: log.format: "xml" is neither text nor json`},
-		{"name: h1\nca: {seal: age}", `: ca.seal: "age" is neither file nor systemd-creds`},
+		{"name: h1\nca: {seal: gpg}", `: ca.seal: "gpg" is neither file nor systemd-creds nor age`},
+		{"name: h1\nca: {seal: age}", `: ca.ageIdentity: "" is not an absolute path: write that of the file which age-keygen made`},
+		{"name: h1\nca: {ageIdentity: /x}", `: ca.ageIdentity: goes with seal: age only`},
 		{"name: h1\nraft: {heartbeat: 1ms}", `: raft.heartbeat: 1ms: from 50ms to 1m is possible`},
 	} {
 		file := writeConfig(t, c.text)

@@ -24,6 +24,7 @@ const (
 	fileMembership  = "membership.json" // trust domain, certificates, bundle, gossip keys, servers
 	fileKey         = "node.key"        // the host's private key: who it is
 	fileSealKey     = "seal.key"        // servers: opens the CA's keys in the store, unless ca.seal says otherwise
+	fileSealKeyAge  = "seal.key.age"    // as that, encrypted for an identity of age
 	fileSnapshot    = "snapshot.json"   // last good policy and catalog, for a start without servers
 	fileVIPs        = "vips.json"       // addresses of services on this host
 	fileCredentials = "gateway.sealed"  // Secrets for gateways, sealed under the host's key

@@ -42,7 +42,7 @@ func Init(ctx context.Context, cfg *Config, trustDomain string, authority *api.A
 		return nil, err
 	}
 	defer unlock()
-	for _, old := range []string{dirRaft, dirLeaves, fileSnapshot, fileSealKey} { // of an Init that did not end
+	for _, old := range []string{dirRaft, dirLeaves, fileSnapshot, fileSealKey, fileSealKeyAge} { // of an Init that did not end
 		if err := os.RemoveAll(dir.path(old)); err != nil {
 			return nil, fmt.Errorf("data directory: %w", err)
 		}
@@ -56,7 +56,7 @@ func Init(ctx context.Context, cfg *Config, trustDomain string, authority *api.A
 		return nil, err
 	}
 	seal := ca.NewKey()
-	if err := writeFile(dir.path(fileSealKey), ca.FormatKey(seal)); err != nil {
+	if err := cfg.writeSealKey(dir, seal); err != nil {
 		return nil, err
 	}
 	at := netip.AddrPortFrom(addr, cfg.Ports.Mesh)
@@ -136,7 +136,7 @@ func Join(ctx context.Context, cfg *Config, token string) (*control.Membership, 
 		if copy(k[:], m.SealKey) != len(k) {
 			return nil, errors.New("the server sent a seal key of the wrong length")
 		}
-		if err := writeFile(dir.path(fileSealKey), ca.FormatKey(k)); err != nil {
+		if err := cfg.writeSealKey(dir, k); err != nil {
 			return nil, err
 		}
 		m.SealSum = sealSum(k)

@@ -5,24 +5,31 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"filippo.io/age"
+	"filippo.io/age/armor"
 
 	"github.com/meshagent/meshagent/ca"
 )
 
 // CA says how a server keeps what opens the keys of the certificate authority.
 type CA struct {
-	// Seal is where the seal key lies: "file", seal.key in dataDir, or "systemd-creds", a credential of the unit that systemd has
-	// encrypted, with the TPM where there is one.
+	// Seal is where the seal key lies: "file", seal.key in dataDir; "systemd-creds", a credential of the unit that systemd has
+	// encrypted, with the TPM where there is one; or "age", seal.key.age in dataDir, encrypted for an identity of age.
 	Seal string `yaml:"seal"`
+	// AgeIdentity is the file of that identity, with seal age, and only then.
+	AgeIdentity string `yaml:"ageIdentity"`
 }
 
 // The ways of CA.Seal.
 const (
 	sealFile  = "file"
 	sealCreds = "systemd-creds"
+	sealAge   = "age"
 )
 
 // sealCredential is the name of the unit's credential.
@@ -40,26 +47,36 @@ func (c *Config) checkedSealKey(dir dataDir, sum []byte) ([32]byte, error) {
 	k, err := c.sealKey(dir)
 	if err == nil && len(sum) > 0 && !bytes.Equal(sealSum(k), sum) {
 		where := dir.path(fileSealKey)
-		if c.CA.Seal == sealCreds {
+		switch c.CA.Seal {
+		case sealCreds:
 			where = "the credential " + sealCredential
+		case sealAge:
+			where = dir.path(fileSealKeyAge)
 		}
 		return [32]byte{}, fmt.Errorf("ca.seal: %s holds another seal key than that of this mesh: restore it from a backup, or from another server", where)
 	}
 	return k, err
 }
 
-// sealKey returns the key that opens the CA's keys in the store. With systemd-creds a key that still lies in the data directory is an
+// sealKey returns the key that opens the CA's keys in the store. If it is not to lie in a file, one that still lies in the data directory is an
 // error: it would make the sealing worthless, and after another join it is the one that counts.
 func (c *Config) sealKey(dir dataDir) ([32]byte, error) {
 	file := dir.path(fileSealKey)
-	if c.CA.Seal != sealCreds {
+	if c.CA.Seal != sealCreds && c.CA.Seal != sealAge {
 		return ca.LoadKey(file)
 	}
 	switch _, err := os.Lstat(file); {
 	case err == nil:
-		return [32]byte{}, fmt.Errorf("ca.seal: seal key %s lies there in plain: as root, `systemd-creds encrypt --name=%s %s /etc/meshagent/seal.cred`, then shred -u it", file, sealCredential, file)
+		encrypt := fmt.Sprintf("systemd-creds encrypt --name=%s %s /etc/meshagent/seal.cred", sealCredential, file)
+		if c.CA.Seal == sealAge {
+			encrypt = fmt.Sprintf("age -e -i %s -o %s %s", c.CA.AgeIdentity, dir.path(fileSealKeyAge), file)
+		}
+		return [32]byte{}, fmt.Errorf("ca.seal: seal key %s lies there in plain: as root, `%s`, then shred -u it", file, encrypt)
 	case !errors.Is(err, fs.ErrNotExist):
 		return [32]byte{}, fmt.Errorf("ca.seal: %w", err)
+	}
+	if c.CA.Seal == sealAge {
+		return openAge(dir.path(fileSealKeyAge), c.CA.AgeIdentity)
 	}
 	at := os.Getenv("CREDENTIALS_DIRECTORY")
 	if at == "" {
@@ -78,4 +95,98 @@ func (c *Config) sealKey(dir dataDir) ([32]byte, error) {
 		return k, fmt.Errorf("ca.seal: credential %s is not 64 hexadecimal digits: encrypt the seal.key of a server again", sealCredential)
 	}
 	return k, nil
+}
+
+// maxAge bounds files of age, in bytes.
+const maxAge = 64 << 10
+
+// openAge reads a seal key that age has encrypted, armored or not, with the identities of a file. Its errors hold neither.
+func openAge(file, identity string) (k [32]byte, err error) {
+	ids, err := ageIdentities(identity)
+	if err != nil {
+		return k, err
+	}
+	b, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return k, fmt.Errorf("ca.seal: %s is missing: encrypt the seal.key of a server for this one: age -e -i %s -o %s seal.key", file, identity, file)
+	}
+	if err != nil {
+		return k, fmt.Errorf("ca.seal: %w", err)
+	}
+	var in io.Reader = bytes.NewReader(b)
+	if bytes.HasPrefix(b, []byte(armor.Header)) {
+		in = armor.NewReader(in)
+	}
+	r, err := age.Decrypt(in, ids...)
+	if none, ok := errors.AsType[*age.NoIdentityMatchError](err); ok && none != nil {
+		return k, fmt.Errorf("ca.seal: %s is not encrypted for the identity in %s", file, identity)
+	}
+	var plain []byte
+	if err == nil {
+		plain, err = io.ReadAll(io.LimitReader(r, maxAge))
+	}
+	if err != nil {
+		return k, fmt.Errorf("ca.seal: %s is damaged, or no file of age: %w", file, err)
+	}
+	if k, err = ca.ParseKey(plain); err != nil {
+		return k, fmt.Errorf("ca.seal: what is encrypted in %s is not 64 hexadecimal digits: encrypt the seal.key of a server", file)
+	}
+	return k, nil
+}
+
+// ageIdentities reads the file of identities that age-keygen wrote.
+func ageIdentities(name string) ([]age.Identity, error) {
+	bad := func(format string, args ...any) ([]age.Identity, error) {
+		return nil, fmt.Errorf("ca.ageIdentity: %w", fmt.Errorf(format, args...))
+	}
+	f, err := os.Open(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return bad("%s is missing: without it the seal key cannot be opened; for a new server `age-keygen -o %s` makes one", name, name)
+	}
+	if err != nil {
+		return bad("%w", err)
+	}
+	defer f.Close()
+	if st, err := f.Stat(); err != nil {
+		return bad("%w", err)
+	} else if st.Mode().Perm()&0o077 != 0 {
+		return bad("%s can be read by others (mode %v): chmod 600 it", name, st.Mode().Perm())
+	}
+	ids, err := age.ParseIdentities(io.LimitReader(f, maxAge))
+	if err != nil {
+		return bad("%s is no file of identities that age-keygen wrote: those with a passphrase, of plugins and of SSH are not read", name)
+	}
+	return ids, nil
+}
+
+// writeSealKey keeps the seal key of a new server: encrypted with age, else in plain, from where an operator gives it to systemd.
+func (c *Config) writeSealKey(dir dataDir, k [32]byte) error {
+	if c.CA.Seal != sealAge {
+		return writeFile(dir.path(fileSealKey), ca.FormatKey(k))
+	}
+	ids, err := ageIdentities(c.CA.AgeIdentity)
+	if err != nil {
+		return err
+	}
+	var to age.Recipient
+	switch id := ids[0].(type) {
+	case *age.X25519Identity:
+		to = id.Recipient()
+	case *age.HybridIdentity:
+		to = id.Recipient()
+	default:
+		return fmt.Errorf("ca.ageIdentity: the first identity in %s is a %T, for which nothing can be encrypted", c.CA.AgeIdentity, id)
+	}
+	var out bytes.Buffer
+	w, err := age.Encrypt(&out, to)
+	if err == nil {
+		_, err = w.Write(ca.FormatKey(k))
+	}
+	if err == nil {
+		err = w.Close()
+	}
+	if err != nil {
+		return fmt.Errorf("ca.seal: %w", err)
+	}
+	return writeFile(dir.path(fileSealKeyAge), out.Bytes())
 }
