@@ -66,9 +66,23 @@ func verify(chain []*x509.Certificate, roots *x509.CertPool, host string) error 
 		return err
 	}
 	for _, c := range chains {
-		if root := c[len(c)-1]; len(root.URIs) == 1 && root.URIs[0].Scheme == "spiffe" && root.URIs[0].Host == id.TrustDomain().String() {
+		if ofMesh(c[1:], id.TrustDomain().String()) {
 			return nil
 		}
 	}
 	return fmt.Errorf("the certificate of %s is of an authority that is not of its mesh", id)
+}
+
+// ofMesh reports whether one of the certificates above a leaf's says that it is the authority of a trust domain, and none that it is
+// another's: the root is no authority of a mesh where an operator's own stands above.
+func ofMesh(above []*x509.Certificate, td string) (ok bool) {
+	for _, c := range above {
+		for _, u := range c.URIs {
+			if u.Scheme == "spiffe" && u.Host != td {
+				return false
+			}
+			ok = ok || u.Scheme == "spiffe" && u.Path == ""
+		}
+	}
+	return ok
 }

@@ -21,6 +21,7 @@ func TestWhoIsCalled(t *testing.T) {
 	spiffe := func(id string) []*url.URL { return []*url.URL{{Scheme: "spiffe", Host: "test.mesh", Path: id}} }
 	node := apitest.Node(1).String()
 	ca, mesh, other := apitest.NewAuthority("a"), apitest.NewAuthority("a", spiffe("")...), apitest.NewAuthority("a", &url.URL{Scheme: "spiffe", Host: "other.mesh"})
+	below, wrong, plain := ca.Below(spiffe("")...), other.Below(spiffe("")...), ca.Below()
 	local := []net.IP{net.IPv4(127, 0, 0, 1)}
 	for _, c := range []struct {
 		what  string
@@ -42,6 +43,9 @@ func TestWhoIsCalled(t *testing.T) {
 		{"a server that has a name, too", mesh, x509.Certificate{URIs: spiffe("/server/" + node), DNSNames: []string{"mesh.example"}}, mesh.PEM(), "127.0.0.1"},
 		{"a server by an authority of another mesh", other, x509.Certificate{URIs: spiffe("/server/" + node)}, other.PEM(), "is of an authority that is not of its mesh"},
 		{"a server by an authority of no mesh", ca, x509.Certificate{URIs: spiffe("/server/" + node)}, ca.PEM(), "is of an authority that is not of its mesh"},
+		{"a server by the mesh's authority below another", below, x509.Certificate{URIs: spiffe("/server/" + node)}, ca.PEM(), ""},
+		{"a server by an authority below that of another mesh", wrong, x509.Certificate{URIs: spiffe("/server/" + node)}, other.PEM(), "is of an authority that is not of its mesh"},
+		{"a server by another authority below that", plain, x509.Certificate{URIs: spiffe("/server/" + node)}, ca.PEM(), "is of an authority that is not of its mesh"},
 		{"a server, by the system's authorities", mesh, x509.Certificate{URIs: spiffe("/server/" + node)}, nil, "127.0.0.1"},
 	} {
 		asked := false

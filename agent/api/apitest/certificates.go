@@ -26,8 +26,9 @@ type Keys struct {
 
 // Authority is a certificate authority for tests.
 type Authority struct {
-	Cert *x509.Certificate
-	key  *ecdsa.PrivateKey
+	Cert  *x509.Certificate
+	key   *ecdsa.PrivateKey
+	above [][]byte // what is sent with what it signs
 }
 
 // NewAuthority makes one that is good for an hour. Those of meshes have their trust domain as URI.
@@ -37,6 +38,16 @@ func NewAuthority(name string, uris ...*url.URL) *Authority {
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign, URIs: uris}
 	a.Cert = sign(t, t, &a.key.PublicKey, a.key)
 	return a
+}
+
+// Below makes one that a has signed.
+func (a *Authority) Below(uris ...*url.URL) *Authority {
+	b := &Authority{key: newKey()}
+	t := &x509.Certificate{SerialNumber: big.NewInt(3), Subject: pkix.Name{CommonName: "below " + a.Cert.Subject.CommonName}, NotBefore: a.Cert.NotBefore, NotAfter: a.Cert.NotAfter,
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign, URIs: uris}
+	b.Cert = sign(t, a.Cert, &b.key.PublicKey, a.key)
+	b.above = [][]byte{b.Cert.Raw}
+	return b
 }
 
 // Sign makes a certificate of t for a new key. What t leaves out is filled in: an hour, and both uses.
@@ -55,7 +66,7 @@ func (a *Authority) Sign(t *x509.Certificate) tls.Certificate {
 		t.KeyUsage = x509.KeyUsageDigitalSignature
 	}
 	c := sign(t, a.Cert, &key.PublicKey, a.key)
-	return tls.Certificate{Certificate: [][]byte{c.Raw}, PrivateKey: key, Leaf: c}
+	return tls.Certificate{Certificate: append([][]byte{c.Raw}, a.above...), PrivateKey: key, Leaf: c}
 }
 
 // PEM returns a certificate, and its key, as files have them.
