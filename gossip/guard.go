@@ -57,7 +57,7 @@ const (
 	// maxStreams and maxStreamsOf bound the streams that others have open here, all and of one address. One lasts for milliseconds
 	// every 30 s and host; a stranger can hold one for streamTime.
 	maxStreams   = 256
-	maxStreamsOf = 16
+	maxStreamsOf = 64
 	streamTime   = 10 * time.Second
 )
 

@@ -35,17 +35,18 @@ func main() {
 	pkg := flag.String("pkg", "./mesh/policy", "the package that is changed and whose tests are run")
 	files := flag.String("files", "authz*.go", "its files, as a pattern")
 	first := flag.String("first", "Authz|Authorize|Bad", "tests that are run first, since they are quick: the others see what these did not notice")
+	then := flag.String("then", ".", "those others; in a large package these are all that may notice, within a minute")
 	workers := flag.Int("workers", 2, "changes that are tried at one time")
 	every := flag.Int("every", 1, "try each Nth change alone")
 	least := flag.Float64("least", 0, "fail if a smaller part, in percent, is noticed")
 	flag.Parse()
-	if err := run(*pkg, *files, *first, *workers, *every, *least); err != nil {
+	if err := run(*pkg, *files, *first, *then, *workers, *every, *least); err != nil {
 		fmt.Fprintln(os.Stderr, "mutate:", err)
 		os.Exit(1)
 	}
 }
 
-func run(pkg, pattern, first string, workers, every int, least float64) error {
+func run(pkg, pattern, first, then string, workers, every int, least float64) error {
 	names, err := filepath.Glob(filepath.Join(pkg, pattern))
 	if err != nil {
 		return err
@@ -77,7 +78,7 @@ func run(pkg, pattern, first string, workers, every int, least float64) error {
 	for range workers {
 		work.Go(func() {
 			for m := range next {
-				noticed, compiles, err := m.try(pkg, first)
+				noticed, compiles, err := m.try(pkg, first, then)
 				mu.Lock()
 				switch {
 				case err != nil:
@@ -183,7 +184,7 @@ func mutants(name string, src []byte) (out []mutant, err error) {
 }
 
 // try runs the tests with the change. The tree stays as it is.
-func (m mutant) try(pkg, first string) (noticed, compiles bool, err error) {
+func (m mutant) try(pkg, first, then string) (noticed, compiles bool, err error) {
 	src, err := os.ReadFile(m.file)
 	if err != nil {
 		return false, false, err
@@ -215,7 +216,7 @@ func (m mutant) try(pkg, first string) (noticed, compiles bool, err error) {
 		}
 		return false, false, fmt.Errorf("%w: %s", err, out)
 	}
-	for _, tests := range []string{first, "."} {
+	for _, tests := range []string{first, then} {
 		ok, err := passes(program, pkg, tests)
 		if err != nil || !ok {
 			return !ok, true, err

@@ -63,7 +63,7 @@ func TestTry(t *testing.T) {
 		m                 mutant
 		noticed, compiles bool
 	}{{at(">", ">="), true, true}, {at("true", "false"), false, true}, {at(">", "=>"), false, false}} {
-		noticed, compiles, err := x.m.try(".", "None")
+		noticed, compiles, err := x.m.try(".", "None", ".")
 		if noticed != x.noticed || compiles != x.compiles || err != nil {
 			t.Errorf("%v: noticed %v, compiles %v, %v", x.m, noticed, compiles, err)
 		}

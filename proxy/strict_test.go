@@ -1,0 +1,92 @@
+package proxy_test
+
+import (
+	"context"
+	"crypto/tls"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+	"time"
+
+	"github.com/meshagent/meshagent/mesh"
+	"github.com/meshagent/meshagent/proxy"
+)
+
+// TestServeTunnelIsStrict: whatever a mesh port lets through, a tunnel is only served to an agent or a workload with a certificate that says who it is,
+// by HTTP/2, for a service of the mesh.
+func TestServeTunnelIsStrict(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	h := w.host("a")
+	h.serve("web", nil)
+	plain := httptest.NewTLSServer(http.NotFoundHandler())
+	defer plain.Close()
+	own := plain.TLS.Certificates[0] // names nobody of the mesh
+	cert := func(id mesh.Identity) *tls.Certificate {
+		c, err := h.leaves.Certificate(t.Context(), id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	for name, c := range map[string]struct {
+		cert   *tls.Certificate
+		alpn   string
+		sni    string
+		served bool
+	}{
+		"as it should be":             {cert(workload("frontend")), "h2", "web.service.mesh", true},
+		"with a namespace":            {cert(workload("frontend")), "h2", "web.default.service.mesh", true},
+		"without a certificate":       {nil, "h2", "web.service.mesh", false},
+		"of a host":                   {cert(mesh.NodeIdentity(td, h.id)), "h2", "web.service.mesh", true},
+		"of a server":                 {cert(mesh.ServerIdentity(td, h.id)), "h2", "web.service.mesh", false},
+		"with one that names nobody":  {&own, "h2", "web.service.mesh", false},
+		"by HTTP/1":                   {cert(workload("frontend")), "http/1.1", "web.service.mesh", false},
+		"by nothing that was agreed":  {cert(workload("frontend")), "", "web.service.mesh", false},
+		"without a name":              {cert(workload("frontend")), "h2", "", false},
+		"for a host of nobody":        {cert(workload("frontend")), "h2", "web.example.com", false},
+		"for the mesh itself":         {cert(workload("frontend")), "h2", "service.mesh", false},
+		"for what is no service name": {cert(workload("frontend")), "h2", "a.b.c.service.mesh", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a, b := net.Pipe()
+			ours := tls.Server(proxy.Link(b), &tls.Config{Certificates: []tls.Certificate{own}, ClientAuth: tls.RequestClientCert, NextProtos: []string{"h2", "http/1.1"}})
+			config := &tls.Config{InsecureSkipVerify: true, ServerName: c.sni, VerifyConnection: func(tls.ConnectionState) error { return nil },
+				GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+					if c.cert == nil {
+						return new(tls.Certificate), nil
+					}
+					return c.cert, nil
+				}}
+			if c.alpn != "" {
+				config.NextProtos = []string{c.alpn}
+			}
+			theirs := tls.Client(a, config)
+			theirs.SetDeadline(time.Now().Add(patience))
+			ctx, cancel := context.WithCancel(t.Context())
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				if ours.HandshakeContext(ctx) == nil {
+					h.ServeTunnel(ctx, ours)
+				}
+			}()
+			if err := theirs.Handshake(); err != nil {
+				t.Fatal(err)
+			}
+			go io.WriteString(theirs, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00")
+			n, _ := theirs.Read(make([]byte, 9)) // settings, where it is served
+			if (n > 0) != c.served {
+				t.Errorf("%d bytes come, it is served: %v", n, c.served)
+			}
+			if !c.served {
+				<-done
+			}
+			cancel()
+			a.Close()
+			<-done
+		})
+	}
+}
