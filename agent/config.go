@@ -68,6 +68,7 @@ type APITLS struct {
 	Certificate string `yaml:"certificate"` // file of the certificate and what it stands on (PEM); "mesh", on a server: one of the mesh's authority
 	Key         string `yaml:"key"`         // file of its key
 	ClientCA    string `yaml:"clientCA"`    // file of the authorities whose certificates operators has (PEM)
+	ClientCRL   string `yaml:"clientCRL"`   // file of the lists of certificates that each of them has revoked (PEM); not asked for by default
 }
 
 // DNS says how names are answered.

@@ -63,6 +63,7 @@ func TestBadConfigurations(t *testing.T) {
 		{"name: h1\napi: {listen: 192.0.2.1:8501, tls: {certificate: mesh}, operators: [{dns: a, role: admin}]}", `: api.tls.clientCA: is missing: write the file of the authorities whose certificates api.operators names`},
 		{"name: h1\napi: {listen: 192.0.2.1:8501, tls: {certificate: mesh, clientCA: /c}, operators: [{dns: a, uri: \"b:c\", role: admin}]}", `: api.operators[0]: write one of uri, dns and subject: who it is about`},
 		{"name: h1\napi: {listen: 192.0.2.1:8501, tls: {certificate: mesh, clientCA: /c}, operators: [{dns: a}]}", `: api.operators[0].role: role "": viewer, operator and admin are possible`},
+		{"name: h1\napi: {listen: 192.0.2.1:8501, tls: {certificate: mesh, clientCRL: /l}}", `: api.tls.clientCA: is missing: api.tls.clientCRL is about certificates of its authorities`},
 		{"name: h1\napi: {oidc: {clientID: a, roles: [{claim: sub, value: a, role: admin}]}}", `: api.oidc.issuer: is missing: write its address, as https://login.example.com`},
 		{"name: h1\napi: {oidc: {issuer: \"http://a\", clientID: a, roles: [{claim: sub, value: a, role: admin}]}}", `: api.oidc.issuer: http://a has no TLS: only hosts of tokens.allow are asked without`},
 		{"name: h1\napi: {oidc: {issuer: \"https://a\", roles: [{claim: sub, value: a, role: root}]}}", `: api.oidc.clientID: is missing: write the id that the issuer gave to the command line`},

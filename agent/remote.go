@@ -19,6 +19,7 @@ import (
 	"github.com/meshagent/meshagent/agent/operators"
 	"github.com/meshagent/meshagent/ca/leaf"
 	"github.com/meshagent/meshagent/mesh"
+	"github.com/meshagent/meshagent/mesh/policy"
 )
 
 // meshCertificate says that the API shows a certificate of the mesh's own authority.
@@ -29,7 +30,7 @@ func (a *API) checkRemote(bad func(field, format string, args ...any)) {
 	t := &a.TLS
 	switch {
 	case !a.Listen.IsValid():
-		if t.Certificate+t.Key+t.ClientCA != "" || len(a.Hosts)+len(a.Operators) > 0 {
+		if t.Certificate+t.Key+t.ClientCA+t.ClientCRL != "" || len(a.Hosts)+len(a.Operators) > 0 {
 			bad("api.listen", "is missing: api.hosts, api.tls and api.operators are about what listens there; write an address and port, as 192.0.2.1:8501")
 		}
 	case a.Listen.Port() == 0:
@@ -42,7 +43,7 @@ func (a *API) checkRemote(bad func(field, format string, args ...any)) {
 	if t.Certificate == meshCertificate && t.Key != "" {
 		bad("api.tls.key", "stands beside the certificate of the mesh, which has its own")
 	}
-	for _, f := range []struct{ field, path string }{{"certificate", t.Certificate}, {"key", t.Key}, {"clientCA", t.ClientCA}} {
+	for _, f := range []struct{ field, path string }{{"certificate", t.Certificate}, {"key", t.Key}, {"clientCA", t.ClientCA}, {"clientCRL", t.ClientCRL}} {
 		if f.path != "" && !filepath.IsAbs(f.path) && (f.field != "certificate" || f.path != meshCertificate) {
 			bad("api.tls."+f.field, "%q is not an absolute path", f.path)
 		}
@@ -56,6 +57,8 @@ func (a *API) checkRemote(bad func(field, format string, args ...any)) {
 		}
 	}
 	switch {
+	case t.ClientCRL != "" && t.ClientCA == "":
+		bad("api.tls.clientCA", "is missing: api.tls.clientCRL is about certificates of its authorities")
 	case len(a.Operators) > 0 && t.ClientCA == "":
 		bad("api.tls.clientCA", "is missing: write the file of the authorities whose certificates api.operators names")
 	case t.ClientCA != "" && len(a.Operators) == 0:
@@ -84,6 +87,7 @@ type remote struct {
 	seen   string // what the files were like
 	cert   *tls.Certificate
 	roots  *x509.CertPool
+	crls   policy.CRLs
 	err    error // why what they are like now is not taken
 }
 
@@ -127,9 +131,8 @@ func (r *remote) certificate(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
 func (r *remote) who(chain []*x509.Certificate, now time.Time) (string, access.Role, error) {
 	r.mu.Lock()
 	r.lookLocked(now)
-	roots := r.roots
+	c := operators.Certificates{Roots: r.roots, Rules: r.rules, Revoked: r.crls.Check}
 	r.mu.Unlock()
-	c := operators.Certificates{Roots: roots, Rules: r.rules}
 	return c.Who(chain, now)
 }
 
@@ -150,7 +153,7 @@ func (r *remote) lookLocked(now time.Time) {
 	}
 	r.looked = now
 	var seen strings.Builder
-	for _, p := range []string{r.tls.Certificate, r.tls.Key, r.tls.ClientCA} {
+	for _, p := range []string{r.tls.Certificate, r.tls.Key, r.tls.ClientCA, r.tls.ClientCRL} {
 		if st, err := os.Stat(p); err == nil {
 			seen.WriteString(fmt.Sprintf("%s %d %d\n", p, st.ModTime().UnixNano(), st.Size()))
 		}
@@ -164,7 +167,7 @@ func (r *remote) lookLocked(now time.Time) {
 }
 
 func (r *remote) readLocked() error {
-	cert, roots := r.cert, r.roots
+	cert, roots, crls := r.cert, r.roots, r.crls
 	if r.tls.Certificate != meshCertificate {
 		c, err := tls.LoadX509KeyPair(r.tls.Certificate, r.tls.Key)
 		if err != nil {
@@ -181,7 +184,16 @@ func (r *remote) readLocked() error {
 			return fmt.Errorf("api.tls.clientCA: %s has no certificate in PEM", r.tls.ClientCA)
 		}
 	}
-	r.cert, r.roots = cert, roots
+	if r.tls.ClientCRL != "" {
+		b, err := os.ReadFile(r.tls.ClientCRL)
+		if err == nil {
+			crls, err = policy.ParseCRLs(b)
+		}
+		if err != nil {
+			return fmt.Errorf("api.tls.clientCRL: %w", err)
+		}
+	}
+	r.cert, r.roots, r.crls = cert, roots, crls
 	return nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"math/big"
 	"os"
 	"path/filepath"
 	"strings"
@@ -14,6 +15,40 @@ import (
 	"github.com/meshagent/meshagent/agent/api/apitest"
 	"github.com/meshagent/meshagent/agent/operators"
 )
+
+// TestRevokedOperators: with a list of revoked certificates who is on it is refused, and everybody when there is none that counts.
+func TestRevokedOperators(t *testing.T) {
+	dir := t.TempDir()
+	at := func(name string) string { return filepath.Join(dir, name) }
+	ca := apitest.NewAuthority("ours")
+	cert, key := apitest.PEM(ca.Sign(&x509.Certificate{DNSNames: []string{"one"}}))
+	for name, b := range map[string][]byte{"cert": cert, "key": key, "ca": ca.PEM(), "crl": []byte("none")} {
+		if err := os.WriteFile(at(name), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r := &remote{tls: &APITLS{Certificate: at("cert"), Key: at("key"), ClientCA: at("ca"), ClientCRL: at("crl")}, rules: []operators.Certificate{{Subject: "CN=alice", Role: "admin"}}}
+	now := time.Now()
+	if err := r.look(now); err == nil || err.Error() != "api.tls.clientCRL: holds no list of revoked certificates in PEM" {
+		t.Errorf("%v", err)
+	}
+	alice := func(n int64) []*x509.Certificate {
+		return []*x509.Certificate{ca.Sign(&x509.Certificate{SerialNumber: big.NewInt(n), Subject: pkix.Name{CommonName: "alice"}}).Leaf}
+	}
+	if err := os.WriteFile(at("crl"), ca.CRL(now.Add(30*time.Minute), 7), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	now = now.Add(lookEvery)
+	if _, role, err := r.who(alice(8), now); role != access.Admin || err != nil {
+		t.Errorf("%q, %v", role, err)
+	}
+	if _, role, err := r.who(alice(7), now); role != "" || err == nil || err.Error() != "certificate: the certificate 7 of CN=ours was revoked" {
+		t.Errorf("%q, %v", role, err)
+	}
+	if _, role, err := r.who(alice(8), now.Add(40*time.Minute)); role != "" || err == nil || !strings.Contains(err.Error(), "the list of revoked certificates of CN=ours is not of now") {
+		t.Errorf("when the list is outdated: %q, %v", role, err)
+	}
+}
 
 // TestRemoteFiles: files are read again when they change; those that cannot be read change nothing, and are told of.
 func TestRemoteFiles(t *testing.T) {

@@ -61,8 +61,9 @@ const (
 
 // Certificates verifies chains and finds whom they name. It is immutable.
 type Certificates struct {
-	Roots *x509.CertPool
-	Rules []Certificate
+	Roots   *x509.CertPool
+	Rules   []Certificate
+	Revoked func(chains [][]*x509.Certificate, now time.Time) error // why none of the chains that were verified may be taken; nil: nobody asks
 }
 
 // Who verifies a chain, leaf first, and says who that is: the name by which a rule knows him, of several rules that with the strongest
@@ -78,7 +79,11 @@ func (c *Certificates) Who(chain []*x509.Certificate, now time.Time) (name strin
 	if leaf.IsCA {
 		return "", "", errors.New("certificate: it is of an authority, not of an operator")
 	}
-	if _, err := leaf.Verify(x509.VerifyOptions{Roots: c.Roots, Intermediates: inter, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err != nil {
+	chains, err := leaf.Verify(x509.VerifyOptions{Roots: c.Roots, Intermediates: inter, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
+	if err == nil && c.Revoked != nil {
+		err = c.Revoked(chains, now)
+	}
+	if err != nil {
 		return "", "", fmt.Errorf("certificate: %w", err)
 	}
 	subject, err := subject(leaf)

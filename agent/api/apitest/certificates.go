@@ -35,7 +35,7 @@ type Authority struct {
 func NewAuthority(name string, uris ...*url.URL) *Authority {
 	a := &Authority{key: newKey()}
 	t := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(time.Hour),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign, URIs: uris}
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign, URIs: uris}
 	a.Cert = sign(t, t, &a.key.PublicKey, a.key)
 	return a
 }
@@ -81,6 +81,19 @@ func PEM(c tls.Certificate) (cert, key []byte) {
 // PEM returns its certificate as files have it.
 func (a *Authority) PEM() []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.Cert.Raw})
+}
+
+// CRL returns a list of revoked certificates, good until end, as files have it.
+func (a *Authority) CRL(end time.Time, serials ...int64) []byte {
+	t := &x509.RevocationList{Number: big.NewInt(1), ThisUpdate: a.Cert.NotBefore, NextUpdate: end}
+	for _, n := range serials {
+		t.RevokedCertificateEntries = append(t.RevokedCertificateEntries, x509.RevocationListEntry{SerialNumber: big.NewInt(n), RevocationTime: a.Cert.NotBefore})
+	}
+	der, err := x509.CreateRevocationList(rand.Reader, t, a.Cert, a.key)
+	if err != nil {
+		panic(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: der})
 }
 
 // Pool returns a pool with its certificate alone.
