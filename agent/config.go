@@ -293,6 +293,7 @@ func (c *Config) check(file string) error {
 	if f := c.Log.Format; f != "text" && f != "json" {
 		bad("log.format", "%q is neither text nor json", f)
 	}
+	c.CA.Vault.check(bad)
 	switch id := c.CA.AgeIdentity; c.CA.Seal {
 	case sealFile, sealCreds:
 		if id != "" {

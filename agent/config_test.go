@@ -80,6 +80,13 @@ func TestBadConfigurations(t *testing.T) {
 		{"name: h1\nlog: {format: xml}", `: log.format: "xml" is neither text nor json`},
 		{"name: h1\nca: {seal: gpg}", `: ca.seal: "gpg" is neither file nor systemd-creds nor age`},
 		{"name: h1\nca: {seal: age}", `: ca.ageIdentity: "" is not an absolute path: write that of the file which age-keygen made`},
+		{"name: h1\nca: {vault: {mount: pki}}", `: ca.vault.address: is missing: write https://HOST:PORT`},
+		{"name: h1\nca: {vault: {address: 'http://vault:8200', tokenFile: /t}}", `: ca.vault.address: "http://vault:8200": the token would go in the clear: write https://HOST:PORT`},
+		{"name: h1\nca: {vault: {address: 'https://vault:8200/v1', tokenFile: /t}}", `: ca.vault.address: "https://vault:8200/v1": write https://HOST:PORT`},
+		{"name: h1\nca: {vault: {address: 'https://vault:8200'}}", `: ca.vault.tokenFile: "" is not an absolute path`},
+		{"name: h1\nca: {vault: {address: 'https://vault:8200', tokenFile: /t, caFile: c}}", `: ca.vault.caFile: "c" is not an absolute path`},
+		{"name: h1\nca: {vault: {address: 'https://vault:8200', tokenFile: /t, ttl: 24h}}", `: ca.vault.ttl: 24h0m0s: from 336h to 87600h is possible`},
+		{"name: h1\nca: {vault: {address: 'https://vault:8200', tokenFile: /t, mount: ../sys}}", `: ca.vault.mount: "../sys": write the path of the engine, such as pki or team/pki`},
 		{"name: h1\nca: {ageIdentity: /x}", `: ca.ageIdentity: goes with seal: age only`},
 		{"name: h1\nraft: {heartbeat: 1ms}", `: raft.heartbeat: 1ms: from 50ms to 1m is possible`},
 	} {

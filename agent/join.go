@@ -55,12 +55,18 @@ func Init(ctx context.Context, cfg *Config, trustDomain string, authority *api.A
 	if err != nil {
 		return nil, err
 	}
+	given := givenOf(authority)
+	if up := cfg.CA.Vault.upstream(); up != nil && given == nil {
+		if given, err = ca.FromUpstream(ctx, td, up); err != nil {
+			return nil, err
+		}
+	}
 	seal := ca.NewKey()
 	if err := cfg.writeSealKey(dir, seal); err != nil {
 		return nil, err
 	}
 	at := netip.AddrPortFrom(addr, cfg.Ports.Mesh)
-	f, err := found(ctx, cfg, dir, givenOf(authority), td, id, at, req, seal)
+	f, err := found(ctx, cfg, dir, given, td, id, at, req, seal)
 	if err != nil {
 		return nil, err
 	}

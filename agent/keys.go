@@ -138,6 +138,12 @@ func (a *Agent) keyProblems() (out []api.Problem) {
 		}
 	}
 	out = append(out, a.intermediateProblems()...)
+	if a.ca != nil {
+		if err := a.ca.UpstreamError(); err != nil {
+			out = append(out, api.Problem{Subject: "intermediate certificate", Reason: "the next one is due, and the authority above gave none: " + err.Error(),
+				Hint: "it is asked again every minute; look at ca.vault in agent.yaml, and at the token's policy"})
+		}
+	}
 	if k := a.keyring.Load(); k.Step != control.NoStep && time.Since(k.Changed) > rotationAlarm {
 		out = append(out, api.Problem{Subject: "gossip key", Reason: fmt.Sprintf("its rotation has waited since %s for hosts that lack version %d of the keyring", k.Changed.UTC().Format(time.RFC3339), k.Version),
 			Hint: "`meshagent keyring status` names them: let them reach a server, upgrade them, or stop their agents"})

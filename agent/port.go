@@ -90,7 +90,7 @@ func (a *Agent) openServer(raft *meshport.Queue, at netip.AddrPort) error {
 	if err != nil {
 		return err
 	}
-	a.ca = ca.New(ca.Config{TrustDomain: a.node.TrustDomain(), Store: control.CAStore(a.store), Sealer: ca.NewKeySealer(seal), Log: a.log, Metrics: a.metrics})
+	a.ca = ca.New(ca.Config{TrustDomain: a.node.TrustDomain(), Store: control.CAStore(a.store), Sealer: ca.NewKeySealer(seal), Upstream: a.cfg.CA.Vault.upstream(), Log: a.log, Metrics: a.metrics})
 	a.service = control.NewService(control.Config{TrustDomain: a.node.TrustDomain(), Store: a.store, Raft: a.store, CA: a.ca, SealKey: seal,
 		Servers: a.servers, Records: a.gossip.Load, Audit: a.recordAudit, Login: a.login, Orders: acme.New("acme.allow", a.cfg.ACME.Allow), Log: a.log, Metrics: a.metrics})
 	local := control.API(control.Local{Service: a.service, Self: a.node})

@@ -9,10 +9,13 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
+	"time"
 
 	"filippo.io/age"
 	"filippo.io/age/armor"
 
+	"github.com/meshagent/meshagent/agent/vault"
 	"github.com/meshagent/meshagent/ca"
 )
 
@@ -23,6 +26,52 @@ type CA struct {
 	Seal string `yaml:"seal"`
 	// AgeIdentity is the file of that identity, with seal age, and only then.
 	AgeIdentity string `yaml:"ageIdentity"`
+	Vault       Vault  `yaml:"vault"` // who signs the mesh's intermediates; nobody by default: the servers make their own root
+}
+
+// Vault says where HashiCorp Vault, or OpenBao, signs intermediates of the mesh. It is the same on every server.
+type Vault struct {
+	Address   string        `yaml:"address"`   // https://HOST:PORT
+	Mount     string        `yaml:"mount"`     // of its PKI engine; pki
+	Namespace string        `yaml:"namespace"` // of Vault's; none by default
+	TokenFile string        `yaml:"tokenFile"` // file of the token; read at each request
+	CAFile    string        `yaml:"caFile"`    // file of certificates (PEM) that vouch for its server; the system's by default
+	TTL       time.Duration `yaml:"ttl"`       // how long an intermediate is to live; 2160h
+}
+
+func (v *Vault) check(bad func(field, format string, args ...any)) {
+	if v.Address == "" {
+		if *v != (Vault{}) {
+			bad("ca.vault.address", "is missing: write https://HOST:PORT")
+		}
+		return
+	}
+	if err := vault.CheckAddress(v.Address); err != nil {
+		bad("ca.vault.address", "%v", err)
+	}
+	if v.TTL == 0 {
+		v.TTL = 2160 * time.Hour
+	}
+	if v.TTL < 14*24*time.Hour || v.TTL > 10*365*24*time.Hour {
+		bad("ca.vault.ttl", "%v: from 336h to 87600h is possible", v.TTL)
+	}
+	if m := v.Mount; m != "" && (strings.Trim(m, "/") != m || strings.ContainsAny(m, "?#% ") || strings.Contains(m, "..")) {
+		bad("ca.vault.mount", "%q: write the path of the engine, such as pki or team/pki", m)
+	}
+	if !filepath.IsAbs(v.TokenFile) {
+		bad("ca.vault.tokenFile", "%q is not an absolute path", v.TokenFile)
+	}
+	if v.CAFile != "" && !filepath.IsAbs(v.CAFile) {
+		bad("ca.vault.caFile", "%q is not an absolute path", v.CAFile)
+	}
+}
+
+// upstream returns who signs intermediates; nil when servers do by themselves.
+func (v *Vault) upstream() ca.Upstream {
+	if v.Address == "" {
+		return nil
+	}
+	return vault.New(vault.Config{Address: v.Address, Mount: v.Mount, Namespace: v.Namespace, TokenFile: v.TokenFile, CAFile: v.CAFile, TTL: v.TTL})
 }
 
 // The ways of CA.Seal.

@@ -82,6 +82,7 @@ type Config struct {
 	Params      Params
 	Log         *slog.Logger // not nil
 	Metrics     *telemetry.Metrics
+	Upstream    Upstream // nil: intermediates are the CA's own, or given by hand
 }
 
 // CA signs. Its methods are safe for concurrent use.
@@ -89,9 +90,10 @@ type CA struct {
 	cfg    Config
 	issued *telemetry.CounterVec
 
-	mu    sync.Mutex // guards what follows: the state last read
-	index uint64
-	state *State
+	mu       sync.Mutex // guards what follows: the state last read
+	index    uint64
+	state    *State
+	upstream error // of the last time that Upstream was asked
 }
 
 // New returns a CA; it touches nothing.
@@ -164,6 +166,7 @@ func (c *CA) Run(ctx context.Context, isLeader func() bool, acked func(context.C
 			if err := c.advance(ctx, acked); err != nil && ctx.Err() == nil && !errors.Is(err, ErrConflict) && !errors.Is(err, ErrNoCA) {
 				c.cfg.Log.Warn("CA rotation failed; it is tried again in a minute", "err", err)
 			}
+			c.askUpstream(ctx)
 		}
 		select {
 		case <-ctx.Done():

@@ -216,7 +216,7 @@ func TestGivenRefused(t *testing.T) {
 func TestReplace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx := t.Context()
-		c := newCA(t, &memStore{}, Params{})
+		c := newCA(t, &memStore{}, Params{LeafTTL: 24 * time.Hour})
 		acked := uint64(1)
 		advance := func() Status {
 			t.Helper()

@@ -71,7 +71,7 @@ func newCARotate(g *globals) *cobra.Command {
 		Use:   "rotate",
 		Short: "Replace the root certificate, or have certificates come from an authority of your own",
 		Long: `Makes a new root certificate. It goes to every host first; once every living host has it, and an hour has gone by, it signs, and
-certificates under it come with the hosts' usual renewals. The old root is accepted for two more days, the life of two certificates.
+certificates under it come with the hosts' usual renewals. The old root is accepted for five more days, the life of two certificates.
 No call fails meanwhile. The servers do all of it; by itself a root is replaced at half of its life of ten years. When a new root is
 on its way already this says how far it is.
 
