@@ -6,6 +6,8 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -14,12 +16,29 @@ import (
 // signing is an Upstream: an authority that signs what it is asked for.
 type signing struct {
 	*authority
+
+	mu    sync.Mutex // guards what follows
 	life  time.Duration
 	err   error
 	asked int
 }
 
+// set changes what the next request meets, and forgets those of before.
+func (s *signing) set(life time.Duration, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.life, s.err, s.asked = life, err, 0
+}
+
+func (s *signing) count() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.asked
+}
+
 func (s *signing) Sign(_ context.Context, csr []byte) (cert, root []byte, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.asked++
 	if s.err != nil {
 		return nil, nil, s.err
@@ -43,11 +62,11 @@ func TestUpstream(t *testing.T) {
 		up := &signing{authority: under(t, nil, p256(t), "root", func(c *x509.Certificate) { c.NotAfter = time.Now().Add(3650 * day) }), life: 30 * day}
 		c := newCA(t, &memStore{}, Params{LeafTTL: day})
 		c.cfg.Upstream = up
-		leads := false
+		var leads atomic.Bool
 		ctx, stop := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() {
-			done <- c.Run(ctx, func() bool { return leads }, func(context.Context) (uint64, error) { return 100, nil })
+			done <- c.Run(ctx, leads.Load, func(context.Context) (uint64, error) { return 100, nil })
 		}()
 		defer func() { stop(); <-done }()
 		pass := func(d time.Duration, asked int, given bool) Status {
@@ -55,33 +74,33 @@ func TestUpstream(t *testing.T) {
 			time.Sleep(d + time.Second)
 			synctest.Wait()
 			st, err := c.Status(t.Context())
-			if err != nil || up.asked != asked || st.Given != given {
-				t.Fatalf("asked %d times, want %d; %+v, %v", up.asked, asked, st, err)
+			if n := up.count(); err != nil || n != asked || st.Given != given {
+				t.Fatalf("asked %d times, want %d; %+v, %v", n, asked, st, err)
 			}
 			return st
 		}
 		pass(time.Hour, 0, false)
-		leads = true
+		leads.Store(true)
 		pass(time.Minute, 1, false) // its root spreads
 		pass(time.Hour, 1, true)
 		first := pass(13*day, 1, true).Intermediate
-		up.err = errors.New("sealed")
-		pass(2*day-2*time.Hour, 1, true)
+		sealed := errors.New("sealed")
+		up.set(30*day, sealed)
+		pass(2*day-2*time.Hour, 0, true)
 		time.Sleep(2 * time.Hour)
 		synctest.Wait()
-		if err := c.UpstreamError(); up.asked < 2 || !errors.Is(err, up.err) {
-			t.Errorf("asked %d times: %v", up.asked, err)
+		if err := c.UpstreamError(); up.count() < 2 || !errors.Is(err, sealed) {
+			t.Errorf("asked %d times: %v", up.count(), err)
 		}
-		up.err, up.asked = nil, 0
+		up.set(30*day, nil)
 		if st := pass(2*time.Minute, 1, true); !st.Intermediate.After(first) || st.Step != NoStep || c.UpstreamError() != nil {
 			t.Errorf("%+v, %v", st, c.UpstreamError())
 		}
-		up.life = day // not what hosts can live with
-		up.asked = 0
+		up.set(day, nil) // not what hosts can live with
 		time.Sleep(15 * day)
 		synctest.Wait()
-		if err := c.UpstreamError(); up.asked == 0 || !errors.Is(err, ErrGiven) {
-			t.Errorf("asked %d times: %v", up.asked, err)
+		if err := c.UpstreamError(); up.count() == 0 || !errors.Is(err, ErrGiven) {
+			t.Errorf("asked %d times: %v", up.count(), err)
 		}
 	})
 }
