@@ -102,9 +102,11 @@ type Agent struct {
 	policies []mesh.Policy // as the catalog has them
 	policyAt uint64        // store index of policies
 
-	revoked atomic.Pointer[[]control.Revocation] // replaced by followPolicy; nil before the first
-	live    liveConns                            // of the mesh port
-	feeding sync.Mutex                           // orders feedCatalog
+	revoked   atomic.Pointer[[]control.Revocation] // replaced by followPolicy; nil before the first
+	federated atomic.Pointer[[]control.Federation] // as revoked
+
+	live    liveConns  // of the mesh port
+	feeding sync.Mutex // orders feedCatalog
 
 	keyring atomic.Pointer[control.Keyring] // of gossip; replaced by followPolicy
 
@@ -280,6 +282,7 @@ func (a *Agent) open(ctx context.Context, g *run.Group) error {
 	}
 	a.gossip.Restore(snap.Records)
 	a.takeRevoked(snap.Revoked)
+	a.takeFederated(snap.Federated)
 	if snap.Version > 0 {
 		a.policyMu.Lock()
 		a.setPolicyLocked(snap.Index, snap.Policies)

@@ -117,6 +117,9 @@ func (a *Agent) takeChanges(c *control.Changes) {
 	if c.Revoked != nil {
 		a.takeRevoked(*c.Revoked)
 	}
+	if c.Federated != nil {
+		a.takeFederated(*c.Federated)
+	}
 	if c.Challenges != nil {
 		a.proxy.SetChallenges(*c.Challenges)
 	}
@@ -199,7 +202,7 @@ func (a *Agent) keepSnapshot(ctx context.Context) error {
 		}
 		v = s.Version
 		if s.Model != nil {
-			if err := a.dir.saveSnapshot(snapshotFile{Index: s.StoreIndex, Policies: s.Policies, Records: a.gossip.Encoded(nil), Revoked: a.revocations(), Resolved: a.resolver.Load()}); err != nil {
+			if err := a.dir.saveSnapshot(snapshotFile{Index: s.StoreIndex, Policies: s.Policies, Records: a.gossip.Encoded(nil), Revoked: a.revocations(), Federated: a.federations(), Resolved: a.resolver.Load()}); err != nil {
 				a.log.Warn("snapshot not saved", "err", err)
 			}
 			if srv := a.servers(); len(srv) > 0 && !slices.Equal(srv, a.member.servers()) {

@@ -14,6 +14,7 @@ import (
 	"github.com/meshagent/meshagent/agent/api/server"
 	"github.com/meshagent/meshagent/agent/control"
 	"github.com/meshagent/meshagent/ca"
+	"github.com/meshagent/meshagent/mesh"
 )
 
 func (b *backend) Keyring() api.Keyring { return keyring(*b.keyring.Load()) }
@@ -64,6 +65,30 @@ func (b *backend) ReplaceCA(ctx context.Context, o server.Operator, in api.Autho
 	return caOf(st)
 }
 
+func (b *backend) Federate(ctx context.Context, o server.Operator, in api.Federate) (api.Federation, error) {
+	td, err := mesh.ParseTrustDomain(in.TrustDomain)
+	if err != nil {
+		return api.Federation{}, api.NewError(api.CodeInvalid, "trustDomain: "+err.Error(), "")
+	}
+	f, err := b.servers().Federate(ctx, b.operator(o), control.FederateSpec{TrustDomain: td, Roots: []byte(in.Bundle), Remove: in.Remove})
+	if err != nil {
+		return api.Federation{}, told(err)
+	}
+	roots, err := ca.DecodeBundle(f.Bundle)
+	if err != nil {
+		return api.Federation{}, err
+	}
+	return federationOf(f, roots), nil
+}
+
+func federationOf(f control.Federation, b *mesh.TrustBundle) api.Federation {
+	out := api.Federation{TrustDomain: f.TrustDomain.String(), Since: f.Since}
+	for _, r := range b.Roots {
+		out.Roots = append(out.Roots, rootOf(r))
+	}
+	return out
+}
+
 // givenOf returns the intermediate that an authority gives; nil for the servers' own.
 func givenOf(a *api.Authority) *ca.Given {
 	if a == nil || a.Own {
@@ -80,6 +105,13 @@ func caOf(st control.CAStatus) (api.CA, error) {
 			return api.CA{}, fmt.Errorf("a root of the CA: %w", err)
 		}
 		out.Roots = append(out.Roots, api.CARoot{Root: rootOf(c), Role: string(r.Role), Created: r.Created})
+	}
+	for _, f := range st.Federated {
+		b, err := ca.DecodeBundle(f.Bundle)
+		if err != nil {
+			return api.CA{}, fmt.Errorf("trust domain %s: %w", f.TrustDomain, err)
+		}
+		out.Federated = append(out.Federated, federationOf(f, b))
 	}
 	for _, r := range st.Revoked {
 		out.Revoked = append(out.Revoked, api.Revocation(r))

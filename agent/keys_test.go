@@ -111,3 +111,53 @@ func TestIntermediateProblem(t *testing.T) {
 		}
 	})
 }
+
+// TestS55TakeFederated: roots of another trust domain are given to applications under its name, and are none for this mesh's own handshakes. What a store
+// says of the mesh itself in their place is not taken.
+func TestS55TakeFederated(t *testing.T) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	foreign, err := mesh.ParseTrustDomain("other.mesh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	bundle := func(td mesh.TrustDomain) *mesh.TrustBundle {
+		c := ca.New(ca.Config{TrustDomain: td, Store: new(oneValue), Sealer: ca.NewKeySealer(ca.NewKey()), Log: discardLog()})
+		if err := c.Bootstrap(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		b, err := c.Bundle(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	leaves := func() *leaf.Manager {
+		m, err := leaf.New(leaf.Config{TrustDomain: revTD, NodeKey: key, Log: discardLog()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return m
+	}
+	a := &Agent{node: mesh.NodeIdentity(revTD, mesh.NodeID{}), log: discardLog(), leaves: leaves(), appLeaves: leaves()}
+	own := bundle(revTD)
+	a.setBundle(own)
+	a.takeFederated([]control.Federation{
+		{TrustDomain: foreign, Bundle: ca.EncodeBundle(bundle(foreign))},
+		{TrustDomain: revTD, Bundle: ca.EncodeBundle(bundle(revTD))},
+		{TrustDomain: foreign, Bundle: ca.EncodeBundle(bundle(revTD))},
+		{TrustDomain: foreign, Bundle: []byte("x")},
+	})
+	got := *a.appLeaves.Federated()
+	if len(got) != 1 || got[0].TrustDomain != foreign {
+		t.Errorf("taken: %+v", got)
+	}
+	if a.leaves.Federated() != nil || !a.leaves.Bundle().Equal(own) || !a.appLeaves.Bundle().Equal(own) {
+		t.Error("the mesh's own handshakes know other roots")
+	}
+	if len(a.federations()) != 4 {
+		t.Error("what the store says is not kept")
+	}
+}

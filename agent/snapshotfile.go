@@ -15,12 +15,13 @@ const snapshotV = 1
 
 // snapshotFile is what a start without servers begins with: policy, and the records of the others as they signed them.
 type snapshotFile struct {
-	Version  int                  `json:"version"`
-	Index    uint64               `json:"index"`
-	Policies []mesh.Policy        `json:"policies"`
-	Records  [][]byte             `json:"records"`
-	Revoked  []control.Revocation `json:"revoked,omitempty"`
-	Resolved mesh.Resolved        `json:"resolved,omitempty"` // names of services outside
+	Version   int                  `json:"version"`
+	Index     uint64               `json:"index"`
+	Policies  []mesh.Policy        `json:"policies"`
+	Records   [][]byte             `json:"records"`
+	Revoked   []control.Revocation `json:"revoked,omitempty"`
+	Federated []control.Federation `json:"federated,omitempty"`
+	Resolved  mesh.Resolved        `json:"resolved,omitempty"` // names of services outside
 }
 
 // loadSnapshot returns an empty snapshot with Version 0 when there is none that can be read: it is only a cache.

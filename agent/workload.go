@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/meshagent/meshagent/agent/control"
 	"github.com/meshagent/meshagent/agent/workloadapi"
 	"github.com/meshagent/meshagent/ca"
 	"github.com/meshagent/meshagent/internal/unixsocket"
@@ -47,6 +48,28 @@ func (a *Agent) wantLeavesLocked(ids []mesh.Identity, version uint64) {
 func (a *Agent) setBundle(b *mesh.TrustBundle) {
 	a.leaves.SetBundle(b)
 	a.appLeaves.SetBundle(b)
+}
+
+// takeFederated gives the roots of other trust domains to applications that ask the Workload API.
+func (a *Agent) takeFederated(all []control.Federation) {
+	var bs []*mesh.TrustBundle
+	for _, f := range all {
+		b, err := ca.DecodeBundle(f.Bundle)
+		if err != nil || b.TrustDomain != f.TrustDomain || b.TrustDomain == a.node.TrustDomain() {
+			a.log.Error("roots of another trust domain not taken", "trustDomain", f.TrustDomain, "err", err)
+			continue
+		}
+		bs = append(bs, b)
+	}
+	a.federated.Store(&all)
+	a.appLeaves.SetFederated(bs)
+}
+
+func (a *Agent) federations() []control.Federation {
+	if f := a.federated.Load(); f != nil {
+		return *f
+	}
+	return nil
 }
 
 func (a *Agent) setRevoked(r *ca.Revoked) {

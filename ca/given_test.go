@@ -404,3 +404,40 @@ func TestBootstrapGiven(t *testing.T) {
 		t.Error("the store has the key in plain")
 	}
 }
+
+// TestParseForeign: roots of another trust domain are CAs that may speak for it; nothing is said about this mesh's own.
+func TestParseForeign(t *testing.T) {
+	other, err := mesh.ParseTrustDomain("other.mesh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	root := under(t, nil, p256(t), "root", nil)
+	old := under(t, nil, p256(t), "old", func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) })
+	leaf := under(t, root, p256(t), "leaf", func(c *x509.Certificate) { c.IsCA = false })
+	named := under(t, nil, p256(t), "named", func(c *x509.Certificate) { c.URIs = []*url.URL{{Scheme: "spiffe", Host: "test.mesh"}} })
+	bound := under(t, nil, p256(t), "bound", func(c *x509.Certificate) { c.PermittedURIDomains = []string{"test.mesh"} })
+	for name, c := range map[string]struct {
+		td   mesh.TrustDomain
+		pem  []byte
+		want string
+	}{
+		"one":                    {other, certPEM(root), ""},
+		"two":                    {other, certPEM(root, under(t, nil, p256(t), "next", nil)), ""},
+		"nine":                   {other, bytes.Repeat(certPEM(root), 9), "bundle: 9 roots: at most 8 are possible"},
+		"none":                   {other, []byte("x"), "bundle: no PEM block CERTIFICATE is in it"},
+		"this mesh":              {testTD, certPEM(root), "trust domain test.mesh is this mesh's own: its roots come from its own authority"},
+		"ended":                  {other, certPEM(root, old), `"CN=old,O=Example" ended at 2`},
+		"no CA":                  {other, certPEM(leaf), "do not say CA:TRUE"},
+		"named for another mesh": {other, certPEM(named), "names spiffe://test.mesh: a CA of this mesh names no URI, or spiffe://other.mesh"},
+		"bound to another mesh":  {other, certPEM(bound), "exclude URIs of the host other.mesh"},
+	} {
+		b, err := ParseForeign(testTD, c.td, c.pem, time.Now())
+		if c.want == "" {
+			if err != nil || b.TrustDomain != other || len(b.Roots) == 0 {
+				t.Errorf("%s: %v", name, err)
+			}
+		} else if !errors.Is(err, ErrGiven) || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: got %v, want %s", name, err, c.want)
+		}
+	}
+}

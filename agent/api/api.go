@@ -271,6 +271,21 @@ type CA struct {
 	Nodes        int          `json:"nodes"`
 	Pending      []string     `json:"pending,omitempty"` // names of nodes that lack the bundle, 100 at most
 	Revoked      []Revocation `json:"revoked"`
+	Federated    []Federation `json:"federated,omitempty"` // other trust domains that applications are told of
+}
+
+// Federation is another trust domain, with the roots that speak for it alone.
+type Federation struct {
+	TrustDomain string    `json:"trustDomain"`
+	Roots       []Root    `json:"roots"`
+	Since       time.Time `json:"since"`
+}
+
+// Federate is the body of POST /ca/federation. Either bundle or remove is needed.
+type Federate struct {
+	TrustDomain string `json:"trustDomain"`
+	Bundle      string `json:"bundle,omitempty"` // its roots, PEM
+	Remove      bool   `json:"remove,omitempty"`
 }
 
 // Authority is the body of POST /ca/authority: where the mesh's certificates are to come from. It is either own, or the other three.

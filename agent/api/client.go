@@ -287,6 +287,11 @@ func (c *Client) RotateCA(ctx context.Context) (a CA, err error) {
 	return a, c.do(ctx, http.MethodPost, "/ca/rotate", nil, nil, &a)
 }
 
+// Federate makes the roots of another trust domain known, or removes them.
+func (c *Client) Federate(ctx context.Context, in Federate) (f Federation, err error) {
+	return f, c.do(ctx, http.MethodPost, "/ca/federation", nil, in, &f)
+}
+
 // ReplaceCA has certificates come from another authority.
 func (c *Client) ReplaceCA(ctx context.Context, in Authority) (a CA, err error) {
 	return a, c.do(ctx, http.MethodPost, "/ca/authority", nil, in, &a)

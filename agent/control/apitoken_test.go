@@ -79,6 +79,13 @@ func TestTokensAllowWhatTheySay(t *testing.T) {
 				return nil
 			}, nil},
 			"ca rotate": {func(o Operator) error { _, err := h.client.RotateCA(ctx, o); return err }, nil},
+			"ca federate": {func(o Operator) error {
+				_, err := h.client.Federate(ctx, o, FederateSpec{TrustDomain: td, Remove: true})
+				if errors.Is(err, ErrNotFound) {
+					return nil // it may, and there is none
+				}
+				return err
+			}, nil},
 			"ca replace": {func(o Operator) error {
 				if _, err := h.client.ReplaceCA(ctx, o, Replacement{}); !errors.Is(err, ca.ErrGiven) { // it is the servers' own
 					return err

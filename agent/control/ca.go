@@ -7,12 +7,15 @@ import (
 	"github.com/meshagent/meshagent/agent/access"
 	"github.com/meshagent/meshagent/ca"
 	"github.com/meshagent/meshagent/mesh"
+	"github.com/meshagent/meshagent/raftstore"
 )
 
 // CAStatus is how the CA stands, and who is revoked.
 type CAStatus struct {
 	ca.Status
 	Revoked []Revocation `json:"revoked"`
+	// Federated are the other trust domains that hosts know.
+	Federated []Federation `json:"federated,omitempty"`
 }
 
 // CAStatus returns it. Any member may ask. Errors: ErrForbidden, ca.ErrNoCA, those of the store.
@@ -26,6 +29,9 @@ func (s *Service) CAStatus(ctx context.Context, caller mesh.Identity) (CAStatus,
 func (s *Service) caStatus(ctx context.Context, get func(context.Context) (ca.Status, error)) (out CAStatus, err error) {
 	if out.Status, err = get(ctx); err == nil {
 		out.Revoked, err = s.revocations(ctx)
+	}
+	if err == nil {
+		out.Federated, err = s.federations(ctx, raftstore.Stale)
 	}
 	return out, err
 }

@@ -223,6 +223,11 @@ func (c *Client) RotateCA(ctx context.Context, o Operator) (CAStatus, error) {
 	return call[CAStatus](ctx, c, write, "ca/rotate", o.Token, none{})
 }
 
+// Federate is Service.Federate.
+func (c *Client) Federate(ctx context.Context, o Operator, f FederateSpec) (Federation, error) {
+	return call[Federation](ctx, c, write, "ca/federate", o.Token, f)
+}
+
 // ReplaceCA is Service.ReplaceCA.
 func (c *Client) ReplaceCA(ctx context.Context, o Operator, r Replacement) (CAStatus, error) {
 	return call[CAStatus](ctx, c, write, "ca/replace", o.Token, r)
@@ -430,6 +435,7 @@ type API interface {
 	RotateCA(ctx context.Context, o Operator) (CAStatus, error)
 	ReplaceCA(ctx context.Context, o Operator, r Replacement) (CAStatus, error)
 	Revoke(ctx context.Context, o Operator, r RevokeSpec) (Revocation, error)
+	Federate(ctx context.Context, o Operator, f FederateSpec) (Federation, error)
 	Leave(ctx context.Context) error
 	Secret(ctx context.Context, ref policy.SecretRef) (map[string][]byte, error)
 }

@@ -11,6 +11,7 @@
 //	token     TOKEN-ID                    join tokens: hash of the secret, uses left, expiry
 //	apitoken  HASH                        tokens for the HTTP API: name, what they allow, expiry
 //	revoked   node/NODE-ID, service/NS/ACCOUNT   who is refused though its certificates are good
+//	federation TRUST-DOMAIN               roots of another trust domain
 //	mesh      gossip                      keyring of gossip, sealed
 //	acme      account/HASH, order/NS/NAME, challenge/NS/NAME   accounts at authorities, their keys sealed; how the orders of Certificates stand; what
 //	                                      gateways answer while one is under way
@@ -48,6 +49,8 @@ const (
 	tableMesh     = "mesh"
 	tableRevoked  = "revoked"
 	tableACME     = "acme"
+
+	tableFederation = "federation"
 
 	keyBundle = "current"
 	keyCA     = "state"

@@ -9,6 +9,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"math/big"
 	"slices"
 	"sync/atomic"
@@ -17,6 +18,7 @@ import (
 	"time"
 
 	"github.com/meshagent/meshagent/ca"
+	"github.com/meshagent/meshagent/mesh"
 	"github.com/meshagent/meshagent/raftstore"
 	"github.com/meshagent/meshagent/raftstore/state"
 )
@@ -117,6 +119,77 @@ func TestCAIsGiven(t *testing.T) {
 			p, _ := pem.Decode(g.Key)
 			if err != nil || len(es) != 1 || slices.ContainsFunc(es, func(e state.Entry) bool { return bytes.Contains(e.Value, p.Bytes[40:70]) }) {
 				t.Errorf("table %s: %d entries, or the key in plain, or %v", table, len(es), err)
+			}
+		}
+	})
+}
+
+// TestFederate: another trust domain's roots come to every host, change, go, and are bounded; who may not does not.
+func TestFederate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		f := w.found()
+		client := w.join(2, w.token(TokenSpec{})).client
+		other, err := mesh.ParseTrustDomain("other.mesh")
+		if err != nil {
+			t.Fatal(err)
+		}
+		admin := f.admin()
+		start, err := client.Watch(t.Context(), 0)
+		if err != nil || start.Federated == nil || len(*start.Federated) != 0 {
+			t.Fatalf("%+v, %v", start, err)
+		}
+		after := start.Index
+		hear := func() []Federation {
+			t.Helper()
+			for {
+				c, err := client.Watch(t.Context(), after)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if after = c.Index; c.Federated != nil {
+					return *c.Federated
+				}
+			}
+		}
+		spec := FederateSpec{TrustDomain: other, Roots: operatorsCA(t).Root}
+		if _, err := client.Federate(t.Context(), Operator{}, spec); !errors.Is(err, ErrUnauthorized) {
+			t.Errorf("nobody: %v", err)
+		}
+		for range 2 { // the second time other roots
+			spec.Roots = operatorsCA(t).Root
+			if _, err := client.Federate(t.Context(), admin, spec); err != nil {
+				t.Fatal(err)
+			}
+			got := hear()
+			if len(got) != 1 || got[0].TrustDomain != other {
+				t.Fatalf("%+v", got)
+			}
+			b, err := ca.DecodeBundle(got[0].Bundle)
+			if p, _ := pem.Decode(spec.Roots); err != nil || b.TrustDomain != other || len(b.Roots) != 1 || !bytes.Equal(b.Roots[0].Raw, p.Bytes) {
+				t.Errorf("%+v, %v", b, err)
+			}
+		}
+		if st, err := client.CAStatus(t.Context()); err != nil || len(st.Federated) != 1 {
+			t.Errorf("%+v, %v", st, err)
+		}
+		own := spec
+		own.TrustDomain = td
+		if _, err := client.Federate(t.Context(), admin, own); !errors.Is(err, ca.ErrGiven) {
+			t.Errorf("roots for this mesh: %v", err)
+		}
+		remove := FederateSpec{TrustDomain: other, Remove: true}
+		if _, err := client.Federate(t.Context(), admin, remove); err != nil || len(hear()) != 0 {
+			t.Errorf("removed: %v", err)
+		}
+		_, err = client.Federate(t.Context(), admin, remove)
+		says(t, "removed twice", err, ErrNotFound, `trust domain "other.mesh": not found`)
+		for i := range maxFederations + 1 {
+			if spec.TrustDomain, err = mesh.ParseTrustDomain(fmt.Sprintf("m%d.mesh", i)); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := client.Federate(t.Context(), admin, spec); (err == nil) != (i < maxFederations) {
+				t.Errorf("trust domain %d: %v", i, err)
 			}
 		}
 	})

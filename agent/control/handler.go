@@ -147,6 +147,9 @@ func (s *Service) Handler(forward func(ctx context.Context, method string, body 
 	mux.HandleFunc("POST /v1/ca/rotate", member(handle(maxSmall, func(r *http.Request, _ none) (CAStatus, error) {
 		return s.RotateCA(r.Context(), operator(r))
 	})))
+	mux.HandleFunc("POST /v1/ca/federate", member(handle(maxSmall, func(r *http.Request, in FederateSpec) (Federation, error) {
+		return s.Federate(r.Context(), operator(r), in)
+	})))
 	mux.HandleFunc("POST /v1/ca/replace", member(handle(maxSmall, func(r *http.Request, in Replacement) (CAStatus, error) {
 		return s.ReplaceCA(r.Context(), operator(r), in)
 	})))

@@ -19,6 +19,8 @@ type Changes struct {
 	Bundle   []byte           `json:"bundle,omitempty"`  // when it changed
 	Keyring  *Keyring         `json:"keyring,omitempty"` // when it changed
 	Revoked  *[]Revocation    `json:"revoked,omitempty"` // all there are, when they changed
+	// Federated are all trust domains beside the mesh's that hosts know, when they changed.
+	Federated *[]Federation `json:"federated,omitempty"`
 	// Challenges are all that gateways answer, when they changed.
 	Challenges *[]mesh.Challenge `json:"challenges,omitempty"`
 }
@@ -52,7 +54,7 @@ func (s *Service) Watch(ctx context.Context, caller mesh.Identity, after uint64)
 			return nil, err
 		}
 		out, err := s.changesOf(wctx, c)
-		if err != nil || wctx.Err() != nil || c.Index == at || out.Full || out.Bundle != nil || out.Keyring != nil || out.Revoked != nil || out.Challenges != nil || len(out.Policies)+len(out.Deleted) > 0 {
+		if err != nil || wctx.Err() != nil || c.Index == at || out.Full || out.Bundle != nil || out.Keyring != nil || out.Revoked != nil || out.Challenges != nil || out.Federated != nil || len(out.Policies)+len(out.Deleted) > 0 {
 			return out, err
 		}
 		at = c.Index // a token, a host: nothing to wake every agent for
@@ -74,11 +76,13 @@ func (s *Service) catchUp(ctx context.Context, at, want uint64) {
 
 func (s *Service) changesOf(ctx context.Context, c state.Changes) (*Changes, error) {
 	out := &Changes{Index: c.Index, Full: c.Full}
-	revoked, challenges := c.Full, c.Full
+	revoked, challenges, federated := c.Full, c.Full, c.Full
 	for _, e := range c.Entries {
 		switch e.Table {
 		case tableRevoked:
 			revoked = true
+		case tableFederation:
+			federated = true
 		case tableACME:
 			challenges = challenges || strings.HasPrefix(e.Key, acmeChallenge)
 		case tableMesh:
@@ -102,6 +106,7 @@ func (s *Service) changesOf(ctx context.Context, c state.Changes) (*Changes, err
 	}
 	for _, d := range c.Deleted {
 		revoked = revoked || d.Table == tableRevoked
+		federated = federated || d.Table == tableFederation
 		challenges = challenges || d.Table == tableACME && strings.HasPrefix(d.Key, acmeChallenge)
 		if d.Table != tablePolicy {
 			continue
@@ -118,6 +123,13 @@ func (s *Service) changesOf(ctx context.Context, c state.Changes) (*Changes, err
 			return nil, err
 		}
 		out.Revoked = &all
+	}
+	if federated {
+		all, err := s.federations(ctx, raftstore.Stale)
+		if err != nil {
+			return nil, err
+		}
+		out.Federated = &all
 	}
 	if challenges {
 		all, err := s.challenges(ctx)

@@ -53,6 +53,7 @@ type Certificates interface {
 	// Certificate returns one that is not expired and waits for its first issue.
 	Certificate(ctx context.Context, id mesh.Identity) (*tls.Certificate, error)
 	Bundle() *mesh.TrustBundle
+	Federated() *[]*mesh.TrustBundle // of other trust domains; another pointer when they changed
 	Revoked() *ca.Revoked
 	// Watch waits until any of it has changed since a version, and returns the next.
 	Watch(ctx context.Context, after uint64) (uint64, error)
@@ -194,15 +195,33 @@ func (s *Server) FetchX509SVID(_ *workload.X509SVIDRequest, stream grpc.ServerSt
 		if err != nil {
 			return nil, nil, err
 		}
-		return &workload.X509SVIDResponse{Svids: []*workload.X509SVID{{SpiffeId: id.String(), X509Svid: concat(cert.Certificate), X509SvidKey: key, Bundle: roots}}}, cert.Leaf, nil
+		return &workload.X509SVIDResponse{Svids: []*workload.X509SVID{{SpiffeId: id.String(), X509Svid: concat(cert.Certificate), X509SvidKey: key, Bundle: roots}},
+			FederatedBundles: bundles(s.cfg.Certs.Federated())}, cert.Leaf, nil
 	})
 }
 
 // FetchX509Bundles sends the caller the roots, and again whenever they change.
 func (s *Server) FetchX509Bundles(_ *workload.X509BundlesRequest, stream grpc.ServerStreamingServer[workload.X509BundlesResponse]) error {
 	return follow(s, stream, func(_ context.Context, _ mesh.Identity, roots []byte) (*workload.X509BundlesResponse, *x509.Certificate, error) {
-		return &workload.X509BundlesResponse{Bundles: map[string][]byte{"spiffe://" + s.cfg.TrustDomain.String(): roots}}, nil, nil
+		all := bundles(s.cfg.Certs.Federated())
+		all["spiffe://"+s.cfg.TrustDomain.String()] = roots // last: nobody else speaks for it
+		return &workload.X509BundlesResponse{Bundles: all}, nil, nil
 	})
+}
+
+// bundles are the roots of other trust domains, each by the identity of its own.
+func bundles(bs *[]*mesh.TrustBundle) map[string][]byte {
+	out := map[string][]byte{}
+	if bs == nil {
+		return out
+	}
+	for _, b := range *bs {
+		for _, r := range b.Roots {
+			id := "spiffe://" + b.TrustDomain.String()
+			out[id] = append(out[id], r.Raw...)
+		}
+	}
+	return out
 }
 
 func concat(ders [][]byte) (out []byte) {
@@ -216,6 +235,7 @@ func concat(ders [][]byte) (out []byte) {
 type sent struct {
 	id     mesh.Identity
 	bundle *mesh.TrustBundle
+	others *[]*mesh.TrustBundle
 	leaf   *x509.Certificate
 }
 
@@ -239,7 +259,7 @@ func follow[T any](s *Server, stream grpc.ServerStreamingServer[T],
 		if err != nil {
 			return err
 		}
-		now := sent{id: id, bundle: s.cfg.Certs.Bundle()}
+		now := sent{id: id, bundle: s.cfg.Certs.Bundle(), others: s.cfg.Certs.Federated()}
 		if now.bundle == nil {
 			return s.refuse(ctx, "no-certificate", codes.Unavailable, "the agent does not know the roots of the mesh yet")
 		}

@@ -1,6 +1,7 @@
 package workloadapi
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -13,6 +14,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -651,4 +653,58 @@ func TestKernelsWord(t *testing.T) {
 	if p := seen.Load(); p == nil || p.UID != uint32(os.Getuid()) {
 		t.Errorf("the kernel's word: %+v", p)
 	}
+}
+
+// TestFederated: applications get the roots of other trust domains, each by its own name, at once and when they change.
+func TestFederated(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := newAuthority(t), newAuthority(t)
+		h := newHost(t, a, service("web"))
+		stop := h.inMemory(t)
+		c, conn := h.client(t)
+		ctx, cancel := context.WithCancel(withHeader(t.Context()))
+		bundles, err := c.FetchX509Bundles(ctx, &workload.X509BundlesRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		svids, err := c.FetchX509SVID(ctx, &workload.X509SVIDRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		other, err := mesh.ParseTrustDomain("other.mesh")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range []int{0, 1, 2, 0} {
+			if want > 0 {
+				h.certs.SetFederated([]*mesh.TrustBundle{{TrustDomain: other, Version: 1, Roots: slices.Repeat(b.bundle(t).Roots, want)}})
+			} else {
+				h.certs.SetFederated(nil)
+			}
+			m, err := bundles.Recv()
+			if err != nil {
+				t.Fatal(err)
+			}
+			s, err := svids.Recv()
+			if err != nil {
+				t.Fatal(err)
+			}
+			own, err := x509.ParseCertificates(m.Bundles["spiffe://test.mesh"])
+			if err != nil || len(own) != 1 || !own[0].Equal(a.bundle(t).Roots[0]) || !bytes.Equal(s.Svids[0].Bundle, own[0].Raw) {
+				t.Errorf("the mesh's own roots are %d, %v", len(own), err)
+			}
+			for what, got := range map[string]map[string][]byte{"bundles": m.Bundles, "SVIDs": s.FederatedBundles} {
+				roots, err := x509.ParseCertificates(got["spiffe://other.mesh"])
+				if err != nil || len(roots) != want || want > 0 && !roots[0].Equal(b.bundle(t).Roots[0]) {
+					t.Errorf("%s: %d roots of the other, want %d; %v", what, len(roots), want, err)
+				}
+			}
+			if want == 0 && (len(m.Bundles) != 1 || len(s.FederatedBundles) != 0) {
+				t.Errorf("without federation: %d bundles, %d", len(m.Bundles), len(s.FederatedBundles))
+			}
+		}
+		cancel()
+		conn.Close()
+		stop()
+	})
 }

@@ -54,6 +54,7 @@ type Manager struct {
 	cache  *cache
 	bundle atomic.Pointer[mesh.TrustBundle]
 	refuse atomic.Pointer[ca.Revoked]
+	others atomic.Pointer[[]*mesh.TrustBundle]
 	wake   chan struct{} // holds one token when Run should look again
 	errors *telemetry.CounterVec
 
@@ -125,7 +126,16 @@ func (m *Manager) SetRevoked(r *ca.Revoked) {
 // Revoked returns the set that SetRevoked gave; nil before.
 func (m *Manager) Revoked() *ca.Revoked { return m.refuse.Load() }
 
-// Watch waits until a certificate, the bundle or the set of the revoked has changed since a version, and returns the version of now. 0 is
+// SetFederated replaces the bundles of other trust domains. The Manager gives them on: its own handshakes take identities of the mesh alone.
+func (m *Manager) SetFederated(bs []*mesh.TrustBundle) {
+	m.others.Store(&bs)
+	m.announce()
+}
+
+// Federated returns what SetFederated gave, the same pointer until the next; nil before.
+func (m *Manager) Federated() *[]*mesh.TrustBundle { return m.others.Load() }
+
+// Watch waits until a certificate, a bundle or the set of the revoked has changed since a version, and returns the version of now. 0 is
 // before everything. Its error is that of ctx.
 func (m *Manager) Watch(ctx context.Context, after uint64) (uint64, error) {
 	for {

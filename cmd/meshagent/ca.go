@@ -15,7 +15,7 @@ import (
 
 func newCA(g *globals) *cobra.Command {
 	return group(&cobra.Command{Use: "ca", Short: "Show and replace the root certificate, export it, and revoke hosts and services"}, nil,
-		newCAStatus(g), newCARotate(g), newCABundle(g), newCARevoke(g))
+		newCAStatus(g), newCARotate(g), newCABundle(g), newCARevoke(g), newCAFederate(g))
 }
 
 func newCAStatus(g *globals) *cobra.Command {
@@ -55,6 +55,14 @@ func printCA(w io.Writer, a *api.CA) {
 		fmt.Fprintf(w, "A rotation is under way: the next root signs once it is on every living host, from %s on\n", due)
 	case "retire":
 		fmt.Fprintf(w, "A rotation is under way: the old root is accepted until %s\n", due)
+	}
+	if len(a.Federated) > 0 {
+		fmt.Fprintln(w)
+		t := newTable(w, "FEDERATED", "ROOTS", "SINCE")
+		for _, f := range a.Federated {
+			t.row(f.TrustDomain, fmt.Sprint(len(f.Roots)), f.Since.UTC().Format(time.RFC3339))
+		}
+		t.flush()
 	}
 	if len(a.Revoked) > 0 {
 		fmt.Fprintln(w)
@@ -199,6 +207,50 @@ A service gets no certificates, wherever it runs. It stays so until it is taken 
 					did = "no longer revoked"
 				}
 				fmt.Fprintf(w, "%s %s\n", clean(who), did)
+			})
+		})
+	}
+	return c
+}
+
+func newCAFederate(g *globals) *cobra.Command {
+	c := &cobra.Command{
+		Use:   "federate TRUST-DOMAIN --bundle FILE | --remove",
+		Short: "Make the roots of another trust domain known to applications",
+		Long: `Applications that do mutual TLS themselves, with certificates of the Workload API, are told of the roots of another trust domain, with which
+they verify identities of that domain and of no other. Given again, new roots take the place of the old ones: give both while the other
+side rotates. Agents themselves take identities of this mesh alone. "meshagent ca status" lists the trust domains.`,
+		Example: "  meshagent ca federate other.mesh --bundle other-roots.pem\n  meshagent ca federate other.mesh --remove",
+		Args:    argCount(1, 1),
+	}
+	out := outputFlag(c)
+	file := c.Flags().String("bundle", "", "file of its root certificates (PEM)")
+	remove := c.Flags().Bool("remove", false, "forget the trust domain")
+	c.RunE = func(cmd *cobra.Command, args []string) error {
+		if (*file == "") != *remove {
+			return usagef("give either --bundle or --remove")
+		}
+		in := api.Federate{TrustDomain: args[0], Remove: *remove}
+		if !*remove {
+			b, err := readFile(*file, nil, 12<<10)
+			if err != nil {
+				return err
+			}
+			if in.Bundle = string(b); len(b) == 0 {
+				return fmt.Errorf("%s is empty", *file)
+			}
+		}
+		return g.call(cmd, 0, func(ctx context.Context, c *api.Client) error {
+			f, err := c.Federate(ctx, in)
+			if err != nil {
+				return err
+			}
+			return out.print(cmd.OutOrStdout(), f, func(w io.Writer) {
+				if in.Remove {
+					fmt.Fprintf(w, "%s is forgotten\n", clean(f.TrustDomain))
+				} else {
+					fmt.Fprintf(w, "%s is known by %d roots\n", clean(f.TrustDomain), len(f.Roots))
+				}
 			})
 		})
 	}

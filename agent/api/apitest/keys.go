@@ -69,6 +69,22 @@ func (a authority) RotateCA(_ context.Context, o server.Operator) (out api.CA, e
 	return out, err
 }
 
+// Federate takes any bundle.
+func (a authority) Federate(_ context.Context, o server.Operator, in api.Federate) (out api.Federation, err error) {
+	err = a.f.change(o, func(s *State) error {
+		out = api.Federation{TrustDomain: in.TrustDomain, Roots: []api.Root{{SHA256: "22ff", NotAfter: time.Now().Add(1000 * time.Hour)}}, Since: time.Now()}
+		left := slices.DeleteFunc(slices.Clone(s.CA.Federated), func(f api.Federation) bool { return f.TrustDomain == in.TrustDomain })
+		if !in.Remove {
+			left = append(left, out)
+		} else if len(left) == len(s.CA.Federated) {
+			return api.NewError(api.CodeNotFound, "trust domain \""+in.TrustDomain+"\": not found", "")
+		}
+		s.CA.Federated = left
+		return nil
+	})
+	return out, err
+}
+
 // ReplaceCA refuses a key that is not "key", and makes the root that is given, or an own one, the next.
 func (a authority) ReplaceCA(ctx context.Context, o server.Operator, in api.Authority) (out api.CA, err error) {
 	err = a.f.change(o, func(*State) error {

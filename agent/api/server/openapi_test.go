@@ -141,7 +141,7 @@ func TestOpenAPIHasEveryRoute(t *testing.T) {
 
 // wireTypes is every struct of package api that travels, by the name of its schema; TestEveryWireTypeIsListed holds it to the source.
 var wireTypes = map[string]any{
-	"Answer": api.Answer{}, "Applied": api.Applied{}, "Apply": api.Apply{}, "Authority": api.Authority{}, "CA": api.CA{}, "CARoot": api.CARoot{}, "Certificate": api.Certificate{}, "Check": api.Check{},
+	"Answer": api.Answer{}, "Applied": api.Applied{}, "Apply": api.Apply{}, "Authority": api.Authority{}, "Federate": api.Federate{}, "Federation": api.Federation{}, "CA": api.CA{}, "CARoot": api.CARoot{}, "Certificate": api.Certificate{}, "Check": api.Check{},
 	"Error": api.Error{}, "Instance": api.Instance{}, "Key": api.Key{}, "Keyring": api.Keyring{}, "Live": api.Live{}, "Local": api.Local{}, "Locals": api.Locals{}, "Login": api.Login{},
 	"Maintenance": api.Maintenance{}, "Members": api.Members{}, "NewToken": api.NewToken{}, "Outcome": api.Outcome{}, "Peer": api.Peer{},
 	"Policies": api.Policies{}, "Policy": api.Policy{}, "Problem": api.Problem{}, "Ready": api.Ready{}, "Revocation": api.Revocation{}, "Revoke": api.Revoke{}, "Root": api.Root{},
@@ -155,7 +155,7 @@ var wireTypes = map[string]any{
 }
 
 // requests are the types that are read strictly.
-var requests = []string{"APITokenSpec", "Apply", "Maintenance", "PolicyKey", "Revoke", "TTL", "TokenSpec", "Write"}
+var requests = []string{"APITokenSpec", "Apply", "Authority", "Federate", "Maintenance", "PolicyKey", "Revoke", "TTL", "TokenSpec", "Write"}
 
 // enums is every type that is a string of a few words.
 var enums = map[string][]string{
@@ -405,6 +405,7 @@ var samples = []struct{ method, target, mediaType, body, route string }{
 	{"GET", "/api/v1/ca", "", "", "/api/v1/ca"},
 	{"GET", "/api/v1/ca/bundle", "", "", "/api/v1/ca/bundle"},
 	{"POST", "/api/v1/ca/rotate", "", "", "/api/v1/ca/rotate"},
+	{"POST", "/api/v1/ca/federation", "application/json", `{"trustDomain":"other.mesh","bundle":"PEM"}`, "/api/v1/ca/federation"},
 	{"POST", "/api/v1/ca/authority", "application/json", `{"own":true}`, "/api/v1/ca/authority"},
 	{"POST", "/api/v1/ca/revoke", "application/json", `{"node":"three","reason":"stolen"}`, "/api/v1/ca/revoke"},
 	{"POST", "/api/v1/tokens", "application/json", `{"ttl":"1h"}`, "/api/v1/tokens"},

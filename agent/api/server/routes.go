@@ -61,6 +61,7 @@ var routes = []route{
 	{method: "GET", path: prefix + "/ca", on: "ca", do: (*Server).getCA},
 	{method: "GET", path: prefix + "/ca/bundle", on: "ca", do: (*Server).getBundle},
 	{method: "POST", path: prefix + "/ca/rotate", on: "ca", do: (*Server).postRotateCA, auth: true},
+	{method: "POST", path: prefix + "/ca/federation", on: "ca", do: (*Server).postFederation, auth: true, body: maxSmallBody},
 	{method: "POST", path: prefix + "/ca/authority", on: "ca", do: (*Server).postAuthority, auth: true, body: maxSmallBody},
 	{method: "POST", path: prefix + "/ca/revoke", on: "ca", do: (*Server).postRevoke, auth: true, body: maxSmallBody},
 	{method: "GET", path: prefix + "/tokens", on: "tokens", do: (*Server).getTokens, auth: true},

@@ -85,6 +85,8 @@ type CA interface {
 	CA(ctx context.Context) (api.CA, error)
 	// RotateCA authorizes o itself.
 	RotateCA(ctx context.Context, o Operator) (api.CA, error)
+	// Federate authorizes o itself. Either Bundle or Remove is set.
+	Federate(ctx context.Context, o Operator, in api.Federate) (api.Federation, error)
 	// ReplaceCA authorizes o itself. Either Own or one of the others is set.
 	ReplaceCA(ctx context.Context, o Operator, in api.Authority) (api.CA, error)
 	// Revoke authorizes o itself. Either Node or Service is set.

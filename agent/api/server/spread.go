@@ -121,6 +121,17 @@ func (s *Server) postAuthority(c *call) (any, error) {
 	return s.withSpread(a), err
 }
 
+func (s *Server) postFederation(c *call) (any, error) {
+	var in api.Federate
+	if err := c.json(&in); err != nil {
+		return nil, err
+	}
+	if (in.Bundle == "") != in.Remove {
+		return nil, invalid("", "body: either bundle or remove is needed")
+	}
+	return s.cfg.CA.Federate(c.ctx, c.op, in)
+}
+
 func (s *Server) withSpread(a api.CA) api.CA {
 	sp := spreadOf(s.cfg.Snapshots.Load(), func(n *mesh.Node) bool { return n.Bundle >= a.Bundle })
 	a.Roots, a.Revoked, a.Have, a.Nodes, a.Pending = list(a.Roots), list(a.Revoked), sp.have, sp.nodes, sp.pending
