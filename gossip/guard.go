@@ -55,10 +55,9 @@ const (
 	// leastNode is what a node takes in a push/pull at least: the names of its fields alone are more.
 	leastNode = 40
 	// maxStreams and maxStreamsOf bound the streams that others have open here, all and of one address. One lasts for milliseconds
-	// every 30 s and host; a stranger can hold one for streamTime.
+	// every 30 s and host; a stranger can hold one for memberlist's 10 s.
 	maxStreams   = 256
 	maxStreamsOf = 64
-	streamTime   = 10 * time.Second
 )
 
 // guard is a Transport through which nothing comes that an agent does not send.

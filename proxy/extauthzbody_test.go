@@ -275,3 +275,35 @@ spec:
 		}
 	}
 }
+
+// TestExternalAuthorizationOfBodiesAtGateways: both who decides for the gateway and who decides for the service on its host are told the body, each as much
+// as it wants.
+func TestExternalAuthorizationOfBodiesAtGateways(t *testing.T) {
+	t.Parallel()
+	w, g := edgeWorld(t)
+	j := &reader{make(chan *told, 2)}
+	w.host("j").serve("judge", j)
+	g.askedBy()
+	short := provider(", pathPrefix: /gate, includeRequestBodyInCheck: {maxRequestBytes: 3, allowPartialMessage: true}")
+	w.apply(short)
+	w.apply(strings.Replace(strings.Replace(short, "name: judge", "name: long", 1), "/gate, includeRequestBodyInCheck: {maxRequestBytes: 3, allowPartialMessage: true}", "/svc, includeRequestBodyInCheck: {maxRequestBytes: 10}", 1))
+	w.apply(judged("ingressgateway", "[{}]"))
+	w.apply(strings.Replace(judged("api", "[{}]"), "{name: judge}", "{name: long}", 1))
+	post := func(body string) *answer {
+		r, err := http.NewRequestWithContext(t.Context(), "POST", "http://shop.example.com:8081/api/v1", strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return (&caller{h: g.host, http: g.client(false, nil)}).send(r)
+	}
+	if a := post("0123456789"); a.StatusCode != 200 || a.seen.Body != "0123456789" {
+		t.Errorf("%d, the service gets %q", a.StatusCode, a.seen.Body)
+	}
+	if gate, svc := j.next(t), j.next(t); *gate != (told{"012", "true", "/gate/api/v1"}) || *svc != (told{"0123456789", "false", "/svc/v1"}) {
+		t.Errorf("they were told %q and %q", *gate, *svc)
+	}
+	post("0123456789a").expect(t, 413, "RBAC the body is more than who decides looks at")
+	if gate := j.next(t); gate.path != "/gate/api/v1" || len(j.asked) > 0 {
+		t.Errorf("%q was asked, and %d more", gate.path, len(j.asked))
+	}
+}

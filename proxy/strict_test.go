@@ -2,11 +2,18 @@ package proxy_test
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/tls"
+	"crypto/x509"
+	"errors"
 	"io"
+	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"testing"
 	"time"
 
@@ -77,16 +84,77 @@ func TestServeTunnelIsStrict(t *testing.T) {
 				t.Fatal(err)
 			}
 			go io.WriteString(theirs, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00")
-			n, _ := theirs.Read(make([]byte, 9)) // settings, where it is served
-			if (n > 0) != c.served {
-				t.Errorf("%d bytes come, it is served: %v", n, c.served)
+			n, err := theirs.Read(make([]byte, 9)) // settings, where it is served
+			if ne, ok := errors.AsType[net.Error](err); (n > 0) != c.served || ok && ne.Timeout() {
+				t.Errorf("%d bytes come, %v; it is served: %v", n, err, c.served)
 			}
-			if !c.served {
-				<-done
+			if c.served {
+				select {
+				case <-done:
+					t.Error("it is served no more")
+				default:
+				}
+				cancel()
 			}
+			if _, err := io.Copy(io.Discard, theirs); err != nil {
+				if ne, ok := errors.AsType[net.Error](err); ok && ne.Timeout() {
+					t.Error("it is not closed")
+				}
+			}
+			<-done
 			cancel()
 			a.Close()
-			<-done
 		})
 	}
+}
+
+// TestTunnelsEndWithTheirCertificate: who called is told to open another tunnel, with a new certificate, before the one of this tunnel ends.
+func TestTunnelsEndWithTheirCertificate(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	h := w.host("a")
+	h.serve("web", nil)
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	who, err := url.Parse(workload("frontend").String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(2 * time.Second), KeyUsage: x509.KeyUsageDigitalSignature, URIs: []*url.URL{who}}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert := tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+	a, b := net.Pipe()
+	ours := tls.Server(proxy.Link(b), &tls.Config{Certificates: []tls.Certificate{cert}, ClientAuth: tls.RequestClientCert, NextProtos: []string{"h2"}})
+	theirs := tls.Client(a, &tls.Config{InsecureSkipVerify: true, ServerName: "web.service.mesh", NextProtos: []string{"h2"}, Certificates: []tls.Certificate{cert}})
+	theirs.SetDeadline(time.Now().Add(patience))
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if ours.HandshakeContext(t.Context()) == nil {
+			h.ServeTunnel(t.Context(), ours)
+		}
+	}()
+	if err := theirs.Handshake(); err != nil {
+		t.Fatal(err)
+	}
+	go io.WriteString(theirs, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00")
+	for {
+		var head [9]byte // length, type, flags, stream (RFC 9113, section 4.1)
+		if _, err := io.ReadFull(theirs, head[:]); err != nil {
+			t.Fatalf("nobody says that the tunnel ends: %v", err)
+		}
+		if _, err := io.CopyN(io.Discard, theirs, int64(head[0])<<16|int64(head[1])<<8|int64(head[2])); err != nil {
+			t.Fatal(err)
+		}
+		if head[3] == 7 { // GOAWAY
+			break
+		}
+	}
+	a.Close()
+	<-done
 }

@@ -210,3 +210,30 @@ func TestTokensOfEverywhere(t *testing.T) {
 		t.Error("tokens are looked at where no policy takes any")
 	}
 }
+
+// TestUnknownKeyIsNotTheReason: keys are only to be fetched anew where nothing but that keeps the token from being taken.
+func TestUnknownKeyIsNotTheReason(t *testing.T) {
+	i, other := newIssuer(t, "https://a.example", "ka"), newIssuer(t, "https://a.example", "kb")
+	at := KeySource{URI: "https://keys.example/a"}
+	set, err := ParseKeySet([]byte(other.jwks(t)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	fetched := "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {name: a}\nspec: {jwtRules: [{issuer: \"https://a.example\", jwksUri: \"https://keys.example/a\"}]}\n"
+	forged := &issuer{i.name, "ka", jose.ES256, other.key, other.pub} // a key of the same name
+	for more, want := range map[string][]KeySource{"": {at}, "---\n" + strings.Replace(taking(forged, t, ""), "name: ka", "name: b", 1): nil} {
+		ps, err := Parse("p.yaml", []byte(fetched+more))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var cache Cache
+		cache.SetKeys(map[KeySource]*KeySet{at: set})
+		_, _, v := cache.Compile(td, 1, ps).Known(&Target{Service: mesh.MustServiceName("web")}, bearing("", map[string][]string{"authorization": {"Bearer " + i.token(t, nil)}}), now())
+		if v == nil {
+			t.Fatal("it is known before it came")
+		}
+		if a, why := v.Run(now()); a != nil || !slices.Equal(v.UnknownKey(), want) {
+			t.Errorf("%q: %+v, %q, keys are to be fetched from %v", more, a, why, v.UnknownKey())
+		}
+	}
+}
