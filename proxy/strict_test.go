@@ -158,3 +158,20 @@ func TestTunnelsEndWithTheirCertificate(t *testing.T) {
 	a.Close()
 	<-done
 }
+
+// TestRemoteBehindGateways: the host of the called instance looks at the address of the client, not of the gateway.
+func TestRemoteBehindGateways(t *testing.T) {
+	t.Parallel()
+	w, g := edgeWorld(t)
+	w.apply(authorization("DENY", "web", `[{from: [{source: {remoteIpBlocks: [127.9.9.9]}}]}]`))
+	c := g.client(false, nil)
+	if a := g.ask(c, "http://shop.example.com:8081/"); a.StatusCode != 200 {
+		t.Errorf("another client: %d", a.StatusCode)
+	}
+	from := g.client(false, nil)
+	from.Transport.(*http.Transport).DialContext = func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 9, 9, 9)}}).DialContext(ctx, network, net.JoinHostPort(g.addr.String(), "8081"))
+	}
+	g.ask(from, "http://shop.example.com:8081/").expect(t, 403, "RBAC access denied")
+	from.CloseIdleConnections()
+}
