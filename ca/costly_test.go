@@ -72,7 +72,7 @@ func TestS56CostlyChains(t *testing.T) {
 	}
 	small := template("issuer")
 	small.IsCA, small.KeyUsage = true, x509.KeyUsageCertSign
-	long, many := fill(issuer, 256<<10), fill(small, 64<<10) // Go's TLS takes no more than 256 KiB
+	long, many := fill(issuer, 256<<10), fill(small, 24<<10) // Go's TLS takes no more than 256 KiB
 	// A certificate of which each host reads every name is refused by its size.
 	leaf.DNSNames = names(10_000)
 	large := [][]byte{create(leaf, issuer)}
