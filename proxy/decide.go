@@ -191,6 +191,7 @@ func (c *call) forward(r *policy.HTTPRoute) *fault {
 	}
 	c.hash = c.key(c.split.dest)
 	d.Hedge = c.hedgeAfter()
+	d.HoldHead = act.Retry.Trailers && act.Retry.Attempts > 0 && isGRPC(x.Request.Get("content-type"))
 	f := c.try(x.Result.Start)
 	if f == nil && len(c.rule.mirrors) > 0 {
 		c.mirror(x.Result.Start)

@@ -8,6 +8,7 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -203,5 +204,58 @@ func TestGRPCOwnErrors(t *testing.T) {
 		expect(codes.Unavailable, "fault injected", "FI")
 		w.apply(strings.ReplaceAll(virtualService("  - {route: [{destination: {host: nowhere}}]}\n"), "web", "chat"))
 		expect(codes.Unavailable, "no healthy instance", "UH")
+	})
+}
+
+// fickle fails with INTERNAL behind its head until it was asked n times.
+type fickle struct {
+	health.UnimplementedHealthServer
+	n     int32
+	asked atomic.Int32
+}
+
+func (f *fickle) Check(ctx context.Context, _ *health.HealthCheckRequest) (*health.HealthCheckResponse, error) {
+	n := f.asked.Add(1)
+	if err := grpc.SendHeader(ctx, metadata.Pairs("x-try", fmt.Sprint(n))); err != nil {
+		return nil, err
+	}
+	if n < f.n {
+		return nil, status.Error(codes.Internal, "again")
+	}
+	return &health.HealthCheckResponse{Status: health.HealthCheckResponse_SERVING}, nil
+}
+
+// TestRetriesByTrailers: a status of gRPC counts also where it stands in trailers behind a head, if a rule asks for it; the caller sees nothing of the tries
+// that failed.
+func TestRetriesByTrailers(t *testing.T) {
+	t.Parallel()
+	both(t, func(t *testing.T, w *world, c *caller, on *host) {
+		for i, e := range []struct {
+			retries string
+			n       int32
+			asked   int32
+			code    codes.Code
+		}{
+			{"{attempts: 2, retryOn: internal}", 3, 3, codes.OK}, {"{attempts: 2, retryOn: internal}", 9, 3, codes.Internal},
+			{"{attempts: 2, retryOn: unavailable}", 3, 1, codes.Internal}, {"{attempts: 0, retryOn: internal}", 3, 1, codes.Internal}, {"", 3, 1, codes.Internal},
+		} {
+			svc, app := fmt.Sprint("chat", i), &fickle{n: e.n}
+			s := grpc.NewServer()
+			health.RegisterHealthServer(s, app)
+			on.serveGRPC(svc, s)
+			if e.retries != "" {
+				w.apply(strings.ReplaceAll(virtualService("  - {route: [{destination: {host: web}}], retries: "+e.retries+"}\n"), "web", svc))
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			var head metadata.MD
+			_, err := health.NewHealthClient(c.grpc(svc)).Check(ctx, &health.HealthCheckRequest{}, grpc.Header(&head))
+			cancel()
+			if status.Code(err) != e.code || app.asked.Load() != e.asked {
+				t.Errorf("%q: %v after %d calls, want %v after %d", e.retries, err, app.asked.Load(), e.code, e.asked)
+			}
+			if got := head.Get("x-try"); !slices.Equal(got, []string{fmt.Sprint(e.asked)}) {
+				t.Errorf("%q: the caller sees the head of try %q", e.retries, got)
+			}
+		}
 	})
 }

@@ -340,6 +340,9 @@ func (h handler) Respond(x *engine.Call) bool {
 	if c.raw {
 		return c.connected(f, res.Status)
 	}
+	if x.Trailer != nil {
+		grpc = x.Trailer.Get("grpc-status")
+	}
 	own := f == errTimeout && c.grpcOwn
 	if !own {
 		c.report(c.outcome(f, res.Status))

@@ -125,7 +125,7 @@ func TestModelIsActedOn(t *testing.T) {
 		{reflect.TypeFor[policy.Rewrite](), "Path Prefix Pattern Template Authority"},                                                  // decide.go; two by RewritePath
 		{reflect.TypeFor[policy.HeaderOps](), "RequestSet RequestAdd ResponseSet ResponseAdd RequestRemove ResponseRemove"},            // decide.go
 		{reflect.TypeFor[policy.Fault](), "DelayPerMillion Delay AbortPerMillion AbortStatus AbortGRPC"},                               // decide.go
-		{reflect.TypeFor[policy.Retry](), "Attempts PerTry On Codes Backoff SameAgain Elsewhere"},                                      // retry.go
+		{reflect.TypeFor[policy.Retry](), "Attempts PerTry On Codes Backoff SameAgain Elsewhere Trailers"},                             // retry.go
 		{reflect.TypeFor[policy.CORS](), "Any Origins Methods Headers Expose MaxAge Credentials Forward"},                              // cors.go
 		{reflect.TypeFor[policy.TCPRoute](), "Policy TLS Index Matches Destinations"},                                                  // table.go; Matches by RouteTCP
 		{reflect.TypeFor[policy.Destination](), "Policy Subsets Traffic Callers Selector Ports"},                                       // table.go

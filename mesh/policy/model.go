@@ -235,6 +235,7 @@ type Retry struct {
 	Backoff  time.Duration // base of the jittered exponential delay; 0 is 25 ms
 	// SameAgain has a retry go to any instance, also one that was tried. Elsewhere has it go to another locality than those tried.
 	SameAgain, Elsewhere bool
+	Trailers             bool // a status of gRPC in trailers counts, too, as long as nothing came before it
 }
 
 // DefaultRetry is Istio's: two retries on connect-failure, refused-stream, unavailable, cancelled and

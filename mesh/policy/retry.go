@@ -54,7 +54,11 @@ func (c *compiler) retries(path string, r *istio.Retries, a *Action) {
 		a.Retry.On |= OnRetriableStatusCodes
 		a.Retry.Codes = append(a.Retry.Codes, code)
 	}
+	a.Retry.Trailers = a.Retry.On&ofGRPC != 0
 }
+
+// ofGRPC are the conditions that look at a status of gRPC.
+const ofGRPC = OnGRPCCancelled | OnGRPCDeadlineExceeded | OnGRPCInternal | OnGRPCResourceExhausted | OnGRPCUnavailable
 
 // share reads a percentage of requests, in millionths. Istio takes one that is absent for none; an integer is its older form.
 func (c *compiler) share(path string, p *istio.Percent, old *int) uint32 {

@@ -36,6 +36,7 @@ type Decision struct {
 	TryTimeout      time.Duration // of one try, from here to the head of the answer, if not 0
 	ResponseTimeout time.Duration // from the end of the request to the head of the answer, if not 0
 	Hedge           time.Duration // without an answer, after which a Hedger is asked, if not 0; once a call
+	HoldHead        bool          // the head of an answer of HTTP/2 waits for what follows it, a moment: Respond is told of trailers that come at once
 	IdleTimeout     time.Duration // without a byte of the answer, or either way in a tunnel, if not 0
 	ReplayUnsafe    bool          // the request may be sent again though it is not idempotent
 	Life            time.Duration // of a tunnel, if not 0
@@ -89,7 +90,7 @@ type Call struct {
 	Decision Decision
 	Result   Result
 	Response *http1.Response // when Respond is called
-	Trailer  *http1.Trailer  // of the answer, when Done is called; nil if there were none
+	Trailer  *http1.Trailer  // of the answer, when Done is called, and when Respond is for what Decision.HoldHead says; nil if there were none
 	Err      error           // why the last try had no connection, from Dial
 	Scratch  []byte          // for the Handler; what it can hold is kept from call to call
 	Data     any             // for the Handler, who finds here what it left in a former call, in the end; nil at first
@@ -158,9 +159,11 @@ type Call struct {
 	resW      http1.Writer
 	resTrail  http1.Trailer
 	resSecret marks
-	heard     bool // a byte of it came
-	interim   bool // a 1xx was passed on
-	begun     bool // its final head went to the client
+	late      []byte // a head that is held back: see holdBack
+	lateAt    int64  // since when
+	heard     bool   // a byte of it came
+	interim   bool   // a 1xx was passed on
+	begun     bool   // its final head went to the client
 	tunnel    bool
 	reuse     bool       // the upstream connection can be used again
 	code      http2.Code // with which its stream was reset
@@ -188,6 +191,7 @@ func (x *Call) reset() {
 	clear(x.copies)
 	x.copies, x.copied, x.of, x.told = x.copies[:0], false, nil, nil
 	x.rival, x.waits = nil, false
+	x.late, x.lateAt = nil, 0
 	x.heard, x.begun, x.tunnel, x.reuse, x.stalled, x.code = false, false, false, false, false, 0
 }
 

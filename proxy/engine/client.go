@@ -576,6 +576,9 @@ func (x *Call) deadline() (d int64) {
 	case !x.begun && (x.whole || x.awaits100()) && x.up != nil:
 		sooner(x.active, w.ResponseTimeout)
 	}
+	if x.late != nil {
+		sooner(x.lateAt, holdTime)
+	}
 	if x.wake == 0 && x.paused == 0 && !x.begun && !x.waits {
 		sooner(x.tried, w.TryTimeout)
 		if at := x.hedgeAt(); at != 0 {
@@ -618,6 +621,8 @@ func (x *Call) timeout(now int64) {
 	case x.wake != 0:
 		x.wake = 0
 		x.resume()
+	case x.late != nil && x.lateAt+int64(holdTime) <= now:
+		x.up.passHeld(x)
 	case x.hedgeAt() != 0 && x.hedgeAt() < now:
 		x.hedge()
 	default:

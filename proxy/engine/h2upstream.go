@@ -93,6 +93,9 @@ func (c *conn) answerEvent(ev *http2.Event) {
 	case http2.EventInterim, http2.EventResponse:
 		c.answerHead(x, ev)
 	case http2.EventData:
+		if !c.passHeld(x) {
+			return
+		}
 		x.active = c.l.now
 		x.toClient(ev.Data, ev.End)
 		if ev.End && !x.tunnel {
@@ -116,6 +119,13 @@ func (c *conn) answerEvent(ev *http2.Event) {
 		if err := x.resTrail.Parse(l.head, true); err != nil {
 			x.failed(UpstreamMalformed)
 			return
+		}
+		if x.late != nil {
+			x.Trailer = &x.resTrail
+			ok := c.passHeld(x)
+			if x.Trailer = nil; !ok {
+				return
+			}
 		}
 		x.endBody()
 		x.endAnswer()
@@ -159,6 +169,7 @@ func (c *conn) answerHead(x *Call, ev *http2.Event) {
 		return
 	}
 	switch {
+	case !x.res.Interim() && x.holdBack(ev.End):
 	case !x.passHead(n, ev.End) || x.res.Interim():
 	case x.tunnel:
 		x.startTunnel()

@@ -374,6 +374,7 @@ func (l *loop) putCall(x *Call) {
 	l.buffers.put(x.req)
 	l.buffers.put(x.head)
 	l.buffers.put(x.early)
+	l.buffers.put(x.late)
 	l.clearLane(&x.ask)
 	l.clearLane(&x.ans)
 	x.reset()

@@ -80,6 +80,9 @@ func (u *Upstream) Close() {
 
 // leave takes the call from its upstream connection, or out of the line of those that wait for one. The connection is closed.
 func (x *Call) leave(reset bool) {
+	if x.late != nil {
+		x.dropHeld()
+	}
 	x.wanting, x.paused, x.bodyThen = false, 0, nil
 	x.exit()
 	if p := x.pool; p != nil {
