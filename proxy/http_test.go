@@ -505,9 +505,9 @@ func TestUpgrade(t *testing.T) {
 	t.Parallel()
 	both(t, func(t *testing.T, w *world, c *caller, on *host) {
 		on.serve("web", switching(nil))
-		w.apply(virtualService("  - {route: [{destination: {host: web}}], timeout: 400ms}\n"))
+		w.apply(virtualService("  - {route: [{destination: {host: web}}], timeout: 2s}\n"))
 		conn, r := c.upgrade(t, "web")
-		conn.SetReadDeadline(time.Now().Add(700 * time.Millisecond))
+		conn.SetReadDeadline(time.Now().Add(2300 * time.Millisecond))
 		var ne net.Error
 		if _, err := r.Peek(1); !errors.As(err, &ne) || !ne.Timeout() {
 			t.Fatalf("the connection does not last: %v", err)
