@@ -178,7 +178,7 @@ func Split(file string, data []byte) ([]Document, error) {
 			return nil, &Error{File: file, Line: part.line, Msg: "documents must be parted by a line of three hyphens"}
 		}
 		c := converter{file: file, offset: part.line - 1}
-		root := c.node(y.Content[0], "", 0)
+		root := c.node(y.Content[0], nil, 0)
 		if err := c.errs.Err(); err != nil {
 			return nil, err
 		}
@@ -198,21 +198,23 @@ type part struct {
 // parts cuts at lines that begin a new document.
 func parts(data []byte) []part {
 	out := []part{{line: 1}}
-	for n, line := range bytes.SplitAfter(data, []byte("\n")) {
+	from, at, n := 0, 0, 1
+	for line := range bytes.SplitAfterSeq(data, []byte("\n")) {
 		if t := bytes.TrimRight(line, " \t\r\n"); bytes.Equal(t, []byte("---")) {
-			out = append(out, part{line: n + 2})
-			continue
+			out[len(out)-1].text = bytes.Clone(data[from:at]) // it is kept, and the file is not
+			from = at + len(line)
+			out = append(out, part{line: n + 1})
 		}
-		last := &out[len(out)-1]
-		last.text = append(last.text, line...)
+		at, n = at+len(line), n+1
 	}
+	out[len(out)-1].text = bytes.Clone(data[from:])
 	return out
 }
 
 // pairs writes the surrogate pairs of a JSON text (\ud83d\ude00) as YAML does (\U0001f600), which does not know them. A text
 // that is not JSON is left alone. A surrogate without its other half stays, and the YAML library refuses it.
 func pairs(text []byte) []byte {
-	if !surrogates.Match(text) || !json.Valid(text) {
+	if !bytes.Contains(text, []byte(`\u`)) || !surrogates.Match(text) || !json.Valid(text) {
 		return text
 	}
 	var out []byte
@@ -258,11 +260,31 @@ type converter struct {
 	errs   Errors
 }
 
-func (c *converter) fail(y *yaml.Node, path, msg, hint string) {
-	c.errs.Add(&Error{c.file, y.Line + c.offset, path, clip(msg), hint})
+func (c *converter) fail(y *yaml.Node, path *trail, msg, hint string) {
+	c.errs.Add(&Error{c.file, y.Line + c.offset, path.String(), clip(msg), hint})
 }
 
-func (c *converter) node(y *yaml.Node, path string, depth int) *Node {
+// trail is a path, which is written only when something is wrong there.
+type trail struct {
+	up   *trail
+	key  string
+	item int // of a list, if it is not negative
+}
+
+func (p *trail) String() string {
+	switch {
+	case p == nil:
+		return ""
+	case p.item >= 0:
+		return at(p.up.String(), p.item)
+	}
+	return Join(p.up.String(), p.key)
+}
+
+// manyKeys is from where on a map finds keys that are there twice sooner than a look at each.
+const manyKeys = 16
+
+func (c *converter) node(y *yaml.Node, path *trail, depth int) *Node {
 	n := &Node{Line: y.Line + c.offset, Text: y.Value}
 	if depth > maxDepth {
 		c.fail(y, path, fmt.Sprintf("nested more than %d deep", maxDepth), "")
@@ -279,12 +301,17 @@ func (c *converter) node(y *yaml.Node, path string, depth int) *Node {
 	switch y.Kind {
 	case yaml.SequenceNode:
 		n.Kind = List
+		n.Vals = make([]*Node, len(y.Content))
 		for i, v := range y.Content {
-			n.Vals = append(n.Vals, c.node(v, at(path, i), depth+1))
+			n.Vals[i] = c.node(v, &trail{path, "", i}, depth+1)
 		}
 	case yaml.MappingNode:
 		n.Kind = Map
-		seen := make(map[string]bool, len(y.Content)/2)
+		var seen map[string]bool
+		if len(y.Content)/2 > manyKeys {
+			seen = make(map[string]bool, len(y.Content)/2)
+		}
+		n.Keys, n.Vals = make([]string, 0, len(y.Content)/2), make([]*Node, 0, len(y.Content)/2)
 		for i := 0; i+1 < len(y.Content); i += 2 {
 			k := y.Content[i]
 			if k.Kind != yaml.ScalarNode || k.Value == "<<" && k.Style == 0 {
@@ -295,13 +322,16 @@ func (c *converter) node(y *yaml.Node, path string, depth int) *Node {
 				c.fail(k, path, fmt.Sprintf("a key of %d bytes: at most %d are accepted", len(k.Value), maxKey), "")
 				continue
 			}
-			if seen[k.Value] {
-				c.fail(k, Join(path, k.Value), "is there twice", "remove one")
+			here := &trail{path, k.Value, -1}
+			if seen[k.Value] || seen == nil && slices.Contains(n.Keys, k.Value) {
+				c.fail(k, here, "is there twice", "remove one")
 				continue
 			}
-			seen[k.Value] = true
+			if seen != nil {
+				seen[k.Value] = true
+			}
 			n.Keys = append(n.Keys, k.Value)
-			n.Vals = append(n.Vals, c.node(y.Content[i+1], Join(path, k.Value), depth+1))
+			n.Vals = append(n.Vals, c.node(y.Content[i+1], here, depth+1))
 		}
 	case yaml.ScalarNode:
 		switch y.ShortTag() {

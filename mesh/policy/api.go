@@ -394,8 +394,9 @@ func assemble(td mesh.TrustDomain, index uint64, ps []mesh.Policy, docs []*decod
 			g.delegates.add(d.key, s)
 		}
 	}
+	compiled := compileRoutes(ps, docs, g.delegates)
 	for i, p := range ps {
-		m.add(p, docs[i], g)
+		m.add(p, docs[i], compiled[i], g)
 	}
 	m.join()
 	g.bind(m)
@@ -408,7 +409,7 @@ func assemble(td mesh.TrustDomain, index uint64, ps []mesh.Policy, docs []*decod
 	return m
 }
 
-func (m *Model) add(p mesh.Policy, d *decoded, g *gateway) {
+func (m *Model) add(p mesh.Policy, d *decoded, compiled any, g *gateway) {
 	err := d.err
 	if err == nil && d.key != p.PolicyKey {
 		err = fmt.Errorf("the source is of %s", d.key)
@@ -420,7 +421,7 @@ func (m *Model) add(p mesh.Policy, d *decoded, g *gateway) {
 	}
 	switch s := d.value.(type) {
 	case *istio.VirtualService:
-		vs, _ := compileVirtualService(p.PolicyKey, s, g.delegates)
+		vs := compiled.(*virtualService)
 		for _, l := range vs.lacks {
 			m.problem(p.PolicyKey, codeNotFound, l)
 		}
@@ -493,7 +494,7 @@ func (m *Model) add(p mesh.Policy, d *decoded, g *gateway) {
 			m.limited[r] = append(m.limited[r], t.limits...)
 		}
 	default:
-		r, _ := compileRoute(p.PolicyKey, s)
+		r := compiled.(*gatewayRoute)
 		r.created = p.Created
 		g.routes = append(g.routes, r)
 	}

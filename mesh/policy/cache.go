@@ -9,6 +9,7 @@ import (
 
 	"github.com/meshagent/meshagent/internal/strictyaml"
 	"github.com/meshagent/meshagent/mesh"
+	"github.com/meshagent/meshagent/mesh/policy/gatewayapi"
 	"github.com/meshagent/meshagent/mesh/policy/istio"
 )
 
@@ -44,23 +45,47 @@ func (c *Cache) Compile(td mesh.TrustDomain, index uint64, ps []mesh.Policy) *Mo
 // read decodes what it does not know, on all processors, and forgets what is not there any more.
 func (c *Cache) read(ps []mesh.Policy) []*decoded {
 	out, sums := make([]*decoded, len(ps)), make([]sum, len(ps))
-	var next atomic.Int64
-	var wg sync.WaitGroup
-	for range min(runtime.GOMAXPROCS(0), len(ps)) {
-		wg.Go(func() {
-			for i := int(next.Add(1)) - 1; i < len(ps); i = int(next.Add(1)) - 1 {
-				sums[i] = sha256.Sum256(ps[i].Source)
-				if out[i] = c.last[sums[i]]; out[i] == nil {
-					out[i] = decode(ps[i].Source)
-				}
-			}
-		})
-	}
-	wg.Wait()
+	each(len(ps), func(i int) {
+		sums[i] = sha256.Sum256(ps[i].Source)
+		if out[i] = c.last[sums[i]]; out[i] == nil {
+			out[i] = decode(ps[i].Source)
+		}
+	})
 	c.last = make(map[sum]*decoded, len(ps))
 	for i, d := range out {
 		c.last[sums[i]] = d
 	}
+	return out
+}
+
+// each calls f for 0 to n-1, on all processors.
+func each(n int, f func(int)) {
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	for range min(runtime.GOMAXPROCS(0), n) {
+		wg.Go(func() {
+			for i := int(next.Add(1)) - 1; i < n; i = int(next.Add(1)) - 1 {
+				f(i)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// compileRoutes compiles what has the most rules, each on its own: VirtualServices and routes. Others are nil.
+func compileRoutes(ps []mesh.Policy, docs []*decoded, d delegates) []any {
+	out := make([]any, len(ps))
+	each(len(ps), func(i int) {
+		if docs[i].err != nil || docs[i].key != ps[i].PolicyKey {
+			return
+		}
+		switch s := docs[i].value.(type) {
+		case *istio.VirtualService:
+			out[i], _ = compileVirtualService(ps[i].PolicyKey, s, d)
+		case *gatewayapi.HTTPRouteSpec, *gatewayapi.GRPCRouteSpec, *gatewayapi.TLSRouteSpec, *gatewayapi.TCPRouteSpec:
+			out[i], _ = compileRoute(ps[i].PolicyKey, s)
+		}
+	})
 	return out
 }
 
