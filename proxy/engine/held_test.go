@@ -99,8 +99,9 @@ func TestHoldHead(t *testing.T) {
 			h.want("request 1 GET x/ te end")
 			h.respond(1, 200, -1, false)
 			h.want("reset 1 CANCEL")
+			p.w.pass(p)
 			h.idle()
-		}}, client: func(p *peer) { p.send(te); time.Sleep(holdTime / 2) }, want: []string{"GET / 0 DC 1"}},
+		}}, client: func(p *peer) { p.send(te); time.Sleep(holdTime / 2); p.Close(); p.w.await(p) }, want: []string{"GET / 0 DC 1"}},
 	} {
 		s.not = noStreams
 		s.to.Protocol, s.loops = HTTP2, 1
