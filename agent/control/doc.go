@@ -29,12 +29,14 @@
 package control
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
 
 	"github.com/meshagent/meshagent/mesh"
+	"github.com/meshagent/meshagent/raftstore"
 	"github.com/meshagent/meshagent/raftstore/state"
 )
 
@@ -104,6 +106,23 @@ func decode[T any](e *state.Entry) (T, error) {
 		return v, fmt.Errorf("store entry %s/%s: %w", e.Table, e.Key, err)
 	}
 	return v, nil
+}
+
+// list returns what all entries of a table hold.
+func list[T any](ctx context.Context, s raftstore.API, table string, c raftstore.Consistency) ([]T, error) {
+	es, _, err := s.List(ctx, table, "", c)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]T, 0, len(es))
+	for _, e := range es {
+		v, err := decode[T](&e)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, v)
+	}
+	return out, nil
 }
 
 // put returns the operation that writes v if the entry still has the index; 0 means that there must be none.

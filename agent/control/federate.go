@@ -72,17 +72,5 @@ func (s *Service) Federate(ctx context.Context, o Operator, spec FederateSpec) (
 }
 
 func (s *Service) federations(ctx context.Context, c raftstore.Consistency) ([]Federation, error) {
-	es, _, err := s.cfg.Store.List(ctx, tableFederation, "", c)
-	if err != nil {
-		return nil, err
-	}
-	out := make([]Federation, 0, len(es))
-	for _, e := range es {
-		f, err := decode[Federation](&e)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, f)
-	}
-	return out, nil
+	return list[Federation](ctx, s.cfg.Store, tableFederation, c)
 }

@@ -150,19 +150,7 @@ func (s *Service) lift(ctx context.Context, spec RevokeSpec) (Revocation, error)
 
 // revocations lists them, as this server has them.
 func (s *Service) revocations(ctx context.Context) ([]Revocation, error) {
-	es, _, err := s.cfg.Store.List(ctx, tableRevoked, "", raftstore.Stale)
-	if err != nil {
-		return nil, err
-	}
-	out := make([]Revocation, 0, len(es))
-	for _, e := range es {
-		r, err := decode[Revocation](&e)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, r)
-	}
-	return out, nil
+	return list[Revocation](ctx, s.cfg.Store, tableRevoked, raftstore.Stale)
 }
 
 // notRevoked looks for a revocation. Its error is ErrForbidden when there is one.

@@ -1,7 +1,7 @@
 // Package credentials finds the certificates that the gateways of a host show, and by which they know their clients: in files of one
-// directory of the host, and in Secrets that it fetches from servers. Imported by agent.
+// directory of the host, and in Secrets that it fetches from servers; and those of Secrets by which services outside are called. Imported by agent.
 //
-// Guarantees: Secrets are fetched only while a gateway of this host needs them, lie on disk sealed, and leave with the need; no path leads out of the directory; files that changed count from the next handshake on, but files that do not fit
+// Guarantees: Secrets are fetched only while an instance of this host needs them, lie on disk sealed, and leave with the need; no path leads out of the directory; files that changed count from the next handshake on, but files that do not fit
 // together, as while they are being replaced, leave what was there; no error holds what is in a file.
 package credentials
 

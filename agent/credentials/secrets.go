@@ -150,7 +150,7 @@ func (s *Store) follow(ctx context.Context, snap *mesh.Snapshot) (whole bool) {
 		cancel()
 		if err != nil {
 			whole = false
-			s.cfg.Log.Warn("a Secret for a gateway cannot be had; it is asked for again", "secret", ref.Namespace+"/"+ref.Name, "err", err)
+			s.cfg.Log.Warn("a Secret cannot be had; it is asked for again", "secret", ref.Namespace+"/"+ref.Name, "err", err)
 			continue
 		}
 		got[ref] = secret{at, values} // or a newer version, which the next snapshot asks for again
@@ -221,28 +221,45 @@ func (s *Store) fromSecrets(namespace string, t *policy.ServerTLS) (*proxy.Crede
 		if !ok {
 			return nil, fmt.Errorf("the Secret %s/%s is not there", ref.Namespace, ref.Name)
 		}
-		v := policy.Pick(x.Values)
-		cert, err := tls.X509KeyPair(v.Cert, v.Key)
-		if err != nil {
-			return nil, fmt.Errorf("the Secret %s/%s: %w", ref.Namespace, ref.Name, err)
+		if err := show(c, ref, policy.Pick(x.Values)); err != nil {
+			return nil, err
 		}
-		c.Certificates = append(c.Certificates, cert)
 	}
 	for _, ref := range t.CASecrets() {
-		if v := policy.Pick(s.secrets.have[ref.In(namespace)].Values); v.CA != nil {
-			c.ClientCAs = x509.NewCertPool()
-			c.ClientCAs.AppendCertsFromPEM(v.CA) // was checked when it was applied
-			if v.CRL != nil {
-				var err error
-				if c.Revoked, err = policy.ParseCRLs(v.CRL); err != nil {
-					return nil, fmt.Errorf("the Secret %s/%s: ca.crl %w", ref.In(namespace).Namespace, ref.Name, err)
-				}
+		ref = ref.In(namespace)
+		if v := policy.Pick(s.secrets.have[ref].Values); v.CA != nil {
+			if err := trust(c, ref, v); err != nil {
+				return nil, err
 			}
 			break
 		}
 	}
 	s.secrets.made[key.String()] = c
 	return c, nil
+}
+
+// show has a credential show the certificate of a Secret, too.
+func show(c *proxy.Credential, ref policy.SecretRef, v policy.SecretData) error {
+	cert, err := tls.X509KeyPair(v.Cert, v.Key)
+	if err != nil {
+		return fmt.Errorf("the Secret %s/%s: %w", ref.Namespace, ref.Name, err)
+	}
+	c.Certificates = append(c.Certificates, cert)
+	return nil
+}
+
+// trust has it know the other side by the authorities of a Secret, if that has some, and by their lists.
+func trust(c *proxy.Credential, ref policy.SecretRef, v policy.SecretData) (err error) {
+	if v.CA != nil {
+		c.ClientCAs = x509.NewCertPool()
+		c.ClientCAs.AppendCertsFromPEM(v.CA) // was checked when it was applied
+	}
+	if v.CRL != nil {
+		if c.Revoked, err = policy.ParseCRLs(v.CRL); err != nil {
+			return fmt.Errorf("the Secret %s/%s: ca.crl %w", ref.Namespace, ref.Name, err)
+		}
+	}
+	return nil
 }
 
 // Client returns what callers of services outside show, and by what they know these: nil ClientCAs are the system's. A Secret has always the same
@@ -260,26 +277,17 @@ func (s *Store) Client(ref policy.SecretRef, shows bool) (*proxy.Credential, err
 	if cas.CA == nil || v.CA != nil {
 		cas = v
 	}
-	c := &proxy.Credential{}
-	switch {
-	case !ok && cas.CA == nil:
+	if !ok && cas.CA == nil {
 		return nil, fmt.Errorf("the Secret %s/%s is not there", ref.Namespace, ref.Name)
-	case shows:
-		cert, err := tls.X509KeyPair(v.Cert, v.Key)
-		if err != nil {
-			return nil, fmt.Errorf("the Secret %s/%s: %w", ref.Namespace, ref.Name, err)
-		}
-		c.Certificates = []tls.Certificate{cert}
 	}
-	if cas.CA != nil {
-		c.ClientCAs = x509.NewCertPool()
-		c.ClientCAs.AppendCertsFromPEM(cas.CA) // was checked when it was applied
-	}
-	if cas.CRL != nil {
-		var err error
-		if c.Revoked, err = policy.ParseCRLs(cas.CRL); err != nil {
-			return nil, fmt.Errorf("the Secret %s/%s: ca.crl %w", ref.Namespace, ref.Name, err)
+	c := &proxy.Credential{}
+	if shows {
+		if err := show(c, ref, v); err != nil {
+			return nil, err
 		}
+	}
+	if err := trust(c, ref, cas); err != nil {
+		return nil, err
 	}
 	s.secrets.made[key] = c
 	return c, nil

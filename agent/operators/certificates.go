@@ -1,5 +1,5 @@
 // Package operators says who an operator of another host is, and what he may do: by a certificate, which one of some authorities has
-// issued. Pure functions. Imported by agent and agent/api/apitest.
+// issued, or by the claims of a token of OpenID Connect, which others have verified. Pure functions. Imported by agent and agent/api/apitest.
 //
 // Guarantees: nobody has a role whom no rule names; names are compared as a whole, as they stand in the certificate; a certificate is
 // verified anew each time, so that it counts no longer than it is good.
