@@ -195,7 +195,7 @@ func (p *Proxy) newLink(w *who, to *place, now time.Time, connect time.Duration)
 	c := engine.UpstreamConfig{Name: to.svc.String(), Protocol: to.protocol, Ping: to.kept.ping, Pong: to.kept.pong,
 		DialTimeout: time.Hour} // the steps of a dial are bounded
 	if !to.node.IsZero() {
-		c.Streams, c.Conns, c.Idle, c.Response = maxStreams, max(1, maxTunnels/p.engine.Loops), idleTimeout, betweenAgents
+		c.Streams, c.Conns, c.Idle, c.Response = maxStreams, maxTunnels, idleTimeout, betweenAgents
 		c.Dial = func(ctx context.Context) (net.Conn, error) {
 			return p.dialTunnel(ctx, w.id, to, time.Duration(l.connect.Load()))
 		}
@@ -229,7 +229,7 @@ func (p *Proxy) newLink(w *who, to *place, now time.Time, connect time.Duration)
 	if to.kept.streams > 0 {
 		c.Streams = to.kept.streams
 	}
-	if n := max(1, to.kept.conns/p.engine.Loops); to.kept.conns > 0 && (c.Conns == 0 || n < c.Conns) {
+	if n := to.kept.conns; n > 0 && (c.Conns == 0 || n < c.Conns) {
 		c.Conns = n
 	}
 	l.Upstream = p.engine.Upstream(c)

@@ -73,6 +73,7 @@ func (c *conn) readRequest() (more bool) {
 			if c.drains() {
 				c.close(false)
 			}
+			c.moveAtRest()
 			return false
 		default: // between requests that is how connections end
 			c.close(err != io.EOF)

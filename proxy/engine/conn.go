@@ -3,6 +3,7 @@ package engine
 import (
 	"errors"
 	"net/netip"
+	"sync/atomic"
 )
 
 // socket is what a loop reads from and writes to. Nothing in it waits. There are netSocket, fdSocket and tlsSocket.
@@ -22,6 +23,7 @@ var errAgain = errors.New("engine: nothing to read yet")
 // conn is a connection in a loop.
 type conn struct {
 	l    *loop
+	home atomic.Pointer[loop] // l, of a client, for others than the loop
 	s    socket
 	pub  *Conn // of a client
 	pool *pool // of an upstream connection
@@ -54,6 +56,9 @@ type conn struct {
 	ending   bool // we wait for that
 	used     bool // carried a call before
 
+	to      *loop // a client is to move there when it is at rest
+	leaving bool  // in loop.leaving
+
 	calls    int   // that it carried
 	born     int64 // when it was opened
 	timer    timer
@@ -70,9 +75,13 @@ func newConn(l *loop) *conn {
 
 func newClient(l *loop, remote, local netip.AddrPort, tag any) *conn {
 	c := newConn(l)
+	c.home.Store(l)
 	c.pub = &Conn{Remote: remote, Local: local, Tag: tag, Request: l.e.Limits.Request, c: c}
 	return c
 }
+
+// do lets the client's loop do something with it, soon. From any goroutine.
+func (c *conn) do(t task) { c.home.Load().do(t) }
 
 // turns is how often a connection may read before others have their turn.
 const turns = 16
@@ -278,6 +287,7 @@ func (c *conn) flushed() {
 		c.fin = false
 		c.s.closeWrite()
 	}
+	c.moveAtRest()
 	if c.closing && !c.ending {
 		if !c.linger {
 			c.close(false)

@@ -3,8 +3,8 @@
 // thinks in HTTP/1.1, whatever its peers speak.
 //
 // Imported by proxy. There is one state machine (loop.go, client.go, upstream.go) and two ways to drive it: event loops over epoll on
-// Linux, one for each CPU, without a goroutine for any connection (epoll_linux.go); and goroutines over net.Conn everywhere
-// (netsocket.go). Both hold the same suite of tests. Guarantees:
+// Linux, as many as there is work for and one for each CPU at most (share.go), without a goroutine for any connection (epoll_linux.go);
+// and goroutines over net.Conn everywhere (netsocket.go). Both hold the same suite of tests. Guarantees:
 //   - Nothing is allocated for a request once its connections are open and as many requests were under way before.
 //   - Memory is bounded: a request holds at most about 64 KiB of head, 64 KiB for a replay, and 128 KiB each way that the other side has
 //     not taken, or the 256 KiB of a window where it came on a stream, or of a pipe in a tunnel; whoever is faster than its peer is not
@@ -58,7 +58,7 @@ type Handler interface {
 type Config struct {
 	Handler Handler
 	Limits  Limits
-	// Loops is how many loops share the work; GOMAXPROCS if it is 0.
+	// Loops is how many loops share the work at most; GOMAXPROCS if it is 0. Event loops join in as there is more to do.
 	Loops int
 	// Hold is how long an event loop waits for events without giving its P back to the scheduler, which saves most of the cost of waking
 	// up; 20 ms if it is 0, never if it is negative. It is never done when all Ps have a loop, for nobody else would run meanwhile: so
@@ -125,7 +125,11 @@ type Engine struct {
 	Config
 	base     time.Time // when the loops' time was 0, which it never is: 0 is no time
 	loops    []*loop
-	turn     atomic.Uint32 // whose the next connection is
+	share    share
+	fixed    bool          // all loops serve, whatever there is to do; in tests
+	active   atomic.Int32  // how many of them serve
+	looked   atomic.Int64  // share.at
+	turn     atomic.Uint32 // whose the next connection is, among equals
 	clients  atomic.Int64  // accepted connections
 	draining atomic.Bool
 	empty    chan struct{}   // has room for one: there may be no client any more
@@ -164,6 +168,8 @@ func New(c Config) (*Engine, error) {
 	for range c.Loops {
 		e.loops = append(e.loops, newLoop(e))
 	}
+	e.active.Store(int32(c.Loops))
+	e.share.busy = make([]int64, c.Loops)
 	if !c.Portable {
 		if err := e.openPollers(); err != nil {
 			return nil, err
@@ -266,8 +272,6 @@ func (e *Engine) left() {
 	}
 }
 
-func (e *Engine) next() *loop { return e.loops[int(e.turn.Add(1)-1)%len(e.loops)] }
-
 // Drain lets no new connection in, closes those without a request, and ends others after the one they have. It returns when none is
 // left, or with the error of ctx: tunnels, for one, end when their ends do.
 func (e *Engine) Drain(ctx context.Context) error {
@@ -317,14 +321,14 @@ type Conn struct {
 
 // Admit lets requests in, of HTTP/1, or HTTP/2 where the connection begins with its preface. What it is given can be read from Caller.
 // From any goroutine; only the first call counts.
-func (c *Conn) Admit(caller any) { c.c.l.do(task{c: c.c, what: doAdmit, arg: caller}) }
+func (c *Conn) Admit(caller any) { c.c.do(task{c: c.c, what: doAdmit, arg: caller}) }
 
 // AdmitRaw lets the connection itself in, whatever it speaks: it is one call, which is decided at once.
-func (c *Conn) AdmitRaw(caller any) { c.c.l.do(task{c: c.c, what: doAdmit, arg: caller, n: admitRaw}) }
+func (c *Conn) AdmitRaw(caller any) { c.c.do(task{c: c.c, what: doAdmit, arg: caller, n: admitRaw}) }
 
 // AdmitTLS is AdmitRaw once the client has said its ClientHello: Hello has it. One who speaks something else, or is not done within 5 s, is let
 // in with Hello nil. From any goroutine; only the first call counts.
-func (c *Conn) AdmitTLS(caller any) { c.c.l.do(task{c: c.c, what: doAdmit, arg: caller, n: admitTLS}) }
+func (c *Conn) AdmitTLS(caller any) { c.c.do(task{c: c.c, what: doAdmit, arg: caller, n: admitTLS}) }
 
 // How a connection is let in, for doAdmit.
 const (
@@ -336,14 +340,14 @@ const (
 // AdmitAny lets in whatever it speaks. What begins like HTTP is as Admit would have it; all else is as AdmitRaw would have it, and so is who
 // has not shown that within 200 ms, as it may wait for its server to speak first. So a caller can have HTTP carried as raw: who may not
 // make raw calls must be refused them. From any goroutine; only the first call counts.
-func (c *Conn) AdmitAny(caller any) { c.c.l.do(task{c: c.c, what: doAdmit, arg: caller, n: admitAny}) }
+func (c *Conn) AdmitAny(caller any) { c.c.do(task{c: c.c, what: doAdmit, arg: caller, n: admitAny}) }
 
 // Drain ends the connection after the calls that it has; one without a call is closed. A raw one goes on. From any goroutine.
-func (c *Conn) Drain() { c.c.l.do(task{c: c.c, what: doLeave}) }
+func (c *Conn) Drain() { c.c.do(task{c: c.c, what: doLeave}) }
 
 // Retire makes the answer to the next request the last, and says so in it: whoever sends one just now loses nothing. One without another
 // request stays open until Drain. From any goroutine.
-func (c *Conn) Retire() { c.c.l.do(task{c: c.c, what: doRetire}) }
+func (c *Conn) Retire() { c.c.do(task{c: c.c, what: doRetire}) }
 
 // Close cuts the connection and what it carries. From any goroutine, any number of times.
-func (c *Conn) Close() { c.c.l.do(task{c: c.c, what: doCut}) }
+func (c *Conn) Close() { c.c.do(task{c: c.c, what: doCut}) }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 	"unsafe"
@@ -55,6 +56,8 @@ func (e *Engine) openPollers() error {
 		}
 		l.poll = p
 	}
+	e.active.Store(1)
+	e.loops[0].serving = true
 	return nil
 }
 
@@ -100,6 +103,12 @@ func (p *poller) watch(fd int, events uint32, w watched) error {
 	return unix.EpollCtl(p.ep, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: events, Fd: int32(fd), Pad: int32(w.gen)})
 }
 
+// unwatch forgets a descriptor that stays open.
+func (p *poller) unwatch(fd int) {
+	p.table[fd] = watched{}
+	unix.EpollCtl(p.ep, unix.EPOLL_CTL_DEL, fd, nil)
+}
+
 // wake ends the wait. From any goroutine.
 func (p *poller) wake() {
 	one := [8]byte{1}
@@ -111,13 +120,14 @@ func (l *loop) runPoller() {
 	p := l.poll
 	defer func() {
 		l.mu.Lock() // nobody wakes us from here on
-		defer l.mu.Unlock()
 		l.ended = true
-		for i := range l.inbox {
-			l.refuse(&l.inbox[i])
-		}
+		late := l.inbox
 		l.inbox = nil
 		p.close()
+		l.mu.Unlock()
+		for i := range late {
+			l.refuse(&late[i])
+		}
 	}()
 	more := false
 	for !l.stopped || l.owed > 0 {
@@ -136,6 +146,10 @@ func (l *loop) runPoller() {
 			}
 		}
 		more = l.turn()
+		from := l.now
+		l.now = int64(time.Since(l.e.base))
+		l.worked.Add(l.now - from)
+		l.e.balance(l.now)
 	}
 }
 
@@ -232,8 +246,8 @@ func (l *loop) socket(c *conn, nc net.Conn, fd int, isFD bool) socket {
 			return nil
 		}
 	}
-	s := &fdSocket{p: l.poll, c: c, fd: fd}
-	if err := l.poll.watch(fd, unix.EPOLLIN|unix.EPOLLOUT|unix.EPOLLRDHUP|unix.EPOLLET, watched{s: s}); err != nil {
+	s := &fdSocket{c: c, fd: fd}
+	if err := s.rewatch(l.poll); err != nil {
 		l.e.Log.Warn("connection lost", "error", err)
 		unix.Close(fd)
 		return nil
@@ -321,6 +335,17 @@ func (s *fdSocket) alive() bool {
 	return errno == unix.EAGAIN
 }
 
+func (s *fdSocket) rests() bool { return true }
+
+func (s *fdSocket) unwatch() { s.p.unwatch(s.fd) }
+
+func (s *fdSocket) abandon() { unix.Close(s.fd) }
+
+func (s *fdSocket) rewatch(to *poller) error {
+	s.p = to
+	return to.watch(s.fd, unix.EPOLLIN|unix.EPOLLOUT|unix.EPOLLRDHUP|unix.EPOLLET, watched{s: s})
+}
+
 func (s *fdSocket) closeWrite() { unix.Shutdown(s.fd, unix.SHUT_WR) }
 
 func (s *fdSocket) close(reset bool) {
@@ -380,9 +405,41 @@ func (l *loop) listen(a *listener) {
 	if a.closed {
 		return
 	}
+	if !slices.Contains(l.listeners, a) {
+		l.listeners = append(l.listeners, a)
+	}
+	if !l.serving {
+		return
+	}
 	if err := l.poll.watch(a.fd, unix.EPOLLIN|unix.EPOLLEXCLUSIVE, watched{ln: a}); err != nil {
 		l.e.Log.Error("a loop does not accept connections", "error", err)
 	}
+}
+
+// serve begins or ends to accept connections.
+func (l *loop) serve(yes bool) {
+	if l.stopped || yes == l.serving {
+		return
+	}
+	l.serving = yes
+	l.listeners = slices.DeleteFunc(l.listeners, (*listener).isClosed)
+	for _, a := range l.listeners {
+		if yes {
+			l.listen(a)
+			continue
+		}
+		a.mu.Lock()
+		if !a.closed {
+			l.poll.unwatch(a.fd)
+		}
+		a.mu.Unlock()
+	}
+}
+
+func (a *listener) isClosed() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.closed
 }
 
 func (a *listener) accept(l *loop) {

@@ -3,6 +3,7 @@ package engine
 import (
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/meshagent/meshagent/proxy/http1"
@@ -23,7 +24,9 @@ type loop struct {
 	inbox []task
 	busy  bool // somebody works off the inbox; always with a poller
 
-	now     int64 // ns since Engine.base
+	now     int64        // ns since Engine.base
+	worked  atomic.Int64 // ns that its turns have taken
+	load    atomic.Int64 // of the time, in millionths, as was seen last
 	wheel   wheel
 	alarm   *time.Timer // wakes the wheel of the portable engine
 	alarmAt int64
@@ -43,6 +46,10 @@ type loop struct {
 	calls     []*Call        // that nobody uses
 	copies    map[*Call]bool // mirrors and hedges under way
 	hedge     Mirror         // what is asked of a Hedger
+	came      int            // clients, from other loops
+	leaving   []*conn        // clients that move
+	serving   bool           // new connections are accepted here
+	listeners []*listener    // that are watched then
 	sink      *conn          // stands for their clients: it takes everything and does nothing
 	owed      int            // goroutines that will hand us something soon
 	stopped   bool
@@ -87,6 +94,9 @@ const (
 	doEach    // arg
 	doResume  // arg
 	doGranted // arg, whose turn in a circuit has come
+	doServe   // arg: whether new connections are accepted here
+	doMoves   // arg
+	doMoved   // c, a client
 	doTest    // arg, a function
 )
 
@@ -101,11 +111,18 @@ func newLoop(e *Engine) *loop {
 func (l *loop) do(t task) {
 	l.mu.Lock()
 	if l.poll != nil {
-		defer l.mu.Unlock()
-		if l.ended {
+		if t.what == doMoved { // who has something else to say about it says it to us from here on
+			t.c.home.Store(l)
+		}
+		ended := l.ended
+		if !ended {
+			if l.inbox = append(l.inbox, t); len(l.inbox) == 1 {
+				l.poll.wake()
+			}
+		}
+		l.mu.Unlock()
+		if ended {
 			l.refuse(&t)
-		} else if l.inbox = append(l.inbox, t); len(l.inbox) == 1 {
-			l.poll.wake()
 		}
 		return
 	}
@@ -130,7 +147,9 @@ func (l *loop) rest() bool {
 
 // turn works off the inbox, what is due, and what follows from both. It tells if there is more to do at once.
 func (l *loop) turn() (more bool) {
-	l.now = int64(time.Since(l.e.base))
+	if l.poll == nil {
+		l.now = int64(time.Since(l.e.base))
+	}
 	l.mu.Lock()
 	tasks := l.inbox
 	l.inbox = l.spare[:0]
@@ -160,7 +179,7 @@ func (l *loop) turn() (more bool) {
 	if l.poll == nil {
 		l.setAlarm()
 	}
-	return len(l.later) > 0
+	return len(l.leaving) > 0 && l.move() || len(l.later) > 0
 }
 
 func (l *loop) setAlarm() {
@@ -195,6 +214,12 @@ func (l *loop) settle() {
 }
 
 func (l *loop) perform(t *task) {
+	if t.c != nil && t.c.pub != nil && t.what != doMoved {
+		if h := t.c.home.Load(); h != l { // it has moved
+			h.do(*t)
+			return
+		}
+	}
 	switch t.what {
 	case doEvent:
 		t.c.s.(*netSocket).arrived(t.n, t.err)
@@ -270,6 +295,12 @@ func (l *loop) perform(t *task) {
 		l.resumed(t.arg.(*resumption))
 	case doGranted:
 		t.arg.(*waiter).granted()
+	case doServe:
+		l.serve(t.arg.(bool))
+	case doMoves:
+		l.startMoves(t.arg.(*moves))
+	case doMoved:
+		l.moved(t.c)
 	case doTest:
 		t.arg.(func())()
 	}
@@ -313,6 +344,10 @@ func (l *loop) refuse(t *task) {
 		l.e.left()
 	case doAdd:
 		l.e.left()
+	case doMoved:
+		t.c.s.(movable).abandon()
+		l.e.left()
+		l.e.Handler.Closed(t.c.pub)
 	case doStop:
 		close(t.arg.(chan struct{}))
 	case doEach:

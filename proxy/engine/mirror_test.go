@@ -71,6 +71,7 @@ func newMirrored(t *testing.T, driver, client, server, copies string, serve http
 	if w.e, err = New(Config{Handler: w, Loops: 2, Portable: portable(driver)}); err != nil {
 		t.Fatal(err)
 	}
+	spread(w.e)
 	if copies == "" {
 		copied = UpstreamConfig{Name: "nobody", Dial: func(context.Context) (net.Conn, error) { return nil, net.ErrClosed }}
 	}

@@ -24,7 +24,7 @@ func TestNetHTTP(t *testing.T) {
 		}
 		for _, client := range []string{"h1", "h2"} {
 			for _, server := range []string{"h1", "h2"} {
-				t.Run(d+" "+client+"-"+server, func(t *testing.T) { playNetHTTP(t, d, client, server) })
+				t.Run(d+" "+client+"-"+server, func(t *testing.T) { playNetHTTP(t, d, client, server, false) })
 			}
 		}
 	}
@@ -37,7 +37,7 @@ func protocolsOf(name string) *http.Protocols {
 	return p
 }
 
-func playNetHTTP(t *testing.T, driver, client, server string) {
+func playNetHTTP(t *testing.T, driver, client, server string, moving bool) {
 	back := listen(t, driver, "servers")
 	srv := &http.Server{Protocols: protocolsOf(server), Handler: http.HandlerFunc(serveSum)}
 	var wg sync.WaitGroup
@@ -50,6 +50,7 @@ func playNetHTTP(t *testing.T, driver, client, server string) {
 	if w.e, err = New(Config{Handler: w, Loops: 2, Portable: portable(driver)}); err != nil {
 		t.Fatal(err)
 	}
+	spread(w.e)
 	to := UpstreamConfig{Name: "net/http", Dial: back.dial}
 	if server == "h2" {
 		to.Protocol = HTTP2
@@ -59,6 +60,9 @@ func playNetHTTP(t *testing.T, driver, client, server string) {
 	w.stop = stop
 	defer w.end()
 	w.serve(ctx, w.e, w.front)
+	if moving {
+		defer restless(t, w.e)()
+	}
 
 	transport := &http.Transport{Protocols: protocolsOf(client), MaxIdleConnsPerHost: 10,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return w.front.dial(ctx) }}

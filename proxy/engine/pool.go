@@ -110,9 +110,6 @@ func (p *pool) serve(c *conn) {
 	}
 }
 
-// justUsed is for how long we believe that a connection is still there without asking the kernel, when the request could be replayed.
-const justUsed = 1e6
-
 // pick finds an open connection for a call. With fresh it is none that waited without a call, for that may have ended.
 func (p *pool) pick(x *Call, fresh bool) *conn {
 	for _, c := range p.muxes {
@@ -123,7 +120,8 @@ func (p *pool) pick(x *Call, fresh bool) *conn {
 	for n := len(p.idle); n > 0 && !fresh; n = len(p.idle) {
 		c := p.idle[n-1]
 		p.idle = p.idle[:n-1]
-		if !c.spent() && (p.l.now-c.since < justUsed && x.idempotent() || c.s.alive()) {
+		// That a connection has ended is seen soon; only a request that could not be sent again has the kernel asked.
+		if !c.spent() && (x.whole && x.idempotent() || c.s.alive()) {
 			return c
 		}
 		c.close(false)
@@ -159,7 +157,7 @@ func (p *pool) dial() {
 		if p.up.Protocol == HTTP2 { // others end with the calls that they have
 			open = len(p.muxes)
 		}
-		if n := p.up.Conns; n > 0 && open+p.dialing >= n {
+		if n := p.up.Conns; n > 0 && open+p.dialing >= max(1, n/int(l.e.active.Load())) {
 			p.wait[len(p.wait)-1].failed(UpstreamFull)
 			continue
 		}

@@ -62,15 +62,6 @@ func TestSplice(t *testing.T) {
 	}
 }
 
-// inLoops calls f in every loop, one after the other.
-func inLoops(e *Engine, f func(*loop)) {
-	for _, l := range e.loops {
-		done := make(chan struct{})
-		l.do(task{what: doTest, arg: func() { f(l); close(done) }})
-		<-done
-	}
-}
-
 // TestSpliceSlowReader holds that what somebody does not read fills one pipe, or what a copy may hold, and comes whole in the end, and that
 // pipes are closed with what is in them when somebody resets.
 func TestSpliceSlowReader(t *testing.T) {

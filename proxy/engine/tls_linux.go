@@ -31,17 +31,32 @@ const (
 
 func newTLSSocket(fd *fdSocket, t *tls.Conn, k *Link) *tlsSocket {
 	l := fd.c.l
-	k.way, k.pool = linkLoop, &l.buffers
-	if l.poll.raw == nil {
-		l.poll.raw = make([]byte, 64<<10)
-	}
+	k.way = linkLoop
 	if len(k.in) > 0 { // it came behind the handshake, so there will be no event for it
 		l.queue(fd.c)
 	} else {
 		k.in = nil
 	}
 	fd.over = &tlsSocket{fdSocket: fd, tls: t, link: k}
+	fd.over.settle(l.poll)
 	return fd.over
+}
+
+// settle lets TLS use the memory of a loop.
+func (s *tlsSocket) settle(p *poller) {
+	s.link.pool = &p.l.buffers
+	if p.raw == nil {
+		p.raw = make([]byte, 64<<10)
+	}
+}
+
+func (s *tlsSocket) rests() bool {
+	return !s.more && s.own == nil && len(s.link.in) == 0 && s.link.left == 0 && s.link.out == nil && !s.held && !s.full && !s.shut && s.err == nil
+}
+
+func (s *tlsSocket) rewatch(to *poller) error {
+	s.settle(to)
+	return s.fdSocket.rewatch(to)
 }
 
 // read decrypts what is there, but asks the descriptor at most once for something to return.

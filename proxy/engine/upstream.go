@@ -33,7 +33,7 @@ type UpstreamConfig struct {
 	Response    http1.Options // of heads; those of Limits if it is empty
 	Ping, Pong  time.Duration // those of Limits if Ping is 0; else a connection of HTTP/2 without a call is asked, too
 	Streams     int           // of a connection of HTTP/2 at one time; 100 if it is 0
-	Conns       int           // of a loop at one time; no limit if it is 0
+	Conns       int           // at one time, shared out among the loops that serve, to each at least one; no limit if it is 0
 	Calls       int           // that one connection carries; no limit if it is 0
 	Life        time.Duration // after which a connection takes no more calls; no limit if it is 0
 }

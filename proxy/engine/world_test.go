@@ -179,6 +179,7 @@ func newWorldVia(t testing.TB, driver, via string, s *scenario) *world {
 	if w.e, err = New(Config{Handler: w, Limits: s.limits, Loops: cmp.Or(s.loops, 2), Portable: portable(driver)}); err != nil {
 		t.Fatal(err)
 	}
+	spread(w.e)
 	back := listen(t, driver, "servers")
 	ctx, stop := context.WithCancel(context.Background())
 	w.stop = stop
