@@ -58,6 +58,7 @@ type conn struct {
 
 	to      *loop // a client is to move there when it is at rest
 	leaving bool  // in loop.leaving
+	stays   bool  // it never is
 
 	calls    int   // that it carried
 	born     int64 // when it was opened

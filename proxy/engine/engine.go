@@ -229,7 +229,7 @@ func (e *Engine) serveNet(ctx context.Context, ln net.Listener, tag any) error {
 			case <-time.After(50 * time.Millisecond):
 			}
 		default:
-			e.Add(nc, tag)
+			e.add(nc, tag, nil, e.idlest(int(e.active.Load())), false)
 		}
 	}
 }
@@ -240,8 +240,12 @@ func (e *Engine) Add(nc net.Conn, tag any) bool { return e.AddRead(nc, tag, nil)
 
 // AddRead is Add for a connection of which somebody has read something already: first, which must not change any more.
 func (e *Engine) AddRead(nc net.Conn, tag any, first []byte) bool {
-	l := e.next()
+	return e.add(nc, tag, first, e.idlest(len(e.loops)), true)
+}
+
+func (e *Engine) add(nc net.Conn, tag any, first []byte, l *loop, stays bool) bool {
 	c := newClient(l, addrPort(nc.RemoteAddr()), addrPort(nc.LocalAddr()), tag)
+	c.stays = stays
 	if !e.admit() {
 		nc.Close()
 		return false

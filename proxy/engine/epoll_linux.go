@@ -469,7 +469,7 @@ func (a *listener) accept(l *loop) {
 		unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
 		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
 		local, _ := unix.Getsockname(fd)
-		to := a.e.next()
+		to := a.e.idlest(int(a.e.active.Load()))
 		t := task{c: newClient(to, sockaddr(from), sockaddr(local), a.tag), what: doAddFD, fd: fd}
 		if to == l {
 			l.accept(&t)

@@ -243,7 +243,12 @@ func (l *loop) perform(t *task) {
 				c.arm()
 			}
 			l.owed--
-			l.queue(c)
+			if c.raw && c.guess == known {
+				c.settleRaw()
+			}
+			if !c.leaving {
+				l.queue(c)
+			}
 		}
 	case doCut:
 		t.c.cut()

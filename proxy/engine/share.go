@@ -8,8 +8,11 @@ import (
 // How many loops share the work follows from how much there is. Few connections on one loop cost less than the same on many: what is
 // written in a turn shares a wake-up, streams share a tunnel and its records, and code and memory stay in one processor's cache. So all
 // begin on the first loop; when a loop that serves is busy for most of the time another one joins in, and when the work would fit into
-// fewer the last one leaves. Clients move when they are at rest, between two requests: a tunnel, a raw connection and a connection of
-// HTTP/2 whose streams never end all stay where they are, and whoever is new goes to the loop that has least to do.
+// fewer the last one leaves. Clients move when they are at rest, between two requests. One of HTTP/2 that never is, on a loop that has too
+// much to do, is told to open another connection, which goes to the loop that has least to do.
+//
+// What may be busy for long, cannot move meanwhile and cannot be told so is spread over all loops from the beginning: raw connections,
+// and those that somebody else accepted, as tunnels from other hosts.
 //
 // Nobody wakes up for this: it is done by whichever loop comes by when it is time.
 const (
@@ -119,9 +122,12 @@ func (s *share) want(n, all int, total, most float64, now, passed int64) int {
 	return few
 }
 
-// next is the loop for a new connection: that which has least to do of those that serve.
-func (e *Engine) next() *loop {
-	n := uint32(e.active.Load())
+// oneMore is what a new connection counts until the next look: those that come before are not all for the same loop.
+const oneMore = 1e4
+
+// idlest is the loop for a new connection: that which has least to do of the first n, which are those that serve, or all.
+func (e *Engine) idlest(loops int) *loop {
+	n := uint32(loops)
 	at := e.turn.Add(1) - 1
 	best := e.loops[at%n]
 	for i := range n {
@@ -129,7 +135,7 @@ func (e *Engine) next() *loop {
 			best = l
 		}
 	}
-	best.load.Add(1e4) // those that come before the next look are not all for the same
+	best.load.Add(oneMore)
 	return best
 }
 
@@ -137,7 +143,7 @@ func (e *Engine) next() *loop {
 func (l *loop) startMoves(m *moves) {
 	acc, k := 0.0, 0
 	for c := range l.conns {
-		if c.pub == nil || c.raw || c.guess != known {
+		if c.pub == nil || c.stays || c.raw || c.guess != known {
 			continue
 		}
 		if _, ok := c.s.(movable); !ok {
@@ -147,10 +153,26 @@ func (l *loop) startMoves(m *moves) {
 			continue
 		}
 		acc--
+		if c.h != nil && c.to != nil && m.part < 1 { // it was to move when we looked last
+			c.to = nil
+			c.shutdown()
+			continue
+		}
 		if c.to = m.to[k%len(m.to)]; c.to == l {
 			c.to = nil
 		}
 		k++
+		c.moveAtRest()
+	}
+}
+
+// settleRaw gives a raw connection that was just let in its loop.
+func (c *conn) settleRaw() {
+	if _, ok := c.s.(movable); ok && !c.stays {
+		c.l.load.Add(-oneMore)
+		if c.to = c.l.e.idlest(len(c.l.e.loops)); c.to == c.l {
+			c.to = nil
+		}
 		c.moveAtRest()
 	}
 }
@@ -179,6 +201,8 @@ func (l *loop) move() (more bool) {
 	n := min(len(l.leaving), movesAt)
 	for _, c := range l.leaving[:n] {
 		if c.leaving = false; c.to == nil || c.queued || !c.rests() {
+			l.queue(c)
+			more = true
 			continue
 		}
 		to := c.to
@@ -191,7 +215,7 @@ func (l *loop) move() (more bool) {
 	rest := copy(l.leaving, l.leaving[n:])
 	clear(l.leaving[rest:])
 	l.leaving = l.leaving[:rest]
-	return rest > 0
+	return more || rest > 0
 }
 
 // moved takes a client that another loop had.

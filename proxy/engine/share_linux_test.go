@@ -104,6 +104,102 @@ func TestMovedMeanwhile(t *testing.T) {
 	}
 }
 
+// TestBusyStreamsLeave holds that of the clients of HTTP/2 that never are at rest so many are told to open another connection as a
+// loop with too much to do is to give away, and only when there was time to be at rest.
+func TestBusyStreamsLeave(t *testing.T) {
+	w := newWorld(t, "loops", &scenario{servers: []func(*peer){
+		func(p *peer) { p.head(); p.w.pass(p); p.w.await(p); p.send(okay) },
+		func(p *peer) { p.head(); p.w.pass(p); p.w.await(p); p.send(okay) },
+	}})
+	w.e.active.Store(1)
+	var clients [2]*h2
+	var peers [2]*peer
+	for i := range clients {
+		peers[i] = w.dial()
+		clients[i] = peers[i].h2client()
+		clients[i].open("GET", "/", true)
+		w.await(peers[i])
+	}
+	give := func() (leaving int) {
+		inLoops(w.e, func(l *loop) {
+			if l != w.e.loops[0] {
+				return
+			}
+			l.startMoves(&moves{0.75, w.e.loops[1:]})
+			for c := range l.conns {
+				if c.h != nil && c.h.leaving {
+					leaving++
+				}
+			}
+		})
+		return leaving
+	}
+	if n := give(); n != 0 {
+		t.Errorf("%d clients are to leave at once", n)
+	}
+	inLoops(w.e, func(l *loop) {
+		for c := range l.conns { // as if the same two had been told
+			if c.h != nil {
+				c.to = w.e.loops[1]
+			}
+		}
+	})
+	if n := give(); n != 1 {
+		t.Errorf("%d of two clients are to leave, want 1", n)
+	}
+	w.pass(peers[0])
+	w.pass(peers[1])
+	goodbyes := 0
+	for _, h := range clients {
+		told := 0
+		for line := h.next(); ; line = h.next() {
+			if strings.HasPrefix(line, "goaway") {
+				told = 1
+			}
+			if strings.HasSuffix(line, "end") {
+				break
+			}
+		}
+		goodbyes += told
+	}
+	if goodbyes != 1 {
+		t.Errorf("%d of two clients were told to leave, want 1", goodbyes)
+	}
+}
+
+// TestRawSpreads holds that raw connections, which cannot move later, are on all loops from the beginning, and lose nothing by that.
+func TestRawSpreads(t *testing.T) {
+	echo := func(p *peer) { p.expect("ping"); p.send("pong"); p.gone() }
+	w := newWorld(t, "loops", &scenario{raw: true, to: UpstreamConfig{Protocol: Raw}, servers: []func(*peer){echo, echo, echo, echo}})
+	w.e.active.Store(1)
+	var clients []*peer
+	for range 4 {
+		p := w.dial()
+		p.send("ping")
+		p.expect("pong")
+		clients = append(clients, p)
+	}
+	for i, l := range w.e.loops {
+		n := 0
+		done := make(chan struct{})
+		l.do(task{what: doTest, arg: func() {
+			for c := range l.conns {
+				if c.pub != nil {
+					n++
+				}
+			}
+			close(done)
+		}})
+		<-done
+		if n != 2 {
+			t.Errorf("loop %d has %d of 4 raw connections", i, n)
+		}
+	}
+	for _, p := range clients {
+		p.Close()
+	}
+}
+
 // TestBalance holds who serves, and who gives clients to whom, for how busy loops were seen to be.
 func TestBalance(t *testing.T) {
 	look := func(loads ...float64) []float64 { return loads }
