@@ -3,9 +3,10 @@
 //
 // # How a record spreads
 //
-// A change rides on memberlist's broadcasts as the host's whole signed record, which is a few hundred bytes; one too large for
-// a packet is announced, and fetched over the mesh port. On each push/pull two hosts exchange digests (node, incarnation,
-// version) and fetch only what the other has newer. A host that nobody of the others knows any more is asked again by joining
+// A change is the host's whole signed record, which is a few hundred bytes; one too large for a packet is announced, and fetched
+// over the mesh port. Each host to which it is new sends it to a few others at once (push.go), and some more times with
+// memberlist's broadcasts. On each push/pull two hosts exchange digests (node, incarnation, version) and fetch only what the
+// other has newer. A host that nobody of the others knows any more is asked again by joining
 // one seed every RejoinInterval, so that the two halves of a healed partition find each other.
 //
 // # Guarantees
@@ -64,7 +65,7 @@ type Gossip struct {
 	fetches chan fetch
 	bad     *telemetry.CounterVec
 	once    *telemetry.Limiter
-	dirty   chan struct{} // holds one token when own has changed
+	wake    chan struct{} // holds one token when there may be news
 	// members counts those alive. It is not under mu: the queue asks for it under its own lock, and is called under mu.
 	members    atomic.Int64
 	handedOver atomic.Bool
@@ -81,6 +82,8 @@ type Gossip struct {
 	version uint64
 	view    []*mesh.Record // as Load returns it; nil when it must be built anew
 	changed chan struct{}
+	news    map[mesh.NodeID]broadcast // that were not pushed yet
+	asked   map[mesh.NodeID]asked     // records that are being fetched
 }
 
 // known is one node's record and what membership says of it.
@@ -88,15 +91,25 @@ type known struct {
 	rec    *mesh.Record // without status; nil while only membership knows the node
 	enc    []byte
 	status mesh.Status
-	member bool      // membership has spoken of it
-	living bool      // ... and says that it is there
-	since  time.Time // of the status
+	member bool               // membership has spoken of it
+	living bool               // ... and says that it is there
+	since  time.Time          // of the status
+	at     memberlist.Address // where membership has last seen it
 }
 
 type fetch struct {
 	from netip.AddrPort
 	want []mesh.NodeID
+	news bool // they have just changed; else this host has missed them
 }
+
+type asked struct {
+	at   stamp
+	when time.Time
+}
+
+// askAgain is when a record that one host did not send yet is asked for at another.
+const askAgain = time.Second
 
 // New prepares; nothing is opened before Run.
 func New(cfg Config) (*Gossip, error) {
@@ -125,11 +138,12 @@ func New(cfg Config) (*Gossip, error) {
 	if err != nil {
 		return nil, err
 	}
-	g := &Gossip{cfg: cfg, fetches: make(chan fetch, 64), once: telemetry.OncePer(time.Minute), dirty: make(chan struct{}, 1),
+	g := &Gossip{cfg: cfg, fetches: make(chan fetch, 64), once: telemetry.OncePer(time.Minute), wake: make(chan struct{}, 1),
 		nodes: map[mesh.NodeID]*known{}, keys: map[[keyLen]byte]mesh.NodeID{}, ring: ring, maxNodes: maxNodes, proofs: map[string]string{}, changed: make(chan struct{}),
+		news: map[mesh.NodeID]broadcast{}, asked: map[mesh.NodeID]asked{},
 		bad: cfg.Metrics.Counter("meshagent_gossip_bad_total", "Received gossip that was dropped.", "reason")}
 	g.members.Store(1)
-	g.queue = &memberlist.TransmitLimitedQueue{RetransmitMult: 4, NumNodes: func() int { return max(g.NumMembers(), fewest) }}
+	g.queue = &memberlist.TransmitLimitedQueue{RetransmitMult: retransmits, NumNodes: func() int { return max(g.NumMembers(), fewest) }}
 	g.queue.QueueBroadcast(anchor{})
 	g.self = &mesh.Record{Node: cfg.Self}
 	if err := g.publishLocked(); err != nil {
@@ -152,24 +166,34 @@ func (g *Gossip) publishLocked() error {
 	id := g.cfg.Self.ID
 	g.nodes[id] = &known{rec: g.self.Clone(), enc: enc, member: true}
 	g.touchLocked()
-	g.spread(id, enc, stampOf(&g.self.Node))
+	g.spreadLocked(id, enc, stampOf(&g.self.Node), true)
 	return nil
 }
 
-// fewest is for how many members at least a change is sent. Each host sends it 4*ceil(log10(members+1)) times, to hosts by chance,
-// so that about one in e^(that) hosts does not hear of it and waits for its next push/pull, up to 30 s. With 9 members these
-// would be 4 times and one in 55; with 100 they are 12 times and one in 160,000.
-const fewest = 100
+// A host sends a change fanout times at once, and retransmits*ceil(log10(members+1)) times with the broadcasts, to hosts by
+// chance, so that about one in e^(that) hosts does not hear of it and waits for its next push/pull, up to 30 s. fewest is for how
+// many members at least it is queued: with 9 the broadcasts would be 3 times, and with fanout one in 3,000; with 100 they are 9
+// times and one in a million.
+const (
+	retransmits = 3
+	fewest      = 100
+)
 
 // maxBroadcast is what surely fits a packet beside memberlist's own parts.
 const maxBroadcast = 1200
 
-func (g *Gossip) spread(id mesh.NodeID, enc []byte, at stamp) {
+// spreadLocked queues a record, and pushes it when it is news.
+func (g *Gossip) spreadLocked(id mesh.NodeID, enc []byte, at stamp, news bool) {
 	if len(enc) > maxBroadcast {
 		n := digest{from: g.cfg.Self.ID, addr: g.cfg.Self.MeshAddr(), have: map[mesh.NodeID]stamp{id: at}}
 		enc = n.encode(noticeV1)
 	}
-	g.queue.QueueBroadcast(broadcast{id, enc})
+	b := broadcast{id, enc}
+	g.queue.QueueBroadcast(b)
+	if news {
+		g.news[id] = b
+		g.wakeUp()
+	}
 }
 
 type broadcast struct {
@@ -257,8 +281,8 @@ func (g *Gossip) say(field func(*mesh.Node) *uint64, v uint64) {
 	})
 }
 
-// apply takes a record in if it verifies and is newer. It returns whether it was.
-func (g *Gossip) apply(enc []byte, source string) bool {
+// apply takes a record in if it verifies and is newer. It returns whether it was. News are pushed on.
+func (g *Gossip) apply(enc []byte, source string, news bool) bool {
 	if g.stale(enc) {
 		return false
 	}
@@ -298,7 +322,7 @@ func (g *Gossip) apply(enc []byte, source string) bool {
 	}
 	k.rec, k.enc = rec, slices.Clone(enc)
 	g.touchLocked()
-	g.spread(rec.Node.ID, k.enc, stampOf(&rec.Node))
+	g.spreadLocked(rec.Node.ID, k.enc, stampOf(&rec.Node), news)
 	return true
 }
 
@@ -415,6 +439,7 @@ func (g *Gossip) Run(ctx context.Context) error {
 	for range 4 {
 		fetchers.Go(func() { g.fetchLoop(ctx) })
 	}
+	fetchers.Go(func() { g.pushLoop(ctx, list) })
 	defer fetchers.Wait()
 	defer list.Shutdown()
 	// A seed whose host is off answers after seconds, or not at all: it holds up neither reap nor the good-bye, and whoever is
@@ -480,13 +505,17 @@ func (g *Gossip) goodBye(list *memberlist.Memberlist) {
 			r.Node.Status, r.Instances = mesh.Left, nil
 			return true
 		})
-		time.Sleep(3 * gossipInterval)
+		g.push(list, broadcast{g.cfg.Self.ID, g.Encoded([]mesh.NodeID{g.cfg.Self.ID})[0]})
 	}
-	list.Leave(2 * time.Second)
+	list.Leave(gossipInterval) // within that its last round has begun
 }
 
-// gossipInterval is half of memberlist's default for a LAN: a verdict of a health check is everywhere within a second.
-const gossipInterval = 100 * time.Millisecond
+// gossipInterval is how often memberlist looks whether something is queued, and gossipNodes to how many it then sends that. A
+// look wakes a host at rest, and what it sends is bounded by how often each message is: so there are few looks, each for many.
+const (
+	gossipInterval = 500 * time.Millisecond
+	gossipNodes    = 12
+)
 
 func listenHint(err error, at netip.AddrPort) error {
 	var op *net.OpError
@@ -505,7 +534,7 @@ func (g *Gossip) settings() *memberlist.Config {
 	c.Label = g.cfg.Label
 	c.DeadNodeReclaimTime = 30 * time.Second
 	c.GossipToTheDeadTime = 30 * time.Second
-	c.GossipInterval = gossipInterval
+	c.GossipInterval, c.GossipNodes = gossipInterval, gossipNodes
 	c.GossipVerifyIncoming, c.GossipVerifyOutgoing = true, true
 	c.UDPBufferSize = 1400
 	c.EnableCompression = false // signed records do not shrink, and to try cost a tenth of all
@@ -585,39 +614,58 @@ func (g *Gossip) fetchLoop(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case f := <-g.fetches:
-			fctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-			recs, err := g.cfg.Fetcher.FetchRecords(fctx, f.from, f.want)
-			cancel()
-			if err != nil {
-				g.cfg.Log.Debug("records not fetched", "from", f.from, "err", err)
-				continue
-			}
-			for _, r := range recs {
-				g.apply(r, f.from.String())
-			}
+			g.fetch(ctx, f)
 		}
 	}
 }
 
-// missing asks for what another host has newer than this one.
-func (g *Gossip) missing(d *digest) {
+func (g *Gossip) fetch(ctx context.Context, f fetch) {
+	defer g.answered(f.want)
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	recs, err := g.cfg.Fetcher.FetchRecords(ctx, f.from, f.want)
+	if err != nil {
+		g.cfg.Log.Debug("records not fetched", "from", f.from, "err", err)
+		return
+	}
+	for _, r := range recs {
+		g.apply(r, f.from.String(), f.news)
+	}
+}
+
+// missing asks for what another host has newer than this one and was not just asked for elsewhere.
+func (g *Gossip) missing(d *digest, news bool) {
+	now := time.Now()
 	g.mu.Lock()
 	var want []mesh.NodeID
 	for id, at := range d.have {
 		if id == g.cfg.Self.ID {
 			continue
 		}
+		if a, is := g.asked[id]; is && !at.newer(a.at) && now.Sub(a.when) < askAgain {
+			continue
+		}
 		if k := g.nodes[id]; k == nil || k.rec == nil || at.newer(stampOf(&k.rec.Node)) {
 			want = append(want, id)
+			g.asked[id] = asked{at, now}
 		}
 	}
 	g.mu.Unlock()
 	for chunk := range slices.Chunk(want, 500) {
 		select {
-		case g.fetches <- fetch{d.addr, chunk}:
+		case g.fetches <- fetch{d.addr, chunk, news}:
 		default:
 			g.bad.With("fetch queue full").Inc() // the next push/pull shows it again
+			g.answered(chunk)
 		}
+	}
+}
+
+func (g *Gossip) answered(want []mesh.NodeID) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, id := range want {
+		delete(g.asked, id)
 	}
 }
 
@@ -640,10 +688,10 @@ func (d delegate) NotifyMsg(b []byte) {
 			d.drop("notice", "", err)
 			return
 		}
-		d.missing(n)
+		d.missing(n, true)
 		return
 	}
-	d.apply(b, "broadcast")
+	d.apply(b, "broadcast", true)
 }
 
 func (d delegate) GetBroadcasts(overhead, limit int) [][]byte {
@@ -668,7 +716,7 @@ func (d delegate) MergeRemoteState(b []byte, _ bool) {
 		d.drop("digest", "", err)
 		return
 	}
-	d.missing(dg)
+	d.missing(dg, false)
 }
 
 // NotifyAlive refuses members that cannot prove their key.
@@ -726,7 +774,10 @@ func (g *Gossip) status(n *memberlist.Node, s mesh.Status, members int) {
 		k = &known{}
 		g.nodes[id] = k
 	}
-	k.living = s == mesh.Alive
+	if k.living = s == mesh.Alive; k.living {
+		k.at = n.FullAddress()
+		g.wakeUp()
+	}
 	if s == mesh.Failed && k.rec != nil && k.rec.Node.Status == mesh.Left {
 		s = mesh.Left
 	}

@@ -224,7 +224,7 @@ func TestQueueLosesNothing(t *testing.T) {
 			take()
 		}
 		for _, msg := range last {
-			if sent[msg] != 12 {
+			if sent[msg] != 9 {
 				t.Errorf("seed %d: %.10q was sent %d times", seed, msg, sent[msg])
 			}
 		}
@@ -279,7 +279,7 @@ func TestStaleRecordsAreNotVerified(t *testing.T) {
 		}
 		return enc
 	}
-	if !h.apply(record(2, key), "test") {
+	if !h.apply(record(2, key), "test", true) {
 		t.Fatal("a new record is not taken")
 	}
 	for version, stale := range map[uint64]bool{1: true, 2: true, 3: false} {
@@ -306,7 +306,7 @@ func TestBackBeforeMembershipSays(t *testing.T) {
 			t.Helper()
 			enc, err := encode(&mesh.Record{Node: mesh.Node{ID: id, Name: "other", Addr: netip.MustParseAddr("10.0.0.9"), MeshPort: 1,
 				Incarnation: incarnation, Version: version, Status: s}}, key)
-			if err != nil || !h.apply(enc, "test") {
+			if err != nil || !h.apply(enc, "test", true) {
 				t.Fatalf("not taken, %v", err)
 			}
 		}
@@ -462,27 +462,27 @@ func TestForgeriesAreDropped(t *testing.T) {
 	l := newLab(t)
 	h := l.start(1, nil)
 	defer h.stop()
-	if !h.apply(enc, "test") {
+	if !h.apply(enc, "test", true) {
 		t.Fatal("the true record must be taken, else this test shows nothing")
 	}
 	for i := range enc {
 		bad := append([]byte(nil), enc...)
 		bad[i] ^= 4
-		if h.apply(bad, "test") {
+		if h.apply(bad, "test", true) {
 			t.Fatalf("byte %d flipped: taken", i)
 		}
 	}
-	if h.apply(enc, "test") {
+	if h.apply(enc, "test", true) {
 		t.Error("the same record again was taken")
 	}
 	old := rec.Clone()
 	old.Node.Version = 4
 	oldEnc, _ := encode(old, key)
-	if h.apply(oldEnc, "test") {
+	if h.apply(oldEnc, "test", true) {
 		t.Error("an older record was taken: a replay would bring back the past")
 	}
 	stranger, _ := encode(rec, other) // claims the name, with another key: another node
-	h.apply(stranger, "test")
+	h.apply(stranger, "test", true)
 	if r := h.record("victim"); r == nil {
 		t.Error("the victim is gone")
 	}
@@ -492,7 +492,7 @@ func TestForgeriesAreDropped(t *testing.T) {
 		}
 	}
 	self, _ := encode(&mesh.Record{Node: mesh.Node{Name: "h1", Addr: rec.Node.Addr, MeshPort: 1, Incarnation: 1 << 62}}, h.cfg.Key)
-	if h.apply(self, "test") {
+	if h.apply(self, "test", true) {
 		t.Error("a host took its own record from others")
 	}
 	at := netip.MustParseAddrPort("10.0.0.9:1")
