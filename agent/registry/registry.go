@@ -4,7 +4,7 @@
 // # Guarantees
 //
 // The directory counts as a whole: a file that is not valid leaves all services as they were, says why in the log and in
-// State.Problems, and is looked at again when something changes. A change is taken when two polls in a row see the same, so that
+// State.Problems, and is looked at again when something changes. A change is taken when two looks in a row see the same, so that
 // a file is not read while it is being written. What the API registers, and maintenance, is on disk before it counts. Where a
 // file and the API define one id, the file counts. No reader waits for disk or lock.
 package registry
@@ -43,9 +43,13 @@ func (e *InvalidError) Error() string { return e.Err.Error() }
 // Unwrap returns the error of the argument.
 func (e *InvalidError) Unwrap() error { return e.Err }
 
-// pollEvery is how often the directory is looked at: a change counts after one to two of them. A look at 20 files takes about
-// 100 µs (BenchmarkScan), which is 0.02 % of one core, and works on every system and file system; a watch does not.
+// pollEvery is the time between two looks at a directory in which something changes, or which the kernel does not watch: on other
+// systems than Linux, and while it is not there. A look at 20 files takes about 100 µs (BenchmarkScan).
 const pollEvery = 500 * time.Millisecond
+
+// backstop is the time between two looks at one that is watched: the kernel does not tell what another host changes on a network
+// file system, nor what changes where a link leads.
+const backstop = 10 * time.Second
 
 // maxReason bounds the reason of a maintenance, in bytes.
 const maxReason = 256
@@ -97,6 +101,9 @@ type Registry struct {
 	cfg     Config
 	current atomic.Pointer[State]
 	taken   string // scan of the directory that files or problems are from; of Load and Run alone
+	// As newWatch and backstop, but for tests.
+	watch    func(dir string) (*watch, error)
+	backstop time.Duration
 
 	mu          sync.Mutex // guards what follows
 	files       []placed
@@ -111,7 +118,7 @@ func New(cfg Config) *Registry {
 	if cfg.HostAddrs == nil {
 		cfg.HostAddrs = interfaceAddrs
 	}
-	r := &Registry{cfg: cfg, changed: make(chan struct{})}
+	r := &Registry{cfg: cfg, watch: newWatch, backstop: backstop, changed: make(chan struct{})}
 	r.current.Store(&State{})
 	return r
 }
@@ -147,18 +154,27 @@ func (r *Registry) Load() error {
 
 // Run follows the directory until ctx ends.
 func (r *Registry) Run(ctx context.Context) error {
-	t := time.NewTicker(pollEvery)
-	defer t.Stop()
-	for last := r.taken; ; {
+	w, err := r.watch(r.cfg.Dir)
+	if err == nil {
+		defer w.close()
+	}
+	for last, still := r.taken, false; ; {
+		wait, changed := pollEvery, (chan struct{})(nil)
+		if still {
+			wait, changed = r.backstop, w.changed
+		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-t.C:
+		case <-changed:
+		case <-time.After(wait):
 		}
+		watched := err == nil && w.aim() // before the look, which so misses nothing
 		now := scan(r.cfg.Dir)
 		if now == last && now != r.taken {
 			r.reload(now)
 		}
+		still = watched && !still && now == last && now == r.taken
 		last = now
 	}
 }

@@ -39,6 +39,7 @@ func newHost(t *testing.T) *host {
 func (h *host) restart() {
 	h.Registry = New(Config{Dir: h.dir, StateFile: h.file, Log: slog.New(slog.NewTextHandler(&h.log, nil)),
 		HostAddrs: func() ([]netip.Addr, error) { return []netip.Addr{netip.MustParseAddr("10.0.0.7")}, nil }})
+	h.watch = func(string) (*watch, error) { return nil, errors.ErrUnsupported } // in virtual time nobody waits for the kernel
 }
 
 func (h *host) write(name, text string) {
