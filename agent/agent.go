@@ -366,7 +366,7 @@ func (a *Agent) openProxy() (err error) {
 	// changes: the system's scheduler sees threads that wait. Measured: 15.5 µs of processor time for a call with one hop become 13.1.
 	loops := runtime.GOMAXPROCS(0)
 	runtime.GOMAXPROCS(2 * loops)
-	a.proxy, err = proxy.New(proxy.Config{Snapshots: a.catalog, TLS: a.leaves, Callers: a.callers, VIPRange: a.cfg.Proxy.VIPRange,
+	a.proxy, err = proxy.New(proxy.Config{Snapshots: a.catalog, TLS: a.leaves, Federation: a.leaves, Callers: a.callers, VIPRange: a.cfg.Proxy.VIPRange,
 		VIPFile: a.dir.path(fileVIPs), HTTPPort: *a.cfg.Proxy.HTTPPort, AccessLog: out, Loops: loops, Sockets: a.sockets,
 		UnknownKey: a.tokenKeys.Fetch,
 		Fronts:     proxy.Fronts{From: a.cfg.Gateway.TrustedProxies, Proxy: a.cfg.Gateway.ProxyProtocol, Hops: a.cfg.Gateway.NumTrustedProxies},

@@ -85,6 +85,7 @@ func (a *Agent) takeRevoked(all []control.Revocation) {
 	a.live.cut(set)
 	a.feedCatalog()
 	if a.proxy != nil { // else there are no calls yet
+		a.proxy.RecheckPeers()
 		a.proxy.CutTo(func(node mesh.NodeID, id mesh.Identity) bool { return set.Node(node) || set.Identity(id) })
 	}
 }

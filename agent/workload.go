@@ -62,7 +62,11 @@ func (a *Agent) takeFederated(all []control.Federation) {
 		bs = append(bs, b)
 	}
 	a.federated.Store(&all)
+	a.leaves.SetFederated(bs)
 	a.appLeaves.SetFederated(bs)
+	if a.proxy != nil { // else there are no connections yet
+		a.proxy.RecheckPeers()
+	}
 }
 
 func (a *Agent) federations() []control.Federation {

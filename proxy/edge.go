@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"crypto/x509"
 	"maps"
 	"net"
 	"net/netip"
@@ -76,8 +77,10 @@ type edgeConn struct {
 	from   netip.Addr  // that is counted
 	server *edgeServer // that the client asked for by SNI; nil without TLS
 	sni    string
-	front  bool   // what the peer says of its clients is believed
-	cert   []byte // what X-Forwarded-Client-Cert says of the client's certificate; nil without one
+	front  bool                // what the peer says of its clients is believed
+	cert   []byte              // what X-Forwarded-Client-Cert says of the client's certificate; nil without one
+	chain  []*x509.Certificate // of a client that is known by the mesh's TLS; nil without
+	client mesh.Identity       // who that is
 }
 
 // edgeView is a spec with where its rules lead, for one snapshot.
@@ -310,6 +313,9 @@ func (l *edgePort) accept(conn *engine.Conn, c *edgeConn) {
 	l.mu.Lock()
 	l.conns[conn] = c
 	l.mu.Unlock()
+	if !l.p.knows(c) { // any more: it came while that changed
+		conn.Close()
+	}
 	if c.raw() {
 		conn.AdmitRaw(c)
 	} else {

@@ -7,12 +7,14 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/meshagent/meshagent/mesh"
 	"github.com/meshagent/meshagent/mesh/policy"
 	"github.com/meshagent/meshagent/proxy/engine"
 )
@@ -143,6 +145,13 @@ func (l *edgePort) handshake(c *edgeConn, nc net.Conn, first []byte) (*tls.Conn,
 	if len(st.PeerCertificates) > 0 {
 		c.cert = clientCert(st.PeerCertificates[0])
 	}
+	if c.server.TLS.Mode == policy.TLSMesh {
+		c.chain = st.PeerCertificates
+		var err error
+		if c.client, err = l.p.c.Federation.Peer(c.chain); err != nil {
+			return nil, err
+		}
+	}
 	return t, nil
 }
 
@@ -163,6 +172,9 @@ func (l *edgePort) configFor(ctx context.Context, c *edgeConn, hello *tls.Client
 	if c.server = s; s.Passes() { // it became so just now
 		return nil, errUnknownHost
 	}
+	if s.TLS.Mode == policy.TLSMesh {
+		return l.meshConfig(ctx, x.gateway, s.GatewayServer)
+	}
 	if l.p.c.Credentials == nil {
 		return nil, errors.New("this host has no credentials for gateways")
 	}
@@ -179,6 +191,31 @@ func (l *edgePort) configFor(ctx context.Context, c *edgeConn, hello *tls.Client
 		s.secure.Store(&secured{cred, cfg})
 	}
 	return cfg, err
+}
+
+// meshConfig is how a server speaks the mesh's TLS: it shows the gateway's own certificate, and knows its clients by the roots of their
+// trust domains.
+func (l *edgePort) meshConfig(ctx context.Context, gateway *mesh.Instance, s *policy.GatewayServer) (*tls.Config, error) {
+	if l.p.c.Federation == nil {
+		return nil, errNoFederation
+	}
+	cfg, err := l.p.c.Federation.FederatedServer(ctx, gateway.Identity(l.p.current().snap.TrustDomain), among(s.TLS.SANs))
+	if err == nil && s.Protocol == policy.EdgeHTTPS {
+		cfg.NextProtos = []string{"h2", "http/1.1"}
+	}
+	return cfg, err
+}
+
+var errNoFederation = errors.New("this host speaks the mesh's TLS with nobody outside")
+
+// among accepts the identities that are named; all if none is.
+func among(names []string) func(mesh.Identity) error {
+	return func(id mesh.Identity) error {
+		if len(names) > 0 && !slices.Contains(names, id.String()) {
+			return fmt.Errorf("the other side is %s, and should be %s", id, strings.Join(names, " or "))
+		}
+		return nil
+	}
 }
 
 // serverConfig is how a server speaks TLS with a credential.

@@ -92,7 +92,8 @@ func (e *edgeConn) covers(server *edgeServer, host string) bool {
 	return server.Gateway == e.server.Gateway && server.Index == e.server.Index && (e.sni == "" || e.sni == host)
 }
 
-// letIn asks policy whether the client may use the gateway. It has no identity of the mesh, whatever certificate it shows.
+// letIn asks policy whether the client may use the gateway. It has an identity only where a server asks for certificates of the mesh, or of
+// trust domains that are federated; no other certificate gives it one.
 func (c *call) letIn() *fault {
 	if f := c.admission(c.edgeView.t.model); f != nil {
 		return f
@@ -104,7 +105,7 @@ func (c *call) admission(m *policy.Model) *fault {
 	c.asks = c.q // not of the stack: policy is asked by pointer
 	c.told, c.atGate = c.told[:0], 0
 	defer func() { c.atGate = len(c.told) }()
-	c.asks.Source = policy.Source{IP: c.edge.source.IP, Remote: c.remote}
+	c.asks.Source = policy.Source{Identity: c.edge.client, IP: c.edge.source.IP, Remote: c.remote}
 	c.asks.SNI = c.edge.sni
 	if f := c.verifyUser(m, &c.edgeView.target, &c.asks); f != nil {
 		return f

@@ -203,7 +203,7 @@ func (p *Proxy) newLink(w *who, to *place, now time.Time, connect time.Duration)
 		c.Idle, c.Calls, c.Life = appIdleTimeout, to.kept.calls, to.kept.life
 		var o *origin
 		if to.kept.tls.On {
-			o = &origin{TLS: to.kept.tls, protocol: to.protocol}
+			o = &origin{TLS: to.kept.tls, protocol: to.protocol, caller: w.id, federation: p.c.Federation}
 			if o.Credential.Name != "" {
 				o.secret = func() (*Credential, error) { return p.clientCredential(w.id, &o.TLS) }
 			}
@@ -283,6 +283,24 @@ func (p *Proxy) dialTunnel(ctx context.Context, src mesh.Identity, to *place, wi
 		return nil, errConnect
 	}
 	return c, nil
+}
+
+// forget has calls to places open new connections.
+func (l *links) forget(match func(*place) bool) {
+	var ending []*link
+	l.mu.Lock()
+	for _, w := range l.who {
+		for to, v := range w.links.Range {
+			if match(to.(*place)) {
+				w.links.Delete(to)
+				ending = append(ending, v.(*link))
+			}
+		}
+	}
+	l.mu.Unlock()
+	for _, k := range ending { // without the lock, as in prune
+		k.Close()
+	}
 }
 
 // prune closes and forgets links to what the snapshot does not have any more, and those that nobody used for long. Calls that use one

@@ -25,8 +25,10 @@ const maxCertFile = 1 << 20
 // and they have changed: who replaces a certificate need tell nobody.
 type origin struct {
 	policy.TLS
-	protocol engine.Protocol
-	secret   func() (*Credential, error) // in the place of files; nil is none
+	protocol   engine.Protocol
+	secret     func() (*Credential, error) // in the place of files; nil is none
+	caller     mesh.Identity               // who shows its certificate of the mesh, with Mesh
+	federation Federation
 
 	mu     sync.Mutex // guards what follows
 	config *tls.Config
@@ -40,7 +42,33 @@ type stamp struct {
 	changed time.Time
 }
 
-// current returns the configuration for a connection.
+// configFor returns the configuration for a connection.
+func (o *origin) configFor(ctx context.Context) (*tls.Config, error) {
+	switch {
+	case !o.Mesh:
+		return o.current()
+	case o.federation == nil:
+		return nil, errNoFederation
+	}
+	c, err := o.federation.FederatedClient(ctx, o.caller, among(strings.Split(o.SANs, ",")), o.SNI)
+	if err == nil {
+		c.NextProtos = o.protocols()
+	}
+	return c, err
+}
+
+// protocols are what may be agreed on by ALPN.
+func (o *origin) protocols() []string {
+	switch o.protocol {
+	case engine.HTTP1:
+		return []string{"http/1.1"}
+	case engine.HTTP2:
+		return []string{"h2"}
+	}
+	return nil
+}
+
+// current returns the configuration that files and Secrets make.
 func (o *origin) current() (*tls.Config, error) {
 	var files [4]stamp
 	for i, name := range [...]string{o.CertFile, o.KeyFile, o.CAFile, o.CRLFile} {
@@ -77,13 +105,7 @@ func (o *origin) current() (*tls.Config, error) {
 }
 
 func (o *origin) load(cred *Credential) (*tls.Config, error) {
-	c := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: o.SNI, ClientSessionCache: tls.NewLRUClientSessionCache(0)}
-	switch o.protocol {
-	case engine.HTTP1:
-		c.NextProtos = []string{"http/1.1"}
-	case engine.HTTP2:
-		c.NextProtos = []string{"h2"}
-	}
+	c := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: o.SNI, ClientSessionCache: tls.NewLRUClientSessionCache(0), NextProtos: o.protocols()}
 	switch {
 	case o.Untrusted:
 		return nil, errors.New("what its BackendTLSPolicy trusts is not there")
@@ -188,12 +210,12 @@ func (o *origin) wrap(ctx context.Context, p *Proxy, to *place, raw net.Conn) (n
 }
 
 func (o *origin) handshake(ctx context.Context, raw net.Conn) (net.Conn, error) {
-	config, err := o.current()
+	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+	defer cancel()
+	config, err := o.configFor(ctx)
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
-	defer cancel()
 	c := tls.Client(engine.NewLink(raw), config)
 	if err := c.HandshakeContext(ctx); err != nil {
 		return nil, err

@@ -13,6 +13,7 @@ package proxy
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -79,27 +80,37 @@ type TLS interface {
 	ClientConfig(ctx context.Context, src, dst mesh.Identity, serverName string, alpn ...string) (*tls.Config, error)
 }
 
+// Federation speaks the mesh's mutual TLS with whom other trust domains vouch for, too, that are federated: at gateways, and towards those of
+// other meshes.
+type Federation interface {
+	FederatedServer(ctx context.Context, own mesh.Identity, accept func(mesh.Identity) error) (*tls.Config, error)
+	FederatedClient(ctx context.Context, src mesh.Identity, accept func(mesh.Identity) error, serverName string) (*tls.Config, error)
+	// Peer returns who shows a chain of certificates, if that is known now.
+	Peer(chain []*x509.Certificate) (mesh.Identity, error)
+}
+
 // Callers says who opened a local connection, and which instance it is where that is known; the zero identity is unknown and
 // refused.
 type Callers interface {
 	Caller(ctx context.Context, client, server netip.AddrPort) (mesh.Identity, *mesh.Instance)
 }
 
-// Config is what New needs; all but HTTPPort, VIPFile, AccessLog, Metrics, Dial, Held, Loops, Sockets, EdgeAddrs, Fronts, UnknownKey and Credentials is required.
+// Config is what New needs; all but HTTPPort, VIPFile, AccessLog, Metrics, Dial, Held, Loops, Sockets, EdgeAddrs, Fronts, UnknownKey, Federation and Credentials is required.
 type Config struct {
-	Snapshots Snapshots
-	TLS       TLS
-	Callers   Callers
-	VIPRange  netip.Prefix // IPv4 loopback
-	VIPFile   string       // "" keeps addresses in memory only
-	HTTPPort  uint16       // of the lowest HTTP port of each service too; 0 = none
-	AccessLog io.Writer    // one line of JSON for each call; nil = none
-	Metrics   *telemetry.Metrics
-	Log       *slog.Logger
-	Dial      func(ctx context.Context, to netip.AddrPort) (net.Conn, error) // nil: the network
-	Held      int64                                                          // bytes that the calls of one service may hold; 0 is 256 MiB
-	Loops     int                                                            // that share the work; 0 is one for each P
-	Sockets   Sockets                                                        // opens the ports of services and gateways; nil: the network
+	Snapshots  Snapshots
+	TLS        TLS
+	Federation Federation // nil: servers and rules with ISTIO_MUTUAL find nobody to trust
+	Callers    Callers
+	VIPRange   netip.Prefix // IPv4 loopback
+	VIPFile    string       // "" keeps addresses in memory only
+	HTTPPort   uint16       // of the lowest HTTP port of each service too; 0 = none
+	AccessLog  io.Writer    // one line of JSON for each call; nil = none
+	Metrics    *telemetry.Metrics
+	Log        *slog.Logger
+	Dial       func(ctx context.Context, to netip.AddrPort) (net.Conn, error) // nil: the network
+	Held       int64                                                          // bytes that the calls of one service may hold; 0 is 256 MiB
+	Loops      int                                                            // that share the work; 0 is one for each P
+	Sockets    Sockets                                                        // opens the ports of services and gateways; nil: the network
 	// EdgeAddrs returns where gateways of this host listen if their Gateway names no address; nil: nowhere.
 	EdgeAddrs func() []netip.Addr
 	Fronts    Fronts // before gateways; the zero value: none

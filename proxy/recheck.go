@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"time"
 
@@ -59,6 +60,34 @@ func (p *Proxy) endTokens() {
 }
 
 func ended(a *policy.Auth, now time.Time) bool { return a != nil && now.After(a.Ends()) }
+
+// knows reports whether a client of a gateway is still who it was.
+func (p *Proxy) knows(c *edgeConn) bool {
+	if c.chain == nil {
+		return true
+	}
+	id, err := p.c.Federation.Peer(c.chain)
+	return err == nil && id == c.client
+}
+
+// RecheckPeers closes the connections of clients of gateways that are not known any more by the mesh's TLS, and lets go of those to gateways of other
+// meshes: calls that are under way on them end, and others go on new ones. It is to be called when roots or the set of the revoked have changed.
+func (p *Proxy) RecheckPeers() {
+	p.edge.mu.Lock()
+	ports := slices.Collect(maps.Values(p.edge.ports))
+	p.edge.mu.Unlock()
+	for _, l := range ports {
+		l.mu.Lock()
+		conns := maps.Clone(l.conns)
+		l.mu.Unlock()
+		for conn, c := range conns {
+			if !p.knows(c) {
+				conn.Close()
+			}
+		}
+	}
+	p.links.forget(func(to *place) bool { return to.kept.tls.Mesh })
+}
 
 // CutTo cuts the calls that go to instances of other hosts which must not be called any more; that they are not called anew, the catalog sees to.
 func (p *Proxy) CutTo(revoked func(node mesh.NodeID, id mesh.Identity) bool) {

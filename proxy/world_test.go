@@ -143,7 +143,9 @@ func (i issuer) Issue(ctx context.Context, id mesh.Identity, csr []byte) ([][]by
 }
 
 // newLeaves returns certificates of an issuer, for one who believes the mesh's, until the test ends.
-func newLeaves(t testing.TB, from leaf.Issuer) *leaf.Manager {
+func newLeaves(t testing.TB, from leaf.Issuer) *leaf.Manager { return newLeavesOf(t, td, from) }
+
+func newLeavesOf(t testing.TB, td mesh.TrustDomain, from leaf.Issuer) *leaf.Manager {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)

@@ -271,7 +271,7 @@ type CA struct {
 	Nodes        int          `json:"nodes"`
 	Pending      []string     `json:"pending,omitempty"` // names of nodes that lack the bundle, 100 at most
 	Revoked      []Revocation `json:"revoked"`
-	Federated    []Federation `json:"federated,omitempty"` // other trust domains that applications are told of
+	Federated    []Federation `json:"federated,omitempty"` // other trust domains that gateways and applications know
 }
 
 // Federation is another trust domain, with the roots that speak for it alone.

@@ -126,7 +126,8 @@ func (m *Manager) SetRevoked(r *ca.Revoked) {
 // Revoked returns the set that SetRevoked gave; nil before.
 func (m *Manager) Revoked() *ca.Revoked { return m.refuse.Load() }
 
-// SetFederated replaces the bundles of other trust domains. The Manager gives them on: its own handshakes take identities of the mesh alone.
+// SetFederated replaces the bundles of other trust domains, by which Peer, FederatedClient and FederatedServer know theirs. All other handshakes
+// take identities of the mesh alone.
 func (m *Manager) SetFederated(bs []*mesh.TrustBundle) {
 	m.others.Store(&bs)
 	m.announce()

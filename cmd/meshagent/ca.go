@@ -216,10 +216,11 @@ A service gets no certificates, wherever it runs. It stays so until it is taken 
 func newCAFederate(g *globals) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "federate TRUST-DOMAIN --bundle FILE | --remove",
-		Short: "Make the roots of another trust domain known to applications",
-		Long: `Applications that do mutual TLS themselves, with certificates of the Workload API, are told of the roots of another trust domain, with which
-they verify identities of that domain and of no other. Given again, new roots take the place of the old ones: give both while the other
-side rotates. Agents themselves take identities of this mesh alone. "meshagent ca status" lists the trust domains.`,
+		Short: "Make the roots of another trust domain known to gateways and applications",
+		Long: `Gateways with tls mode ISTIO_MUTUAL, calls of hosts outside with that mode, and applications that do mutual TLS themselves with certificates of
+the Workload API verify identities of another trust domain, and of no other, by its roots. Given again, new roots take the place of the
+old ones: give both while the other side rotates. Hosts of the mesh take each other by this mesh's roots alone. "meshagent ca status" lists
+the trust domains.`,
 		Example: "  meshagent ca federate other.mesh --bundle other-roots.pem\n  meshagent ca federate other.mesh --remove",
 		Args:    argCount(1, 1),
 	}

@@ -19,6 +19,9 @@ func (c *destinationCompiler) tls(path string, t *istio.ClientTLS) (out TLS) {
 	ours := c.ours && !c.maybe
 	switch t.Mode {
 	case "DISABLE", "ISTIO_MUTUAL":
+		if t.Mode == "ISTIO_MUTUAL" && !c.ours {
+			return c.meshTLS(path, t, files)
+		}
 		for _, f := range append(files, struct{ field, value string }{"sni", t.SNI}) {
 			if f.value != "" {
 				c.fail(path+"."+f.field, "remove it", "has no effect with mode: %s", t.Mode)
@@ -30,8 +33,6 @@ func (c *destinationCompiler) tls(path string, t *istio.ClientTLS) (out TLS) {
 		switch {
 		case t.Mode == "DISABLE" && ours:
 			c.fail(path+".mode", "write ISTIO_MUTUAL, or leave out tls", "DISABLE: between hosts of the mesh calls are always encrypted, and both sides prove who they are")
-		case t.Mode == "ISTIO_MUTUAL" && !c.ours:
-			c.fail(path+".mode", "write SIMPLE or MUTUAL", "ISTIO_MUTUAL: a host outside of the mesh does not know the mesh's certificates")
 		}
 		out.Set = true
 		return out
@@ -78,6 +79,28 @@ func (c *destinationCompiler) tls(path string, t *istio.ClientTLS) (out TLS) {
 		out.Credential, out.Anonymous = SecretRef{c.key.Namespace, t.CredentialName}, t.Mode == "SIMPLE"
 	}
 	return out
+}
+
+// meshTLS compiles ISTIO_MUTUAL for a host outside: a gateway of another mesh, whose trust domain is federated with ours.
+func (c *destinationCompiler) meshTLS(path string, t *istio.ClientTLS, files []struct{ field, value string }) TLS {
+	for _, f := range files {
+		if f.value != "" {
+			c.fail(path+"."+f.field, "remove it", "has no effect with mode: ISTIO_MUTUAL: the caller's own certificate is shown")
+		}
+	}
+	if t.SNI != "" && !isHost(t.SNI) {
+		c.fail(path+".sni", "write a name such as api.example.com", "%q is not a name", t.SNI)
+	}
+	if len(t.SubjectAltNames) == 0 {
+		c.fail(path+".subjectAltNames", "write who it is, as spiffe://OTHER-TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT of its gateway, or mode SIMPLE or MUTUAL",
+			"is missing, and a host outside of the mesh is known by its identity with mode: ISTIO_MUTUAL")
+	}
+	for i, s := range t.SubjectAltNames {
+		if _, err := mesh.ParseIdentity(s); err != nil {
+			c.fail(fmt.Sprintf("%s.subjectAltNames[%d]", path, i), "write it as spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT", "%q is no identity", s)
+		}
+	}
+	return TLS{On: true, Set: true, Mesh: true, SNI: t.SNI, SANs: strings.Join(t.SubjectAltNames, ",")}
 }
 
 // tunnel compiles the tunnel of a trafficPolicy.

@@ -89,6 +89,7 @@ const (
 	TLSMutual                 // a certificate
 	TLSOptionalMutual         // a certificate, if they show one, that is valid
 	TLSPassthrough            // nothing: what they say goes on as it comes
+	TLSMesh                   // a certificate of the mesh, or of a trust domain that is federated; and shows one of the mesh
 )
 
 // ServerTLS is how a server speaks TLS. It is immutable.
@@ -245,11 +246,17 @@ func (c *compiler) serverTLS(path string, t *istio.ServerTLS) *ServerTLS {
 		c.fail(path+".mode", "write PASSTHROUGH, and VirtualServices with tls that name the gateway", "AUTO_PASSTHROUGH lets whoever can reach the gateway "+
 			"choose any service of the mesh by its name; hosts of a mesh reach each other without gateways")
 		return out
+	case "ISTIO_MUTUAL":
+		out.Mode = TLSMesh
 	default:
-		c.fail(path+".mode", "write SIMPLE, MUTUAL, OPTIONAL_MUTUAL or PASSTHROUGH", "%q is not supported", t.Mode)
+		c.fail(path+".mode", "write SIMPLE, MUTUAL, OPTIONAL_MUTUAL, ISTIO_MUTUAL or PASSTHROUGH", "%q is not supported", t.Mode)
 	}
-	c.certificates(path, t, out)
-	c.clientCertificates(path, t, out)
+	if out.Mode == TLSMesh {
+		c.meshTLS(path, t)
+	} else {
+		c.certificates(path, t, out)
+		c.clientCertificates(path, t, out)
+	}
 	version := func(field, s string, def uint16) uint16 {
 		v, ok := tlsVersions[s]
 		if !ok {
@@ -351,6 +358,23 @@ func (c *compiler) secretName(path, name string) {
 func (c *compiler) certFile(field, p string) {
 	if p != "" && (!path.IsAbs(p) || path.Clean(p) != p || strings.ContainsAny(p, "\x00\n")) {
 		c.fail(field, "write it as /etc/meshagent/certificates/NAME.pem", "%q is no absolute path", p)
+	}
+}
+
+// meshTLS checks what may stand beside ISTIO_MUTUAL: certificates are the mesh's own.
+func (c *compiler) meshTLS(path string, t *istio.ServerTLS) {
+	allowed := istio.ServerTLS{Mode: t.Mode, SubjectAltNames: t.SubjectAltNames, MinProtocolVersion: t.MinProtocolVersion, MaxProtocolVersion: t.MaxProtocolVersion, HTTPSRedirect: t.HTTPSRedirect}
+	if !reflect.DeepEqual(*t, allowed) {
+		c.fail(path, "remove all but mode, subjectAltNames and versions", "names certificates or ciphers, and with mode ISTIO_MUTUAL the mesh's own are shown and asked for")
+	}
+	full(c, path+".subjectAltNames", "fill it, or remove it", t.SubjectAltNames)
+	for i, s := range t.SubjectAltNames {
+		if _, err := mesh.ParseIdentity(s); err != nil {
+			c.fail(fmt.Sprintf("%s.subjectAltNames[%d]", path, i), "write it as spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT", "%q is no identity", s)
+		}
+	}
+	if t.MinProtocolVersion == "TLSV1_2" || t.MaxProtocolVersion == "TLSV1_2" {
+		c.fail(path, "write TLSV1_3, or leave the versions out", "TLSV1_2: with ISTIO_MUTUAL only TLS 1.3 is spoken")
 	}
 }
 

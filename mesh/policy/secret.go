@@ -265,7 +265,7 @@ func (r SecretRef) In(namespace string) SecretRef {
 // CASecrets are where the authorities of clients may be, the first that has them counts; none where no client shows a certificate.
 func (t *ServerTLS) CASecrets() []SecretRef {
 	switch {
-	case t.Mode == TLSSimple || t.CAFile != "" || t.HasCAs:
+	case t.Mode == TLSSimple || t.Mode == TLSMesh || t.CAFile != "" || t.HasCAs:
 		return nil
 	case t.CASecret.Name != "":
 		return []SecretRef{t.CASecret}

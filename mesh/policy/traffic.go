@@ -165,6 +165,7 @@ type TLS struct {
 	CRLFile                   string    // lists of revoked certificates; "" is none
 	Credential                SecretRef // in the place of the files: only for callers to which Model.Secrets gives it
 	Anonymous                 bool      // of Credential only the authorities count
+	Mesh                      bool      // mutual TLS of the mesh: who calls shows its own certificate, and SANs are identities
 	CA                        string    // certificates of authorities, in PEM, in the place of CAFile
 	Untrusted                 bool      // the authorities that should be here are not: nobody is trusted
 	Set                       bool      // a policy says it, even if that is not On

@@ -98,7 +98,13 @@ func New(t testing.TB, net, servers, clients int) *Cluster {
 // NewConfigured is New with more lines of configuration for each host, in which ADDR is its address.
 func NewConfigured(t testing.TB, net, servers, clients int, more func(host int) string) *Cluster {
 	t.Helper()
-	return form(t, binary, net, servers, clients, more)
+	return form(t, binary, "test.mesh", net, servers, clients, more)
+}
+
+// NewDomain is New with another trust domain than test.mesh.
+func NewDomain(t testing.TB, trustDomain string, net, servers, clients int) *Cluster {
+	t.Helper()
+	return form(t, binary, trustDomain, net, servers, clients, func(int) string { return "" })
 }
 
 // NewShortLived is New with agents whose certificates last for seconds: see package ca, times_shortlife.go.
@@ -108,10 +114,10 @@ func NewShortLived(t testing.TB, net, servers, clients int) *Cluster {
 	if out, err := build(short, "shortlife"); err != nil {
 		t.Fatalf("build: %v\n%s", err, out)
 	}
-	return form(t, short, net, servers, clients, func(int) string { return "" })
+	return form(t, short, "test.mesh", net, servers, clients, func(int) string { return "" })
 }
 
-func form(t testing.TB, binary string, net, servers, clients int, more func(host int) string) *Cluster {
+func form(t testing.TB, binary, trustDomain string, net, servers, clients int, more func(host int) string) *Cluster {
 	t.Helper()
 	c := &Cluster{t: t, binary: binary, net: reserve(t, net), Dir: t.TempDir()}
 	for n := 1; n <= servers+clients; n++ {
@@ -121,7 +127,7 @@ func form(t testing.TB, binary string, net, servers, clients int, more func(host
 		t.Cleanup(h.inspect) // when the agent has ended
 		if n == 1 {
 			var made struct{ AdminToken, JoinToken string }
-			if err := json.Unmarshal([]byte(h.CLI("init", "--config", h.path("agent.yaml"), "--systemd=false", "--trust-domain", "test.mesh", "-o", "json")), &made); err != nil {
+			if err := json.Unmarshal([]byte(h.CLI("init", "--config", h.path("agent.yaml"), "--systemd=false", "--trust-domain", trustDomain, "-o", "json")), &made); err != nil {
 				t.Fatal(err)
 			}
 			c.Admin = made.AdminToken
