@@ -455,7 +455,7 @@ func (g *Gossip) Run(ctx context.Context) error {
 	join()
 	rejoin := time.NewTicker(g.cfg.RejoinInterval)
 	defer rejoin.Stop()
-	reap := time.NewTicker(time.Second)
+	reap := time.NewTimer(time.Second)
 	defer reap.Stop()
 	for {
 		select {
@@ -467,10 +467,15 @@ func (g *Gossip) Run(ctx context.Context) error {
 		case <-rejoin.C:
 			join()
 		case <-reap.C:
-			g.reap()
+			next := reapEvery
+			if g.reap() {
+				next = time.Second
+			}
 			if g.NumMembers() == 1 {
+				next = time.Second
 				join()
 			}
+			reap.Reset(next)
 		}
 	}
 }
@@ -588,8 +593,12 @@ func (g *Gossip) rejoin(ctx context.Context) {
 	}
 }
 
-// reap forgets nodes that are gone for long, and fails restored ones that nobody has seen.
-func (g *Gossip) reap() {
+// reapEvery is the time between two looks at the nodes while nothing is about to end.
+const reapEvery = 10 * time.Second
+
+// reap forgets nodes that are gone for long, and fails restored ones that nobody has seen. It returns whether some of these may
+// still be seen.
+func (g *Gossip) reap() (waiting bool) {
 	now := time.Now()
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -600,11 +609,16 @@ func (g *Gossip) reap() {
 			delete(g.nodes, id)
 			maps.DeleteFunc(g.keys, func(_ [keyLen]byte, of mesh.NodeID) bool { return of == id })
 			g.touchLocked()
-		case !k.member && k.status == mesh.Suspect && now.Sub(k.since) >= g.cfg.RestoreFor:
+		case !k.member && k.status == mesh.Suspect:
+			if now.Sub(k.since) < g.cfg.RestoreFor {
+				waiting = true
+				continue
+			}
 			k.status, k.since = mesh.Failed, now
 			g.touchLocked()
 		}
 	}
+	return waiting
 }
 
 // fetchLoop gets records that a digest or a notice showed to be newer elsewhere.
