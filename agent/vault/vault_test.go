@@ -7,13 +7,10 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/json"
 	"encoding/pem"
 	"fmt"
 	"log/slog"
-	"math/big"
 	"net/http"
-	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
@@ -21,39 +18,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/meshagent/meshagent/agent/vault/vaulttest"
 	"github.com/meshagent/meshagent/ca"
 	"github.com/meshagent/meshagent/mesh"
 )
-
-const theToken = "hvs.secret-of-the-test"
-
-// engine is what Vault documents of its PKI engine: POST /v1/:mount/root/sign-intermediate.
-type engine struct {
-	*httptest.Server
-	t           *testing.T
-	root, inter *x509.Certificate // inter signs
-	key         *ecdsa.PrivateKey
-	edit        func(data map[string]any)
-	answer      func(w http.ResponseWriter) bool // reports whether it has answered
-	namespace   string
-}
-
-func newEngine(t *testing.T) *engine {
-	e := &engine{t: t}
-	rootKey, interKey := newKey(t), newKey(t)
-	ca := func(name string, n int64) *x509.Certificate {
-		return &x509.Certificate{SerialNumber: big.NewInt(n), Subject: pkix.Name{CommonName: name}, NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(9000 * time.Hour),
-			BasicConstraintsValid: true, IsCA: true, KeyUsage: x509.KeyUsageCertSign}
-	}
-	e.root = e.sign(ca("root", 1), nil, &rootKey.PublicKey, rootKey)
-	e.inter = e.sign(ca("vault", 2), e.root, &interKey.PublicKey, rootKey)
-	e.key = interKey
-	mux := http.NewServeMux()
-	mux.HandleFunc("POST /v1/team/pki/root/sign-intermediate", e.signIntermediate)
-	e.Server = httptest.NewTLSServer(mux)
-	t.Cleanup(e.Close)
-	return e
-}
 
 func newKey(t *testing.T) *ecdsa.PrivateKey {
 	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -61,70 +29,6 @@ func newKey(t *testing.T) *ecdsa.PrivateKey {
 		t.Fatal(err)
 	}
 	return k
-}
-
-func (e *engine) sign(c, parent *x509.Certificate, pub any, key *ecdsa.PrivateKey) *x509.Certificate {
-	if parent == nil {
-		parent = c
-	}
-	der, err := x509.CreateCertificate(rand.Reader, c, parent, pub, key)
-	if err != nil {
-		e.t.Fatal(err)
-	}
-	out, err := x509.ParseCertificate(der)
-	if err != nil {
-		e.t.Fatal(err)
-	}
-	return out
-}
-
-func pemOf(c *x509.Certificate) string {
-	return strings.TrimSpace(string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw}))) // as Vault gives it
-}
-
-func (e *engine) signIntermediate(w http.ResponseWriter, r *http.Request) {
-	fail := func(status int, why string) {
-		w.WriteHeader(status)
-		json.NewEncoder(w).Encode(map[string]any{"errors": []string{why}})
-	}
-	if e.answer != nil && e.answer(w) {
-		return
-	}
-	if r.Header.Get("X-Vault-Token") != theToken || r.Header.Get("X-Vault-Namespace") != e.namespace || r.Header.Get("X-Vault-Request") != "true" {
-		fail(http.StatusForbidden, "permission denied")
-		return
-	}
-	var in struct {
-		CSR          string `json:"csr"`
-		CommonName   string `json:"common_name"`
-		Format       string `json:"format"`
-		TTL          string `json:"ttl"`
-		UseCSRValues bool   `json:"use_csr_values"`
-	}
-	d := json.NewDecoder(r.Body)
-	d.DisallowUnknownFields()
-	if err := d.Decode(&in); err != nil {
-		fail(http.StatusBadRequest, err.Error())
-		return
-	}
-	p, _ := pem.Decode([]byte(in.CSR))
-	if p == nil {
-		fail(http.StatusBadRequest, "csr contains no data")
-		return
-	}
-	csr, err := x509.ParseCertificateRequest(p.Bytes)
-	ttl, terr := time.ParseDuration(in.TTL)
-	if err != nil || csr.CheckSignature() != nil || terr != nil || in.Format != "pem" || !in.UseCSRValues || in.CommonName != csr.Subject.CommonName {
-		fail(http.StatusBadRequest, fmt.Sprintf("bad request: %v %v", err, terr))
-		return
-	}
-	c := e.sign(&x509.Certificate{SerialNumber: big.NewInt(3), Subject: csr.Subject, URIs: csr.URIs, NotBefore: time.Now().Add(-30 * time.Second), NotAfter: time.Now().Add(ttl), BasicConstraintsValid: true, IsCA: true,
-		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign}, e.inter, csr.PublicKey, e.key)
-	data := map[string]any{"certificate": pemOf(c), "issuing_ca": pemOf(e.inter), "ca_chain": []string{pemOf(e.inter), pemOf(e.root)}, "serial_number": "03", "expiration": c.NotAfter.Unix()}
-	if e.edit != nil {
-		e.edit(data)
-	}
-	json.NewEncoder(w).Encode(map[string]any{"request_id": "1", "lease_id": "", "renewable": false, "lease_duration": 0, "data": data, "wrap_info": nil, "warnings": nil, "auth": nil})
 }
 
 func newCSR(t *testing.T) []byte {
@@ -137,9 +41,9 @@ func newCSR(t *testing.T) []byte {
 
 // TestS12S62Sign asks an engine as Vault documents it, and others that do not answer so. No error holds the token.
 func TestS12S62Sign(t *testing.T) {
-	raw := func(status int, body string, headers ...string) func(e *engine, c *Config) {
-		return func(e *engine, _ *Config) {
-			e.answer = func(w http.ResponseWriter) bool {
+	raw := func(status int, body string, headers ...string) func(e *vaulttest.Engine, c *Config) {
+		return func(e *vaulttest.Engine, _ *Config) {
+			e.Answer = func(w http.ResponseWriter) bool {
 				for i := 0; i < len(headers); i += 2 {
 					w.Header().Set(headers[i], headers[i+1])
 				}
@@ -149,42 +53,44 @@ func TestS12S62Sign(t *testing.T) {
 			}
 		}
 	}
-	edit := func(f func(e *engine, data map[string]any)) func(e *engine, c *Config) {
-		return func(e *engine, _ *Config) { e.edit = func(d map[string]any) { f(e, d) } }
+	edit := func(f func(e *vaulttest.Engine, data map[string]any)) func(e *vaulttest.Engine, c *Config) {
+		return func(e *vaulttest.Engine, _ *Config) { e.Edit = func(d map[string]any) { f(e, d) } }
 	}
-	token := func(text string, mode os.FileMode) func(e *engine, c *Config) {
-		return func(e *engine, c *Config) {
-			c.TokenFile = filepath.Join(e.t.TempDir(), "token")
+	token := func(text string, mode os.FileMode) func(e *vaulttest.Engine, c *Config) {
+		return func(e *vaulttest.Engine, c *Config) {
+			c.TokenFile = filepath.Join(t.TempDir(), "token")
 			if err := os.WriteFile(c.TokenFile, []byte(text), mode); err != nil {
-				e.t.Fatal(err)
+				t.Fatal(err)
 			}
 		}
 	}
 	for name, c := range map[string]struct {
-		change func(e *engine, c *Config)
+		change func(e *vaulttest.Engine, c *Config)
 		want   string // the error; "" for none
 		chain  int    // certificates before the root
 	}{
-		"as documented":      {nil, "", 2},
-		"in a namespace":     {func(e *engine, c *Config) { e.namespace, c.Namespace = "team", "team" }, "", 2},
-		"by the root itself": {edit(func(e *engine, d map[string]any) { d["ca_chain"], d["issuing_ca"] = nil, pemOf(e.root) }), "", 1},
-		"the certificate in its chain": {edit(func(_ *engine, d map[string]any) {
+		"as documented":  {nil, "", 2},
+		"in a namespace": {func(e *vaulttest.Engine, c *Config) { e.Namespace, c.Namespace = "team", "team" }, "", 2},
+		"by the root itself": {edit(func(e *vaulttest.Engine, d map[string]any) {
+			d["ca_chain"], d["issuing_ca"] = nil, vaulttest.PEM(e.Root)
+		}), "", 1},
+		"the certificate in its chain": {edit(func(_ *vaulttest.Engine, d map[string]any) {
 			d["ca_chain"] = slices.Concat([]string{d["certificate"].(string)}, d["ca_chain"].([]string))
 		}), "", 2},
-		"a chain without a root": {edit(func(_ *engine, d map[string]any) { d["ca_chain"] = d["ca_chain"].([]string)[:1] }), "the chain of its answer ends at no root: import the root", 0},
-		"no PEM":                 {edit(func(_ *engine, d map[string]any) { d["certificate"] = "x" }), "certificate 1 of its answer is no PEM", 0},
-		"a damaged certificate": {edit(func(_ *engine, d map[string]any) {
+		"a chain without a root": {edit(func(_ *vaulttest.Engine, d map[string]any) { d["ca_chain"] = d["ca_chain"].([]string)[:1] }), "the chain of its answer ends at no root: import the root", 0},
+		"no PEM":                 {edit(func(_ *vaulttest.Engine, d map[string]any) { d["certificate"] = "x" }), "certificate 1 of its answer is no PEM", 0},
+		"a damaged certificate": {edit(func(_ *vaulttest.Engine, d map[string]any) {
 			d["certificate"] = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----"
 		}), "certificate 1 of its answer: x509: ", 0},
 		"another token":         {token("hvs.other", 0o600), `it answered 403: "permission denied"`, 0},
 		"no token":              {token("\n", 0o600), "does not hold one", 0},
-		"a token in two lines":  {token(theToken+"\nX-Evil: 1", 0o600), "does not hold one", 0},
-		"a token for everybody": {token(theToken, 0o604), "can be read by everybody (mode -rw----r--): chmod 600 it", 0},
-		"no file of the token":  {func(_ *engine, c *Config) { c.TokenFile += ".not" }, "token: open ", 0},
-		"no file of the CA":     {func(_ *engine, c *Config) { c.CAFile += ".not" }, "no such file", 0},
-		"a CA file without one": {func(_ *engine, c *Config) { c.CAFile = c.TokenFile }, "holds no certificate (PEM)", 0},
-		"an unknown server":     {func(_ *engine, c *Config) { c.CAFile = "" }, "certificate signed by unknown authority", 0},
-		"another mount":         {func(_ *engine, c *Config) { c.Mount = "" }, "it answered 404", 0},
+		"a token in two lines":  {token(vaulttest.Token+"\nX-Evil: 1", 0o600), "does not hold one", 0},
+		"a token for everybody": {token(vaulttest.Token, 0o604), "can be read by everybody (mode -rw----r--): chmod 600 it", 0},
+		"no file of the token":  {func(_ *vaulttest.Engine, c *Config) { c.TokenFile += ".not" }, "token: open ", 0},
+		"no file of the CA":     {func(_ *vaulttest.Engine, c *Config) { c.CAFile += ".not" }, "no such file", 0},
+		"a CA file without one": {func(_ *vaulttest.Engine, c *Config) { c.CAFile = c.TokenFile }, "holds no certificate (PEM)", 0},
+		"an unknown server":     {func(_ *vaulttest.Engine, c *Config) { c.CAFile = "" }, "certificate signed by unknown authority", 0},
+		"another mount":         {func(_ *vaulttest.Engine, c *Config) { c.Mount = "" }, "it answered 404", 0},
 		"a redirect":            {raw(307, "", "Location", "https://127.0.0.1:1/"), "it answered 307", 0},
 		"sealed":                {raw(503, `{"errors":["Vault is sealed"]}`), `it answered 503: "Vault is sealed"`, 0},
 		"no JSON":               {raw(200, "<html>"), "its answer is no JSON of the API", 0},
@@ -192,10 +98,10 @@ func TestS12S62Sign(t *testing.T) {
 		"too much":              {raw(200, strings.Repeat(" ", maxAnswer+1)), "its answer is over 262144 bytes", 0},
 	} {
 		t.Run(name, func(t *testing.T) {
-			e := newEngine(t)
+			e := vaulttest.New(t)
 			cfg := Config{Address: e.URL, Mount: "team/pki", CAFile: filepath.Join(t.TempDir(), "ca.pem"), TTL: 2160 * time.Hour}
-			token(theToken+"\n", 0o600)(e, &cfg)
-			if err := os.WriteFile(cfg.CAFile, []byte(pemOf(e.Certificate())), 0o600); err != nil {
+			token(vaulttest.Token+"\n", 0o600)(e, &cfg)
+			if err := os.WriteFile(cfg.CAFile, []byte(vaulttest.PEM(e.Certificate())), 0o600); err != nil {
 				t.Fatal(err)
 			}
 			if c.change != nil {
@@ -208,7 +114,7 @@ func TestS12S62Sign(t *testing.T) {
 				}
 				return
 			}
-			if n := strings.Count(string(cert), "BEGIN CERTIFICATE"); err != nil || n != c.chain || strings.TrimSpace(string(root)) != pemOf(e.root) {
+			if n := strings.Count(string(cert), "BEGIN CERTIFICATE"); err != nil || n != c.chain || strings.TrimSpace(string(root)) != vaulttest.PEM(e.Root) {
 				t.Errorf("a chain of %d, %v", n, err)
 			}
 		})
@@ -223,10 +129,10 @@ func (o *oneValue) Save(_ context.Context, v []byte, _ uint64) error { o.v = v; 
 
 // TestMeshUnderVault founds a CA with what the engine signs, and has a service's certificate verified by the engine's root alone.
 func TestMeshUnderVault(t *testing.T) {
-	e := newEngine(t)
+	e := vaulttest.New(t)
 	dir := t.TempDir()
 	cfg := Config{Address: e.URL, Mount: "team/pki", CAFile: filepath.Join(dir, "ca.pem"), TokenFile: filepath.Join(dir, "token"), TTL: 2160 * time.Hour}
-	for name, text := range map[string]string{cfg.CAFile: pemOf(e.Certificate()), cfg.TokenFile: theToken} {
+	for name, text := range map[string]string{cfg.CAFile: vaulttest.PEM(e.Certificate()), cfg.TokenFile: vaulttest.Token} {
 		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -263,7 +169,7 @@ func TestMeshUnderVault(t *testing.T) {
 		}
 		chain = append(chain, c)
 	}
-	got, err := ca.Verify(chain, &mesh.TrustBundle{TrustDomain: td, Version: 1, Roots: []*x509.Certificate{e.root}}, time.Now())
+	got, err := ca.Verify(chain, &mesh.TrustBundle{TrustDomain: td, Version: 1, Roots: []*x509.Certificate{e.Root}}, time.Now())
 	if err != nil || got != id || len(chain) != 3 {
 		t.Errorf("a chain of %d: %v, %v", len(chain), got, err)
 	}
