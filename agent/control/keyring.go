@@ -168,31 +168,36 @@ func (s *Service) changeKeyring(ctx context.Context, k Keyring, index uint64) (K
 	return k, nil
 }
 
-// keyringEvery is how often the leader looks whether the next step of a rotation is due.
+// keyringEvery is how often servers look whether the next step of a rotation that is under way is due.
 const keyringEvery = time.Second
 
 // turnKeyring takes a rotation from step to step, on the leader, until ctx ends.
 func (s *Service) turnKeyring(ctx context.Context) error {
 	t := time.NewTicker(keyringEvery)
 	defer t.Stop()
-	var still uint64
+	var still, seen uint64
 	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-t.C:
-		}
-		if !s.cfg.Raft.IsLeader() {
-			continue
+		if still > 0 { // nothing turns before the store changes
+			c, err := s.cfg.Store.Watch(ctx, max(still, seen))
+			if err != nil {
+				return nil // ctx has ended
+			}
+			seen = c.Index
+		} else {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-t.C:
+			}
 		}
 		var err error
-		if still, err = s.nextKeyring(ctx, still); err != nil && ctx.Err() == nil && !errors.Is(err, ErrConflict) {
+		if still, err = s.nextKeyring(ctx, still); err != nil && s.cfg.Raft.IsLeader() && ctx.Err() == nil && !errors.Is(err, ErrConflict) {
 			s.cfg.Log.Warn("rotation of the gossip key waits; it is tried again", "err", err)
 		}
 	}
 }
 
-// nextKeyring takes a rotation that is under way one step on, if it may. It returns the store index of a keyring that does not turn,
+// nextKeyring takes a rotation that is under way one step on, if this server leads and it may. It returns the store index of a keyring that does not turn,
 // which is not opened again while it is the same.
 func (s *Service) nextKeyring(ctx context.Context, still uint64) (uint64, error) {
 	e, err := s.cfg.Store.Get(ctx, tableMesh, keyGossip, raftstore.Stale)
@@ -205,6 +210,9 @@ func (s *Service) nextKeyring(ctx context.Context, still uint64) (uint64, error)
 	}
 	if k.Step == NoStep {
 		return e.Modified, nil
+	}
+	if !s.cfg.Raft.IsLeader() {
+		return 0, nil
 	}
 	acked, err := s.acked(ctx, func(n *mesh.Node) uint64 { return n.Keyring })
 	if err != nil {
