@@ -42,6 +42,17 @@ func TestTokenLimits(t *testing.T) {
 	}
 }
 
+// TestNoTokenBehindPrefix: a header with a prefix and nothing behind it has no token, which is not a bad one.
+func TestNoTokenBehindPrefix(t *testing.T) {
+	m := tokenModel(t, taking(newIssuer(t, "https://a.example", "ka"), t, `, fromHeaders: [{name: x-tok, prefix: "tok-"}]`))
+	for value, bad := range map[string]bool{"tok-": false, "tok-x": true} {
+		a, why := m.Authenticate(&Target{Service: mesh.MustServiceName("web")}, bearing("", map[string][]string{"x-tok": {value}}), now())
+		if a != nil || (why != "") != bad {
+			t.Errorf("%q: %v, %q", value, a, why)
+		}
+	}
+}
+
 // TestUserHeaders: what says who the user is nobody else sends, whether there is a token or not; and where the token is not passed on it goes.
 func TestUserHeaders(t *testing.T) {
 	i := newIssuer(t, "https://a.example", "ka")
