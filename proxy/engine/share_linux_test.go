@@ -251,11 +251,11 @@ func TestBalance(t *testing.T) {
 			for i, l := range e.loops {
 				for _, task := range l.inbox {
 					if m, ok := task.arg.(*moves); ok {
-						to := ""
+						var to strings.Builder
 						for _, o := range m.to {
-							to += fmt.Sprintf(" %d", slices.Index(e.loops, o))
+							to.WriteString(fmt.Sprintf(" %d", slices.Index(e.loops, o)))
 						}
-						gives = append(gives, fmt.Sprintf("%d gives %.2f to%s", i, m.part, to))
+						gives = append(gives, fmt.Sprintf("%d gives %.2f to%s", i, m.part, to.String()))
 					}
 				}
 				l.poll.close()
