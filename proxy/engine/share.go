@@ -17,9 +17,9 @@ import (
 // Nobody wakes up for this: it is done by whichever loop comes by when it is time.
 const (
 	shareEvery = 100e6 // ns between two looks at how busy the loops are, at least
-	crowded    = 0.7   // of the time: a loop that is busier gives clients away
-	joins      = 0.5   // ... to one more, if all together are busier than that
-	leaves     = 0.45  // of the time of those that stay: what they would be busy for, at most, for one to leave
+	crowded    = 0.8   // of the time: a loop that is busier gives clients away
+	joins      = 0.6   // ... to one more, if all together are busier than that
+	leaves     = 0.5   // of the time of those that stay: what they would be busy for, at most, for one to leave
 	leavesIn   = 300e6 // ns for which it must have been so
 	movesAt    = 64    // clients that move in one turn, at most: others wait for their answers meanwhile
 )

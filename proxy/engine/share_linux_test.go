@@ -212,9 +212,10 @@ func TestBalance(t *testing.T) {
 		passing time.Duration
 	}{
 		{name: "little to do: one", serve: 1, looks: [][]float64{look(0.3, 0, 0, 0)}, serves: 1},
-		{name: "much to do: one more, who gets half of the clients", serve: 1, looks: [][]float64{look(0.8, 0, 0, 0)}, serves: 2,
+		{name: "much to do: one more, who gets half of the clients", serve: 1, looks: [][]float64{look(0.9, 0, 0, 0)}, serves: 2,
 			gives: "0 gives 0.50 to 1"},
-		{name: "more than one can do: two more", serve: 1, looks: [][]float64{look(1.05, 0, 0, 0)}, serves: 3, gives: "0 gives 0.67 to 1 2"},
+		{name: "more than two can do: two more", serve: 2, looks: [][]float64{look(0.95, 0.95, 0, 0)}, serves: 4,
+			gives: "0 gives 0.50 to 2 3, 1 gives 0.50 to 2 3"},
 		{name: "all have much to do: no more than there are", serve: 4, looks: [][]float64{look(1, 1, 1, 1)}, serves: 4},
 		{name: "one has much to do, another nothing: clients move, nobody joins", serve: 2, looks: [][]float64{look(0.9, 0, 0, 0)}, serves: 2,
 			gives: "0 gives 0.50 to 1"},
