@@ -430,11 +430,13 @@ func (p *Proc) RSS(t testing.TB) int {
 	return 0
 }
 
-// Calls declares the user of this process, and so all that the test starts, as the service caller of the host.
+// Calls declares the user of this process, and so all that the test starts, as the service caller of the host, and waits until the host knows:
+// until then they call as somebody else.
 func (h *Host) Calls() {
 	h.c.t.Helper()
 	h.Write("services.d/caller.yaml", fmt.Sprintf("name: caller\naddress: %s\nport: 9090\nprotocol: http\ncallers: {users: [%q]}\n",
 		h.Addr(), strconv.Itoa(os.Getuid())))
+	h.AwaitUsable("caller", 1)
 }
 
 // ServicePort is that of the services of Define. An application that listens on all addresses has its own port on theirs, too.
