@@ -85,11 +85,17 @@ func TestSealedWithAge(t *testing.T) {
 	c.Host(2).Calls()
 	before := call(t, c)
 	c.Host(1).Agent.Kill()
-	for what, change := range map[string]func(){"another identity": func() { write(identity()) }, "no identity": func() { os.Remove(file) }} {
-		change()
+	for _, wrong := range []struct {
+		change func()
+		says   string
+	}{
+		{func() { write(identity()) }, "is not encrypted for the identity in " + file},
+		{func() { os.Remove(file) }, "ca.ageIdentity: " + file + " is missing"},
+	} {
+		wrong.change()
 		out, err := c.Host(1).Command("agent", "--config", filepath.Join(filepath.Dir(c.Host(1).Socket()), "agent.yaml")).CombinedOutput()
-		if err == nil || !strings.Contains(string(out), "age") {
-			t.Errorf("with %s the server says %q, %v", what, out, err)
+		if err == nil || !strings.Contains(string(out), wrong.says) {
+			t.Errorf("the server says %q, %v, want %q", out, err, wrong.says)
 		}
 	}
 	write(first)
