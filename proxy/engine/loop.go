@@ -214,9 +214,9 @@ func (l *loop) settle() {
 }
 
 func (l *loop) perform(t *task) {
-	if t.c != nil && t.c.pub != nil && t.what != doMoved {
-		if h := t.c.home.Load(); h != l { // it has moved
-			h.do(*t)
+	switch t.what {
+	case doAdmit, doCut, doLeave, doRetire:
+		if l.passOn(t) {
 			return
 		}
 	}

@@ -237,3 +237,16 @@ func (l *loop) moved(c *conn) {
 		l.queue(c)
 	}
 }
+
+// passOn sends on what others want of a client that is not here: it has moved, or it is on its way back, and has not come.
+func (l *loop) passOn(t *task) bool {
+	if l.conns[t.c] {
+		return false
+	}
+	h := t.c.home.Load()
+	if h == l && t.c.dead { // whoever sent it to us has let go of it
+		return false
+	}
+	h.do(*t)
+	return true
+}
