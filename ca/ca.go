@@ -55,6 +55,8 @@ type Params struct {
 	RootTTL         time.Duration // 10 years
 	IntermediateTTL time.Duration // 90 days
 	LeafTTL         time.Duration // 60 h; also the longest
+	TokenTTL        time.Duration // 5 min: of a JWT-SVID, which whoever sees it can use
+	TokenKeyTTL     time.Duration // 90 days: of a key that signs them
 	Spread          time.Duration // 1 h: how long at least a new root is in the bundle before it signs
 	MaxSkew         time.Duration // 10 s: how far clocks may differ; certificates begin that much earlier
 }
@@ -69,6 +71,8 @@ func (p Params) WithDefaults() Params {
 	set(&p.RootTTL, 10*365*24*time.Hour)
 	set(&p.IntermediateTTL, 90*24*time.Hour)
 	set(&p.LeafTTL, defaultLeafTTL)
+	set(&p.TokenTTL, 5*time.Minute)
+	set(&p.TokenKeyTTL, 90*24*time.Hour)
 	set(&p.Spread, defaultSpread)
 	set(&p.MaxSkew, 10*time.Second)
 	return p
@@ -99,7 +103,7 @@ type CA struct {
 // New returns a CA; it touches nothing.
 func New(cfg Config) *CA {
 	cfg.Params = cfg.Params.WithDefaults()
-	return &CA{cfg: cfg, issued: cfg.Metrics.Counter("meshagent_ca_issued_total", "Certificates signed by this server.", "kind")}
+	return &CA{cfg: cfg, issued: cfg.Metrics.Counter("meshagent_ca_issued_total", "Certificates and tokens signed by this server.", "kind")}
 }
 
 // Sealer returns what the CA's keys are sealed with, for other secrets of the same store.
@@ -217,6 +221,7 @@ func (c *CA) do(s *State, a Action, now time.Time) error {
 			s.Current = r
 		} else {
 			s.Next = r
+			return s.nextTokenKey(now) // who asks for another root may not trust any key that servers held
 		}
 	case ActivateRoot:
 		old := *s.Current
@@ -250,6 +255,25 @@ func (c *CA) do(s *State, a Action, now time.Time) error {
 			return err
 		}
 		s.Intermediate = i
+	case MakeTokenKey:
+		if err := s.nextTokenKey(now); err != nil {
+			return err
+		}
+		s.activateTokenKey(now)
+		if s.Current != nil { // else nobody has a bundle yet
+			s.Bundle++
+		}
+	case PrepareTokenKey:
+		if err := s.nextTokenKey(now); err != nil {
+			return err
+		}
+		s.Bundle++
+	case ActivateTokenKey:
+		s.activateTokenKey(now)
+	case RemoveTokenKeys:
+		was := s.clone()
+		s.Tokens = slices.DeleteFunc(s.Tokens, func(k *TokenKey) bool { return was.endedTokenKey(k, now, p) })
+		s.Bundle++
 	}
 	return nil
 }
@@ -438,7 +462,7 @@ func checkCSR(der []byte) (*ecdsa.PublicKey, error) {
 	return pub, nil
 }
 
-// Bundle returns the roots that every host should accept now.
+// Bundle returns the roots, and the keys of tokens, that every host should accept now.
 func (c *CA) Bundle(ctx context.Context) (*mesh.TrustBundle, error) {
 	s, _, err := c.load(ctx)
 	if err != nil {
@@ -452,7 +476,8 @@ func (c *CA) Bundle(ctx context.Context) (*mesh.TrustBundle, error) {
 		}
 		b.Roots = append(b.Roots, cert)
 	}
-	return b, nil
+	b.TokenKeys, err = s.publicTokenKeys()
+	return b, err
 }
 
 // RootHash is how a join token names a root: the SHA-256 of its public key (SubjectPublicKeyInfo), base32 in lower case.

@@ -78,17 +78,18 @@ func chainOf(t testing.TB, ders [][]byte) (out []*x509.Certificate) {
 
 func TestPlan(t *testing.T) {
 	day := 24 * time.Hour
-	p := Params{Spread: day}.WithDefaults()
+	p := Params{Spread: day, TokenKeyTTL: 20 * 3650 * day}.WithDefaults()
 	t0 := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
 	at := func(d time.Duration) time.Time { return t0.Add(d) }
 	sig := func(created, life time.Duration) *Signer {
 		return &Signer{Created: at(created), NotAfter: at(created + life)}
 	}
 	root, inter := sig(0, 3650*day), sig(0, 90*day)
+	tokens := func(since time.Duration) []*TokenKey { return []*TokenKey{{ID: "a", Created: at(since), Active: at(since)}} }
 	retired := sig(-3650*day, 3650*day)
 	retired.Retired = at(0)
 	spreading := func(since time.Duration) State {
-		return State{Bundle: 2, Current: root, Next: sig(since*day, 3650*day), Intermediate: sig((since-1)*day, 90*day)}
+		return State{Bundle: 2, Tokens: tokens(0), Current: root, Next: sig(since*day, 3650*day), Intermediate: sig((since-1)*day, 90*day)}
 	}
 	for _, c := range []struct {
 		name  string
@@ -97,19 +98,19 @@ func TestPlan(t *testing.T) {
 		acked uint64
 		want  []Action
 	}{
-		{"nothing yet", 0, State{}, 0, []Action{MakeRoot, MakeIntermediate}},
-		{"fresh", 0, State{Current: root, Intermediate: inter}, 0, nil},
-		{"intermediate just under half", 45*day - 1, State{Current: root, Intermediate: inter}, 0, nil},
-		{"intermediate at half", 45 * day, State{Current: root, Intermediate: inter}, 0, []Action{MakeIntermediate}},
-		{"no intermediate", 0, State{Current: root}, 0, []Action{MakeIntermediate}},
-		{"root at half", 1825 * day, State{Current: root, Intermediate: sig(1824*day, 90*day)}, 1, []Action{PrepareRoot}},
+		{"nothing yet", 0, State{}, 0, []Action{MakeTokenKey, MakeRoot, MakeIntermediate}},
+		{"fresh", 0, State{Tokens: tokens(0), Current: root, Intermediate: inter}, 0, nil},
+		{"intermediate just under half", 45*day - 1, State{Tokens: tokens(0), Current: root, Intermediate: inter}, 0, nil},
+		{"intermediate at half", 45 * day, State{Tokens: tokens(0), Current: root, Intermediate: inter}, 0, []Action{MakeIntermediate}},
+		{"no intermediate", 0, State{Tokens: tokens(0), Current: root}, 0, []Action{MakeIntermediate}},
+		{"root at half", 1825 * day, State{Tokens: tokens(0), Current: root, Intermediate: sig(1824*day, 90*day)}, 1, []Action{PrepareRoot}},
 		{"next still spreads", 1826*day - 1, spreading(1825), 2, nil},
 		{"next has spread, a host lacks it", 1826 * day, spreading(1825), 1, nil},
 		{"next has spread", 1826 * day, spreading(1825), 2, []Action{ActivateRoot, MakeIntermediate}},
 		{"a host lacks it, for years", 3285*day - 1, spreading(3284), 1, nil},
 		{"a host lacks it, and the root nears its end", 3285 * day, spreading(3284), 1, []Action{ActivateRoot, MakeIntermediate}},
-		{"old root one leaf life", 5*day - 1, State{Current: root, Intermediate: inter, Old: []*Signer{retired}}, 0, nil},
-		{"old root two leaf lives", 5 * day, State{Current: root, Intermediate: inter, Old: []*Signer{retired}}, 0, []Action{RemoveRoots}},
+		{"old root one leaf life", 5*day - 1, State{Tokens: tokens(0), Current: root, Intermediate: inter, Old: []*Signer{retired}}, 0, nil},
+		{"old root two leaf lives", 5 * day, State{Tokens: tokens(0), Current: root, Intermediate: inter, Old: []*Signer{retired}}, 0, []Action{RemoveRoots}},
 	} {
 		if got := Plan(at(c.now), c.s, p, c.acked); !slices.Equal(got, c.want) {
 			t.Errorf("%s: %v, want %v", c.name, got, c.want)

@@ -293,7 +293,11 @@ func (c *CA) BootstrapGiven(ctx context.Context, g Given) error {
 	if err != nil {
 		return err
 	}
-	s := &State{Version: stateVersion, Bundle: 1, Current: r}
+	s := &State{Version: stateVersion}
+	if err := c.do(s, MakeTokenKey, now); err != nil {
+		return err
+	}
+	s.Bundle, s.Current = 1, r
 	if err := c.do(s, MakeIntermediate, now); err != nil {
 		return err
 	}
@@ -336,6 +340,9 @@ func (c *CA) Replace(ctx context.Context, g *Given) (Status, error) {
 		r.Created = s.Next.Created // the root has been on its way since then
 		s.Next = r
 	case r != nil:
+		if err := s.nextTokenKey(now); err != nil { // as PrepareRoot does
+			return st, err
+		}
 		s.Next = r
 		s.Bundle++
 	case s.Next != nil && s.Next.Given == nil:

@@ -216,7 +216,7 @@ func TestGivenRefused(t *testing.T) {
 func TestReplace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx := t.Context()
-		c := newCA(t, &memStore{}, Params{LeafTTL: 24 * time.Hour})
+		c := newCA(t, &memStore{}, Params{LeafTTL: 24 * time.Hour, TokenKeyTTL: 100 * 365 * 24 * time.Hour})
 		acked := uint64(1)
 		advance := func() Status {
 			t.Helper()
@@ -291,7 +291,7 @@ func TestReplace(t *testing.T) {
 			t.Errorf("rotation at once: %v", err)
 		}
 		time.Sleep(2 * defaultLeafTTL)
-		is(advance(), nil, "3  [current] true")
+		is(advance(), nil, "4  [current] true")
 		if chain := issue(); len(chain) != 3 {
 			t.Errorf("a chain of %d", len(chain))
 		}
@@ -301,20 +301,20 @@ func TestReplace(t *testing.T) {
 
 		// Nothing is made in the place of what was given, and what it signs ends with it.
 		time.Sleep(time.Until(st.Roots[0].Created.Add(364 * 24 * time.Hour)))
-		is(advance(), nil, "3  [current] true")
+		is(advance(), nil, "4  [current] true")
 		if chain := issue(); chain[0].NotAfter.After(chain[1].NotAfter) {
 			t.Errorf("a leaf of %v outlives its intermediate", chain[0].NotAfter)
 		}
 		two := given(root, upper, under(t, upper, p256(t), "two", nil))
 		st, err = c.Replace(ctx, &two) // its root is everywhere: it signs at once
-		is(st, err, "3  [current] true")
+		is(st, err, "4  [current] true")
 		if chain := issue(); len(chain) != 3 || chain[1].Subject.CommonName != "two" {
 			t.Errorf("by %s", chain[1].Subject)
 		}
 		st, err = c.Replace(ctx, &two)
-		is(st, err, "3  [current] true")
+		is(st, err, "4  [current] true")
 		time.Sleep(366 * 24 * time.Hour)
-		is(advance(), nil, "3  [current] true")
+		is(advance(), nil, "4  [current] true")
 		_, err = c.Issue(ctx, Request{CSR: newCSR(t, x509.CertificateRequest{}), Identity: workload("web")})
 		if err == nil || !strings.Contains(err.Error(), "the intermediate that was given ended at ") {
 			t.Errorf("with an intermediate that has ended: %v", err)
@@ -325,28 +325,28 @@ func TestReplace(t *testing.T) {
 		three := given(root2, under(t, root2, p256(t), "three", nil))
 		three.Cert = append(three.Cert, certPEM(root2)...)
 		st, err = c.Replace(ctx, &three)
-		is(st, err, "4 spread [current next] true")
+		is(st, err, "5 spread [current next] true")
 		time.Sleep(time.Hour)
-		is(advance(), nil, "4 retire [current old] true") // though nobody acknowledged it: what there was has ended
+		is(advance(), nil, "5 retire [current old] true") // though nobody acknowledged it: what there was has ended
 		if chain := issue(); len(chain) != 2 {
 			t.Errorf("a chain of %d", len(chain))
 		}
 		time.Sleep(2 * defaultLeafTTL)
 		acked = 5
-		is(advance(), nil, "5  [current] true")
+		is(advance(), nil, "6  [current] true")
 
 		// Back to a root of the servers', after a wrong one.
 		wrong := under(t, nil, p256(t), "wrong", nil)
 		four := given(wrong, under(t, wrong, p256(t), "four", nil))
 		st, err = c.Replace(ctx, &four)
-		is(st, err, "6 spread [current next] true")
-		st, err = c.Replace(ctx, nil)
 		is(st, err, "7 spread [current next] true")
+		st, err = c.Replace(ctx, nil)
+		is(st, err, "8 spread [current next] true")
 		time.Sleep(time.Hour)
-		acked = 6
-		is(advance(), nil, "7 spread [current next] true") // who has heard of the wrong one alone
 		acked = 7
-		is(advance(), nil, "7 retire [current old] false")
+		is(advance(), nil, "9 spread [current next] true") // who has heard of the wrong one alone
+		acked = 9
+		is(advance(), nil, "9 retire [current old] false")
 		if chain := issue(); len(chain) != 2 || !strings.HasPrefix(chain[1].Subject.CommonName, "test.mesh intermediate ") {
 			t.Errorf("a chain of %d, by %s", len(chain), chain[1].Subject)
 		}
@@ -423,7 +423,7 @@ func TestParseForeign(t *testing.T) {
 	}{
 		"one":                    {other, certPEM(root), ""},
 		"two":                    {other, certPEM(root, under(t, nil, p256(t), "next", nil)), ""},
-		"nine":                   {other, bytes.Repeat(certPEM(root), 9), "bundle: 9 roots: at most 8 are possible"},
+		"nine":                   {other, bytes.Repeat(certPEM(root), 9), "bundle: 9 roots and 0 keys of tokens: at most 8 of each are possible"},
 		"none":                   {other, []byte("x"), "bundle: no PEM block CERTIFICATE is in it"},
 		"this mesh":              {testTD, certPEM(root), "trust domain test.mesh is this mesh's own: its roots come from its own authority"},
 		"ended":                  {other, certPEM(root, old), `"CN=old,O=Example" ended at 2`},

@@ -43,6 +43,8 @@ type State struct {
 	Old          []*Signer `json:"old,omitempty"`     // roots that signed what may still be in use
 	Intermediate *Signer   `json:"intermediate,omitempty"`
 	Past         []string  `json:"past,omitempty"` // RootHash of the last roots that were removed
+	// Tokens are the keys that sign tokens, in the order in which they were made.
+	Tokens []*TokenKey `json:"tokens,omitempty"`
 }
 
 const stateVersion = 1
@@ -63,7 +65,7 @@ func decodeState(b []byte) (*State, error) {
 
 func (s *State) clone() *State {
 	c := *s
-	c.Old, c.Past = slices.Clone(s.Old), slices.Clone(s.Past)
+	c.Old, c.Past, c.Tokens = slices.Clone(s.Old), slices.Clone(s.Past), slices.Clone(s.Tokens)
 	return &c
 }
 
@@ -86,6 +88,11 @@ const (
 	ActivateRoot     Action = "activate next root"
 	RemoveRoots      Action = "remove old roots"
 	MakeIntermediate Action = "make intermediate"
+
+	MakeTokenKey     Action = "make key of tokens"
+	PrepareTokenKey  Action = "prepare next key of tokens"
+	ActivateTokenKey Action = "activate next key of tokens"
+	RemoveTokenKeys  Action = "remove old keys of tokens"
 )
 
 // Plan says what is due at a moment, when every living host has acknowledged a version of the bundle. It is a pure function.
@@ -101,7 +108,7 @@ func Plan(now time.Time, s State, p Params, acked uint64) []Action {
 	var out []Action
 	switch {
 	case s.Current == nil:
-		return []Action{MakeRoot, MakeIntermediate}
+		return []Action{MakeTokenKey, MakeRoot, MakeIntermediate}
 	case s.Next != nil && now.Sub(s.Next.Created) >= p.Spread && now.Before(s.Next.signs().NotAfter) &&
 		(acked >= s.Bundle || !now.Before(lastTenth(s.Current.signs()))):
 		out = append(out, ActivateRoot, MakeIntermediate)
@@ -114,7 +121,7 @@ func Plan(now time.Time, s State, p Params, acked uint64) []Action {
 	if !slices.Contains(out, MakeIntermediate) && (s.Intermediate == nil || s.Current.Given == nil && !now.Before(halfLife(s.Intermediate))) {
 		out = append(out, MakeIntermediate)
 	}
-	return out
+	return append(out, planTokens(now, s, p, acked)...)
 }
 
 // signs returns what ends first of a root and what it has to sign with: the intermediate, where that is given.

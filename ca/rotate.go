@@ -25,6 +25,8 @@ type Status struct {
 	Roots        []RootStatus `json:"roots"`           // as in the bundle, the current one first
 	Intermediate time.Time    `json:"intermediate"`    // its end, or that of what is above it
 	Given        bool         `json:"given,omitempty"` // the intermediate was given: nobody in the mesh makes the next one
+	// TokenKeys are what signs tokens, in the order in which they were made.
+	TokenKeys []TokenKeyStatus `json:"tokenKeys"`
 }
 
 // Role is what a root does.
@@ -55,7 +57,7 @@ func (c *CA) Status(ctx context.Context) (Status, error) {
 }
 
 func (s *State) status(p Params) Status {
-	st := Status{Bundle: s.Bundle}
+	st := Status{Bundle: s.Bundle, TokenKeys: s.tokenStatus()}
 	if s.Intermediate != nil {
 		st.Intermediate = s.Intermediate.NotAfter
 		st.Given = s.Current.Given != nil

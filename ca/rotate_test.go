@@ -94,9 +94,9 @@ func TestRotate(t *testing.T) {
 			t.Errorf("%v, want %s", err, want)
 		}
 		time.Sleep(120*time.Hour - 1)
-		is(advance(), "2 retire [current old]")
+		is(advance(), "3 retire [current old]") // without the old key of tokens
 		time.Sleep(time.Nanosecond)
-		is(advance(), "3  [current]")
+		is(advance(), "4  [current]")
 		after, last := bundle(), issue()
 		if len(last) != 2 || len(after.Roots) != 1 || after.Roots[0].Equal(before.Roots[0]) {
 			t.Errorf("at the end there are %d roots, and chains of %d", len(after.Roots), len(last))

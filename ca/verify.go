@@ -95,39 +95,72 @@ func checkLeaf(c *x509.Certificate, id mesh.Identity, now time.Time) error {
 	return nil
 }
 
-// bundleV1 begins an encoded bundle.
-const bundleV1 = 1
+// What begins an encoded bundle. One without keys of tokens is written as it was before there were any.
+const (
+	bundleV1 = 1 // roots until its end
+	bundleV2 = 2 // how many roots, and how many keys of tokens; these
+)
 
-// EncodeBundle returns a bundle as bytes: version, trust domain, bundle version, roots.
+// Bounds of a bundle.
+const (
+	maxRoots     = 16
+	maxTokenKeys = 16
+	maxKeyID     = 256 // bytes
+)
+
+// EncodeBundle returns a bundle as bytes: version, trust domain, bundle version, roots, keys of tokens.
 func EncodeBundle(b *mesh.TrustBundle) []byte {
 	out := []byte{bundleV1}
+	if len(b.TokenKeys) > 0 {
+		out[0] = bundleV2
+	}
 	out = appendBytes(out, []byte(b.TrustDomain.String()))
 	out = binary.AppendUvarint(out, b.Version)
+	if len(b.TokenKeys) > 0 {
+		out = binary.AppendUvarint(out, uint64(len(b.Roots)))
+		out = binary.AppendUvarint(out, uint64(len(b.TokenKeys)))
+	}
 	for _, r := range b.Roots {
 		out = appendBytes(out, r.Raw)
+	}
+	for _, k := range b.TokenKeys {
+		der, err := x509.MarshalPKIXPublicKey(k.Key)
+		if err != nil {
+			panic(err) // our own, or read by DecodeBundle or ParseForeign
+		}
+		out = appendBytes(appendBytes(out, []byte(k.ID)), der)
 	}
 	return out
 }
 
 func appendBytes(b, v []byte) []byte { return append(binary.AppendUvarint(b, uint64(len(v))), v...) }
 
-// DecodeBundle reads what EncodeBundle wrote, and accepts only roots that are CAs.
+// DecodeBundle reads what EncodeBundle wrote, and accepts only roots that are CAs, and keys of tokens that are strong.
 func DecodeBundle(b []byte) (*mesh.TrustBundle, error) {
 	bad := func(why string) (*mesh.TrustBundle, error) { return nil, fmt.Errorf("trust bundle: %s", why) }
-	if len(b) == 0 || b[0] != bundleV1 {
+	if len(b) == 0 || b[0] != bundleV1 && b[0] != bundleV2 {
 		return bad("written by a newer meshagent, or damaged")
 	}
+	counted := b[0] == bundleV2
 	b = b[1:]
-	next := func() ([]byte, bool) {
+	number := func() (uint64, bool) {
 		n, k := binary.Uvarint(b)
-		if k <= 0 || n > uint64(len(b)-k) {
+		if k <= 0 {
+			return 0, false
+		}
+		b = b[k:]
+		return n, true
+	}
+	next := func(most int) ([]byte, bool) {
+		n, ok := number()
+		if !ok || n > uint64(len(b)) || n > uint64(most) {
 			return nil, false
 		}
-		v := b[k : k+int(n)]
-		b = b[k+int(n):]
+		v := b[:n]
+		b = b[n:]
 		return v, true
 	}
-	name, ok := next()
+	name, ok := next(maxCert)
 	if !ok {
 		return bad("cut")
 	}
@@ -135,15 +168,23 @@ func DecodeBundle(b []byte) (*mesh.TrustBundle, error) {
 	if err != nil {
 		return nil, fmt.Errorf("trust bundle: %w", err)
 	}
-	v, k := binary.Uvarint(b)
-	if k <= 0 {
+	out := &mesh.TrustBundle{TrustDomain: td}
+	if out.Version, ok = number(); !ok {
 		return bad("cut")
 	}
-	b = b[k:]
-	out := &mesh.TrustBundle{TrustDomain: td, Version: v}
-	for len(b) > 0 {
-		der, ok := next()
-		if !ok || len(der) > maxCert || len(out.Roots) >= 16 {
+	var roots, keys uint64
+	if counted {
+		if roots, ok = number(); ok {
+			keys, ok = number()
+		}
+		if !ok {
+			return bad("cut")
+		}
+	}
+	for counted && roots > 0 || !counted && len(b) > 0 {
+		roots--
+		der, ok := next(maxCert)
+		if !ok || len(out.Roots) >= maxRoots {
 			return bad("cut, or too large")
 		}
 		c, err := x509.ParseCertificate(bytes.Clone(der))
@@ -157,6 +198,24 @@ func DecodeBundle(b []byte) (*mesh.TrustBundle, error) {
 	}
 	if len(out.Roots) == 0 {
 		return bad("it holds no root")
+	}
+	for ; keys > 0; keys-- {
+		id, ok := next(maxKeyID)
+		der, more := next(maxCert)
+		if !ok || !more || len(out.TokenKeys) >= maxTokenKeys {
+			return bad("cut, or too large")
+		}
+		key, err := x509.ParsePKIXPublicKey(der)
+		if err != nil {
+			return nil, fmt.Errorf("trust bundle: a key of tokens: %w", err)
+		}
+		if why := weak(key); why != "" {
+			return bad("a key of tokens: " + why)
+		}
+		out.TokenKeys = append(out.TokenKeys, mesh.TokenKey{ID: string(id), Key: key})
+	}
+	if len(b) > 0 {
+		return bad("something follows it")
 	}
 	return out, nil
 }

@@ -2,17 +2,25 @@ package mesh
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/x509"
 	"iter"
 	"maps"
 	"slices"
 )
 
-// TrustBundle holds the roots of a trust domain that a node accepts. It is immutable.
+// TrustBundle holds the roots of a trust domain that a node accepts, and the keys of its tokens. It is immutable.
 type TrustBundle struct {
 	TrustDomain TrustDomain
 	Version     uint64
 	Roots       []*x509.Certificate
+	TokenKeys   []TokenKey
+}
+
+// TokenKey speaks for tokens of a trust domain (JWT-SVIDs).
+type TokenKey struct {
+	ID  string           // kid
+	Key crypto.PublicKey // of ECDSA or RSA
 }
 
 // Pool returns the roots as a pool for verification.
@@ -26,13 +34,17 @@ func (b *TrustBundle) Pool() *x509.CertPool {
 	return p
 }
 
-// Equal reports whether the bundles hold the same roots of the same trust domain at the same version.
+// Equal reports whether the bundles hold the same roots and keys of the same trust domain at the same version.
 func (b *TrustBundle) Equal(c *TrustBundle) bool {
 	if b == nil || c == nil {
 		return b == c
 	}
 	return b.TrustDomain == c.TrustDomain && b.Version == c.Version &&
-		slices.EqualFunc(b.Roots, c.Roots, func(x, y *x509.Certificate) bool { return bytes.Equal(x.Raw, y.Raw) })
+		slices.EqualFunc(b.Roots, c.Roots, func(x, y *x509.Certificate) bool { return bytes.Equal(x.Raw, y.Raw) }) &&
+		slices.EqualFunc(b.TokenKeys, c.TokenKeys, func(x, y TokenKey) bool {
+			k, ok := x.Key.(interface{ Equal(crypto.PublicKey) bool })
+			return x.ID == y.ID && ok && k.Equal(y.Key)
+		})
 }
 
 // Service is what the catalog knows of one service: the instances of all nodes, in a stable order.

@@ -126,6 +126,11 @@ func (c *Client) Issue(ctx context.Context, id mesh.Identity, csr []byte) ([][]b
 	return out.Chain, err
 }
 
+// IssueToken is Service.IssueToken for this host.
+func (c *Client) IssueToken(ctx context.Context, id mesh.Identity, audience []string) (ca.Token, error) {
+	return call[ca.Token](ctx, c, read, "issue/token", "", issueTokenIn{id, audience})
+}
+
 // Watch is Service.Watch for this host.
 func (c *Client) Watch(ctx context.Context, after uint64) (*Changes, error) {
 	out, err := call[Changes](ctx, c, watch, "watch", "", watchIn{after})
@@ -420,6 +425,7 @@ func checkServer(chain []*x509.Certificate, b *mesh.TrustBundle) error {
 // API is what an agent asks of the servers: a Client does, over the mesh port, and a Local on a server.
 type API interface {
 	Issue(ctx context.Context, id mesh.Identity, csr []byte) ([][]byte, error)
+	IssueToken(ctx context.Context, id mesh.Identity, audience []string) (ca.Token, error)
 	Watch(ctx context.Context, after uint64) (*Changes, error)
 	Policies(ctx context.Context, c raftstore.Consistency) ([]mesh.Policy, uint64, error)
 	Apply(ctx context.Context, o Operator, w []Write, dryRun bool, requestID string) ([]Outcome, uint64, error)
@@ -449,6 +455,11 @@ type Local struct {
 // Issue is Service.Issue for this host.
 func (l Local) Issue(ctx context.Context, id mesh.Identity, csr []byte) ([][]byte, error) {
 	return l.Service.Issue(ctx, l.Self, id, csr)
+}
+
+// IssueToken is Service.IssueToken for this host.
+func (l Local) IssueToken(ctx context.Context, id mesh.Identity, audience []string) (ca.Token, error) {
+	return l.Service.IssueToken(ctx, l.Self, id, audience)
 }
 
 // Watch is Service.Watch for this host.

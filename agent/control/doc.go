@@ -5,13 +5,13 @@
 // # Tables of the store
 //
 //	policy    group/kind/namespace/name   resource as written
-//	bundle    current                     roots that every host accepts (ca.EncodeBundle)
+//	bundle    current                     roots that every host accepts, and keys of tokens (ca.EncodeBundle)
 //	ca        state                       CA keys and slots, sealed
 //	node      NODE-ID                     a host that joined: role, services it may run
 //	token     TOKEN-ID                    join tokens: hash of the secret, uses left, expiry
 //	apitoken  HASH                        tokens for the HTTP API: name, what they allow, expiry
 //	revoked   node/NODE-ID, service/NS/ACCOUNT   who is refused though its certificates are good
-//	federation TRUST-DOMAIN               roots of another trust domain
+//	federation TRUST-DOMAIN               roots of another trust domain, and keys of its tokens
 //	mesh      gossip                      keyring of gossip, sealed
 //	acme      account/HASH, order/NS/NAME, challenge/NS/NAME   accounts at authorities, their keys sealed; how the orders of Certificates stand; what
 //	                                      gateways answer while one is under way
@@ -19,7 +19,7 @@
 // # Guarantees
 //
 // Who calls is who the certificate says, and must be a member at that moment. A member may watch and read policy and bundle,
-// renew, ask for certificates of services it may run, and leave, and nothing else. Policy and tokens change only with an API
+// renew, ask for certificates and tokens of services it may run, and leave, and nothing else. Policy and tokens change only with an API
 // token, or for the local operator of a server. A join token is consumed by one compare-and-set in the state machine: of any
 // number of hosts that race, as many succeed as it has uses. Everything is parsed and validated here before it is proposed,
 // whoever sent it. Every request is bounded in bytes, every wait in time, and what strangers may ask in rate.

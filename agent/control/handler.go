@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/meshagent/meshagent/agent/meshport"
+	"github.com/meshagent/meshagent/ca"
 	"github.com/meshagent/meshagent/mesh"
 	"github.com/meshagent/meshagent/mesh/policy"
 )
@@ -93,6 +94,9 @@ func (s *Service) Handler(forward func(ctx context.Context, method string, body 
 	mux.HandleFunc("POST /v1/issue", handle(maxSmall, func(r *http.Request, in issueIn) (issueOut, error) {
 		c, err := s.Issue(r.Context(), meshport.Peer(r.Context()), in.Identity, in.CSR)
 		return issueOut{c}, err
+	}))
+	mux.HandleFunc("POST /v1/issue/token", handle(maxSmall, func(r *http.Request, in issueTokenIn) (ca.Token, error) {
+		return s.IssueToken(r.Context(), meshport.Peer(r.Context()), in.Identity, in.Audience)
 	}))
 	mux.HandleFunc("POST /v1/watch", handle(maxSmall, func(r *http.Request, in watchIn) (*Changes, error) {
 		return s.Watch(r.Context(), meshport.Peer(r.Context()), in.After)

@@ -592,6 +592,24 @@ func TestIssue(t *testing.T) {
 				t.Errorf("asked for %s, got %s", c.want, id)
 			}
 		}
+		for _, c := range []struct {
+			want mesh.Identity
+			is   error
+			text string // empty: issued
+		}{
+			{workload("default", "web"), nil, ""},
+			{workload("default", "db"), ErrForbidden, "not allowed: " + may + "default/db: join it with a token that allows it"},
+			{h.node(), ca.ErrRequest, "certificate request refused: identity \"" + h.node().String() + "\" is no service of trust domain test.mesh"},
+			{peer.node(), ErrForbidden, "not allowed: host " + h.id.String() + " asks for a certificate of " + peer.node().String()},
+			{elsewhere, ErrForbidden, "not allowed: " + elsewhere.String() + " is not of trust domain test.mesh"},
+		} {
+			tok, err := h.client.IssueToken(t.Context(), c.want, []string{"x"})
+			if c.text != "" {
+				says(t, "token of "+c.want.String(), err, c.is, c.text)
+			} else if err != nil || tok.Text == "" || time.Until(tok.Expires) < 4*time.Minute {
+				t.Errorf("token of %s: %v, %v", c.want, tok, err)
+			}
+		}
 		// A member without patterns may run everything.
 		if _, err := peer.client.Issue(t.Context(), workload("any", "thing"), anyKey); err != nil {
 			t.Error(err)

@@ -101,6 +101,8 @@ func TestRevoke(t *testing.T) {
 		}
 		_, err = b.client.Issue(ctx, web, csr)
 		says(t, "a revoked service", err, ErrForbidden, "not allowed: service/shop/web was revoked; `meshagent ca revoke --lift` takes that back")
+		_, err = b.client.IssueToken(ctx, web, []string{"x"})
+		says(t, "a revoked service", err, ErrForbidden, "not allowed: service/shop/web was revoked; `meshagent ca revoke --lift` takes that back")
 		if _, err := b.client.Issue(ctx, workload("api"), csr); err != nil {
 			t.Errorf("another service: %v", err)
 		}

@@ -362,7 +362,7 @@ func (s *Service) server(ctx context.Context, caller mesh.Identity) error {
 // Issue signs a certificate for an identity that the calling host may have: its own, and those of services that its join
 // token allowed. Errors: ErrForbidden, ErrInvalid, those of the store and the CA.
 func (s *Service) Issue(ctx context.Context, caller, want mesh.Identity, csr []byte) ([][]byte, error) {
-	n, err := s.member(ctx, caller)
+	n, err := s.mayHave(ctx, caller, want)
 	if err != nil {
 		return nil, err
 	}
@@ -370,28 +370,47 @@ func (s *Service) Issue(ctx context.Context, caller, want mesh.Identity, csr []b
 	if err != nil {
 		return nil, err
 	}
-	host, isHost := want.Node()
-	switch {
-	case want.TrustDomain() != s.cfg.TrustDomain:
-		return nil, fmt.Errorf("%w: %s is not of trust domain %s", ErrForbidden, want, s.cfg.TrustDomain)
-	case isHost && (host != n.entry.ID || owner != n.entry.ID):
-		return nil, fmt.Errorf("%w: host %s asks for a certificate of %s", ErrForbidden, n.entry.ID, want)
-	case want.Kind() == mesh.Server && !n.entry.Server:
-		return nil, fmt.Errorf("%w: host %s is not a server", ErrForbidden, n.entry.ID)
-	case want.Kind() == mesh.Workload && !n.entry.Services.Allow(want):
-		return nil, fmt.Errorf("%w: host %s (%s) may run the services %s, not %s/%s: join it with a token that allows it",
-			ErrForbidden, n.entry.Name, n.entry.ID, n.entry.Services, want.Namespace(), want.Account())
+	if _, isHost := want.Node(); isHost && owner != n.ID {
+		return nil, fmt.Errorf("%w: host %s asks for a certificate of %s", ErrForbidden, n.ID, want)
 	}
-	if !isHost {
-		if err := s.notRevoked(ctx, serviceKey(want)); err != nil {
-			return nil, err
-		}
-	}
-	c, err := s.cfg.CA.Issue(ctx, ca.Request{CSR: csr, Identity: want, Node: n.entry.ID})
+	c, err := s.cfg.CA.Issue(ctx, ca.Request{CSR: csr, Identity: want, Node: n.ID})
 	if err != nil {
 		return nil, err
 	}
 	return c.Chain, nil
+}
+
+// IssueToken signs a JWT-SVID for a service that the calling host may run. Errors: as Issue.
+func (s *Service) IssueToken(ctx context.Context, caller, want mesh.Identity, audience []string) (ca.Token, error) {
+	if _, err := s.mayHave(ctx, caller, want); err != nil {
+		return ca.Token{}, err
+	}
+	return s.cfg.CA.IssueToken(ctx, want, audience)
+}
+
+// mayHave returns the calling host, if it may show others an identity.
+func (s *Service) mayHave(ctx context.Context, caller, want mesh.Identity) (*NodeEntry, error) {
+	m, err := s.member(ctx, caller)
+	if err != nil {
+		return nil, err
+	}
+	n := &m.entry
+	host, isHost := want.Node()
+	switch {
+	case want.TrustDomain() != s.cfg.TrustDomain:
+		return nil, fmt.Errorf("%w: %s is not of trust domain %s", ErrForbidden, want, s.cfg.TrustDomain)
+	case isHost && host != n.ID:
+		return nil, fmt.Errorf("%w: host %s asks for a certificate of %s", ErrForbidden, n.ID, want)
+	case want.Kind() == mesh.Server && !n.Server:
+		return nil, fmt.Errorf("%w: host %s is not a server", ErrForbidden, n.ID)
+	case want.Kind() == mesh.Workload && !n.Services.Allow(want):
+		return nil, fmt.Errorf("%w: host %s (%s) may run the services %s, not %s/%s: join it with a token that allows it",
+			ErrForbidden, n.Name, n.ID, n.Services, want.Namespace(), want.Account())
+	}
+	if !isHost {
+		err = s.notRevoked(ctx, serviceKey(want))
+	}
+	return n, err
 }
 
 // Leave removes the calling host, from the servers too if it is one. It needs a new token to come back. It does nothing when

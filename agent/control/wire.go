@@ -104,6 +104,10 @@ type (
 	issueOut struct {
 		Chain [][]byte `json:"chain"`
 	}
+	issueTokenIn struct {
+		Identity mesh.Identity `json:"identity"`
+		Audience []string      `json:"audience"`
+	}
 	renewIn struct {
 		CSR []byte `json:"csr"`
 	}
