@@ -16,7 +16,10 @@ func (a *Agent) openWorkloadAPI() {
 	if a.cfg.WorkloadAPI.Socket == "" {
 		return
 	}
-	a.workloads = workloadapi.New(workloadapi.Config{TrustDomain: a.node.TrustDomain(), Certs: a.appLeaves, Identify: a.callers.Identify, Log: a.log, Metrics: a.metrics})
+	a.workloads = workloadapi.New(workloadapi.Config{TrustDomain: a.node.TrustDomain(), Certs: a.appLeaves, Identify: a.callers.Identify, Log: a.log, Metrics: a.metrics,
+		IssueToken: func(ctx context.Context, id mesh.Identity, audience []string) (ca.Token, error) {
+			return (*a.control.Load()).IssueToken(ctx, id, audience)
+		}})
 	a.workloadTask = a.ready.Task("the Workload API")
 }
 

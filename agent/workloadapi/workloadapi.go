@@ -1,5 +1,5 @@
 // Package workloadapi gives the applications of this host keys and certificates of their own, and the roots of the mesh, so that they can
-// do mutual TLS themselves: SPIFFE's Workload API, gRPC on a unix socket. Imported by agent.
+// do mutual TLS themselves, and tokens for where that does not reach: SPIFFE's Workload API, gRPC on a unix socket. Imported by agent.
 //
 // Guarantees: who calls is known by the kernel's word about the process that opened the connection, which is held, and looked at again
 // before anything is sent; who is no service, has ended, or is revoked gets nothing, and a stream that it has ends. Keys are another than
@@ -63,6 +63,8 @@ type Certificates interface {
 type Config struct {
 	TrustDomain mesh.TrustDomain
 	Certs       Certificates
+	// IssueToken has a server sign a token.
+	IssueToken func(ctx context.Context, id mesh.Identity, audience []string) (ca.Token, error)
 	// Identify returns which service a process is; its error is told to the caller.
 	Identify func(systemd.Peer) (mesh.Identity, error)
 	Log      *slog.Logger // not nil
@@ -75,6 +77,7 @@ type Server struct {
 
 	cfg      Config
 	process  func(net.Conn) process // that opened a connection
+	tokens   tokens
 	conns    *quota
 	streams  *quota
 	open     telemetry.Gauge
@@ -88,8 +91,8 @@ type Server struct {
 
 // New returns a server. It opens nothing.
 func New(cfg Config) *Server {
-	return &Server{cfg: cfg, process: peerProcess, conns: newQuota(), streams: newQuota(), closing: make(chan struct{}), changed: make(chan struct{}),
-		open:     cfg.Metrics.Gauge("meshagent_workload_streams", "Streams of applications that get certificates or roots.").With(),
+	return &Server{cfg: cfg, process: peerProcess, tokens: tokens{issue: cfg.IssueToken, of: map[string]keptToken{}}, conns: newQuota(), streams: newQuota(), closing: make(chan struct{}), changed: make(chan struct{}),
+		open:     cfg.Metrics.Gauge("meshagent_workload_streams", "Streams of applications that get certificates, roots or keys of tokens.").With(),
 		refusals: cfg.Metrics.Counter("meshagent_workload_refused_total", "Calls of applications that were refused.", "reason")}
 }
 
@@ -178,34 +181,36 @@ func (s *Server) refuse(ctx context.Context, reason string, code codes.Code, sen
 
 // FetchX509SVID sends the caller its certificate with key and the roots, and again whenever one of them changes.
 func (s *Server) FetchX509SVID(_ *workload.X509SVIDRequest, stream grpc.ServerStreamingServer[workload.X509SVIDResponse]) error {
-	return follow(s, stream, func(ctx context.Context, id mesh.Identity, roots []byte) (*workload.X509SVIDResponse, *x509.Certificate, error) {
+	return follow(s, stream, func(ctx context.Context, now *sent) (*workload.X509SVIDResponse, error) {
+		id := now.id
 		wctx, cancel := context.WithTimeoutCause(ctx, issueTime, fmt.Errorf("no server has issued one within %v: is one reachable?", issueTime))
 		defer cancel()
 		cert, err := s.cfg.Certs.Certificate(wctx, id)
 		if ctx.Err() != nil {
-			return nil, nil, ended(ctx)
+			return nil, ended(ctx)
 		}
 		if err != nil {
-			return nil, nil, s.refuse(ctx, "no-certificate", codes.Unavailable, err.Error())
+			return nil, s.refuse(ctx, "no-certificate", codes.Unavailable, err.Error())
 		}
 		if err := s.cfg.Certs.Revoked().Check(cert.Leaf, id); err != nil {
-			return nil, nil, s.refuse(ctx, "revoked", codes.PermissionDenied, err.Error())
+			return nil, s.refuse(ctx, "revoked", codes.PermissionDenied, err.Error())
 		}
 		key, err := x509.MarshalPKCS8PrivateKey(cert.PrivateKey)
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
-		return &workload.X509SVIDResponse{Svids: []*workload.X509SVID{{SpiffeId: id.String(), X509Svid: concat(cert.Certificate), X509SvidKey: key, Bundle: roots}},
-			FederatedBundles: bundles(s.cfg.Certs.Federated())}, cert.Leaf, nil
+		now.leaf = cert.Leaf
+		return &workload.X509SVIDResponse{Svids: []*workload.X509SVID{{SpiffeId: id.String(), X509Svid: concat(cert.Certificate), X509SvidKey: key, Bundle: rootsOf(now.bundle)}},
+			FederatedBundles: bundles(now.others)}, nil
 	})
 }
 
 // FetchX509Bundles sends the caller the roots, and again whenever they change.
 func (s *Server) FetchX509Bundles(_ *workload.X509BundlesRequest, stream grpc.ServerStreamingServer[workload.X509BundlesResponse]) error {
-	return follow(s, stream, func(_ context.Context, _ mesh.Identity, roots []byte) (*workload.X509BundlesResponse, *x509.Certificate, error) {
-		all := bundles(s.cfg.Certs.Federated())
-		all["spiffe://"+s.cfg.TrustDomain.String()] = roots // last: nobody else speaks for it
-		return &workload.X509BundlesResponse{Bundles: all}, nil, nil
+	return follow(s, stream, func(_ context.Context, now *sent) (*workload.X509BundlesResponse, error) {
+		all := bundles(now.others)
+		all["spiffe://"+s.cfg.TrustDomain.String()] = rootsOf(now.bundle) // last: nobody else speaks for it
+		return &workload.X509BundlesResponse{Bundles: all}, nil
 	})
 }
 
@@ -216,10 +221,15 @@ func bundles(bs *[]*mesh.TrustBundle) map[string][]byte {
 		return out
 	}
 	for _, b := range *bs {
-		for _, r := range b.Roots {
-			id := "spiffe://" + b.TrustDomain.String()
-			out[id] = append(out[id], r.Raw...)
-		}
+		id := "spiffe://" + b.TrustDomain.String()
+		out[id] = append(out[id], rootsOf(b)...)
+	}
+	return out
+}
+
+func rootsOf(b *mesh.TrustBundle) (out []byte) {
+	for _, r := range b.Roots {
+		out = append(out, r.Raw...)
 	}
 	return out
 }
@@ -239,17 +249,41 @@ type sent struct {
 	leaf   *x509.Certificate
 }
 
-// follow sends what message returns, at once and whenever it is another one, until the caller may not have it any more. The certificate is
-// the one in the message, if any.
-func follow[T any](s *Server, stream grpc.ServerStreamingServer[T],
-	message func(ctx context.Context, id mesh.Identity, roots []byte) (*T, *x509.Certificate, error)) error {
-	ctx := stream.Context()
-	c := callerOf(ctx)
+// take takes one more call of an application, if there is room for it; give gives its place back.
+func (s *Server) take(ctx context.Context, c process) (give func(), err error) {
 	if !s.streams.take(c.uid) {
-		return s.refuse(ctx, "limit", codes.ResourceExhausted,
+		return nil, s.refuse(ctx, "limit", codes.ResourceExhausted,
 			fmt.Sprintf("too many streams: a user has at most %d, all of the host %d; keep one open instead of asking again", maxOfUser, maxOfAll))
 	}
-	defer s.streams.give(c.uid)
+	return func() { s.streams.give(c.uid) }, nil
+}
+
+// admit is take for a call that has one answer, and says which service the caller is.
+func (s *Server) admit(ctx context.Context) (id mesh.Identity, give func(), err error) {
+	c := callerOf(ctx)
+	if give, err = s.take(ctx, c); err != nil {
+		return id, nil, err
+	}
+	if id, err = s.identify(ctx, c); err != nil {
+		give()
+	}
+	return id, give, err
+}
+
+func (s *Server) noBundle(ctx context.Context) error {
+	return s.refuse(ctx, "no-certificate", codes.Unavailable, "the agent does not know the roots of the mesh yet")
+}
+
+// follow sends what message returns, at once and whenever it is another one, until the caller may not have it any more. message may add to what is
+// said of it.
+func follow[T any](s *Server, stream grpc.ServerStreamingServer[T], message func(ctx context.Context, now *sent) (*T, error)) error {
+	ctx := stream.Context()
+	c := callerOf(ctx)
+	give, err := s.take(ctx, c)
+	if err != nil {
+		return err
+	}
+	defer give()
 	s.open.Add(1)
 	defer s.open.Add(-1)
 	var last sent
@@ -261,14 +295,10 @@ func follow[T any](s *Server, stream grpc.ServerStreamingServer[T],
 		}
 		now := sent{id: id, bundle: s.cfg.Certs.Bundle(), others: s.cfg.Certs.Federated()}
 		if now.bundle == nil {
-			return s.refuse(ctx, "no-certificate", codes.Unavailable, "the agent does not know the roots of the mesh yet")
+			return s.noBundle(ctx)
 		}
-		var roots [][]byte
-		for _, r := range now.bundle.Roots {
-			roots = append(roots, r.Raw)
-		}
-		var m *T
-		if m, now.leaf, err = message(ctx, id, concat(roots)); err != nil {
+		m, err := message(ctx, &now)
+		if err != nil {
 			return err
 		}
 		if now != last {
@@ -308,32 +338,17 @@ func (s *Server) identify(ctx context.Context, c process) (mesh.Identity, error)
 	return id, nil
 }
 
-// onlyX509 answers for the profiles of tokens.
-func (s *Server) onlyX509(ctx context.Context) error {
-	return s.refuse(ctx, "profile", codes.Unimplemented, "this mesh issues X.509-SVIDs alone: call FetchX509SVID or FetchX509Bundles")
-}
-
-// FetchJWTSVID says that there are none.
-func (s *Server) FetchJWTSVID(ctx context.Context, _ *workload.JWTSVIDRequest) (*workload.JWTSVIDResponse, error) {
-	return nil, s.onlyX509(ctx)
-}
-
-// FetchJWTBundles says that there are none.
-func (s *Server) FetchJWTBundles(_ *workload.JWTBundlesRequest, stream grpc.ServerStreamingServer[workload.JWTBundlesResponse]) error {
-	return s.onlyX509(stream.Context())
-}
-
-// ValidateJWTSVID says that there are none.
-func (s *Server) ValidateJWTSVID(ctx context.Context, _ *workload.ValidateJWTSVIDRequest) (*workload.ValidateJWTSVIDResponse, error) {
-	return nil, s.onlyX509(ctx)
+// noWIT answers for tokens that are bound to a key: the standard is not final.
+func (s *Server) noWIT(ctx context.Context) error {
+	return s.refuse(ctx, "profile", codes.Unimplemented, "this mesh issues X.509-SVIDs and JWT-SVIDs alone")
 }
 
 // FetchWITSVID says that there are none.
 func (s *Server) FetchWITSVID(_ *workload.WITSVIDRequest, stream grpc.ServerStreamingServer[workload.WITSVIDResponse]) error {
-	return s.onlyX509(stream.Context())
+	return s.noWIT(stream.Context())
 }
 
 // FetchWITBundles says that there are none.
 func (s *Server) FetchWITBundles(_ *workload.WITBundlesRequest, stream grpc.ServerStreamingServer[workload.WITBundlesResponse]) error {
-	return s.onlyX509(stream.Context())
+	return s.noWIT(stream.Context())
 }
