@@ -82,7 +82,7 @@ func (b *backend) Federate(ctx context.Context, o server.Operator, in api.Federa
 }
 
 func federationOf(f control.Federation, b *mesh.TrustBundle) api.Federation {
-	out := api.Federation{TrustDomain: f.TrustDomain.String(), Since: f.Since}
+	out := api.Federation{TrustDomain: f.TrustDomain.String(), TokenKeys: len(b.TokenKeys), Since: f.Since}
 	for _, r := range b.Roots {
 		out.Roots = append(out.Roots, rootOf(r))
 	}
@@ -106,6 +106,9 @@ func caOf(st control.CAStatus) (api.CA, error) {
 		}
 		out.Roots = append(out.Roots, api.CARoot{Root: rootOf(c), Role: string(r.Role), Created: r.Created})
 	}
+	for _, k := range st.TokenKeys {
+		out.TokenKeys = append(out.TokenKeys, api.TokenKey{ID: k.ID, Role: string(k.Role), Created: k.Created})
+	}
 	for _, f := range st.Federated {
 		b, err := ca.DecodeBundle(f.Bundle)
 		if err != nil {
@@ -124,12 +127,15 @@ func (b *backend) Revoke(ctx context.Context, o server.Operator, r api.Revoke) (
 	return api.Revocation(out), told(err)
 }
 
-func (b *backend) Bundle() []byte {
+func (b *backend) Bundle(f api.BundleFormat) ([]byte, error) {
+	if f == api.SPIFFE {
+		return ca.SPIFFEBundle(b.leaves.Bundle())
+	}
 	var out bytes.Buffer
 	for _, r := range b.leaves.Bundle().Roots {
 		pem.Encode(&out, &pem.Block{Type: "CERTIFICATE", Bytes: r.Raw}) // to memory: it cannot fail
 	}
-	return out.Bytes()
+	return out.Bytes(), nil
 }
 
 // rootAlarm is how near its end a root is a problem: its successor was due years before.

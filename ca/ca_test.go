@@ -85,7 +85,9 @@ func TestPlan(t *testing.T) {
 		return &Signer{Created: at(created), NotAfter: at(created + life)}
 	}
 	root, inter := sig(0, 3650*day), sig(0, 90*day)
-	tokens := func(since time.Duration) []*TokenKey { return []*TokenKey{{ID: "a", Created: at(since), Active: at(since)}} }
+	tokens := func(since time.Duration) []*TokenKey {
+		return []*TokenKey{{ID: "a", Created: at(since), Active: at(since)}}
+	}
 	retired := sig(-3650*day, 3650*day)
 	retired.Retired = at(0)
 	spreading := func(since time.Duration) State {

@@ -271,20 +271,38 @@ type CA struct {
 	Nodes        int          `json:"nodes"`
 	Pending      []string     `json:"pending,omitempty"` // names of nodes that lack the bundle, 100 at most
 	Revoked      []Revocation `json:"revoked"`
+	TokenKeys    []TokenKey   `json:"tokenKeys"`           // that sign tokens of services, did, or will, in the order in which they were made
 	Federated    []Federation `json:"federated,omitempty"` // other trust domains that gateways and applications know
 }
+
+// TokenKey is a key that signs tokens of services (JWT-SVIDs).
+type TokenKey struct {
+	ID      string    `json:"id"`   // kid
+	Role    string    `json:"role"` // current, next, old
+	Created time.Time `json:"created"`
+}
+
+// BundleFormat is how the roots of the mesh are written.
+type BundleFormat string
+
+// The formats.
+const (
+	PEM    BundleFormat = "pem"    // the root certificates
+	SPIFFE BundleFormat = "spiffe" // JSON, with the keys of tokens: SPIFFE Trust Domain and Bundle, section 4
+)
 
 // Federation is another trust domain, with the roots that speak for it alone.
 type Federation struct {
 	TrustDomain string    `json:"trustDomain"`
 	Roots       []Root    `json:"roots"`
+	TokenKeys   int       `json:"tokenKeys,omitempty"` // how many keys of its tokens are known
 	Since       time.Time `json:"since"`
 }
 
 // Federate is the body of POST /ca/federation. Either bundle or remove is needed.
 type Federate struct {
 	TrustDomain string `json:"trustDomain"`
-	Bundle      string `json:"bundle,omitempty"` // its roots, PEM
+	Bundle      string `json:"bundle,omitempty"` // its roots, PEM, or its bundle as SPIFFE has it, JSON
 	Remove      bool   `json:"remove,omitempty"`
 }
 

@@ -302,9 +302,9 @@ func (c *Client) Revoke(ctx context.Context, in Revoke) (r Revocation, err error
 	return r, c.do(ctx, http.MethodPost, "/ca/revoke", nil, in, &r)
 }
 
-// Bundle writes the root certificates that the agent accepts, as PEM.
-func (c *Client) Bundle(ctx context.Context, w io.Writer) error {
-	resp, err := c.send(ctx, http.MethodGet, "/ca/bundle", nil, nil)
+// Bundle writes the root certificates that the agent accepts.
+func (c *Client) Bundle(ctx context.Context, f BundleFormat, w io.Writer) error {
+	resp, err := c.send(ctx, http.MethodGet, "/ca/bundle", url.Values{"format": {string(f)}}, nil)
 	if err != nil {
 		return err
 	}

@@ -49,6 +49,9 @@ func printCA(w io.Writer, a *api.CA) {
 	if a.Given {
 		fmt.Fprintln(w, "It was given: give the next one before, with meshagent ca rotate --intermediate FILE --intermediate-key FILE --root FILE")
 	}
+	for _, k := range a.TokenKeys {
+		fmt.Fprintf(w, "The %s key of tokens is %s\n", clean(k.Role), clean(k.ID))
+	}
 	due := a.Due.UTC().Format(time.RFC3339)
 	switch a.Step {
 	case "spread":
@@ -58,9 +61,9 @@ func printCA(w io.Writer, a *api.CA) {
 	}
 	if len(a.Federated) > 0 {
 		fmt.Fprintln(w)
-		t := newTable(w, "FEDERATED", "ROOTS", "SINCE")
+		t := newTable(w, "FEDERATED", "KNOWN BY", "SINCE")
 		for _, f := range a.Federated {
-			t.row(f.TrustDomain, fmt.Sprint(len(f.Roots)), f.Since.UTC().Format(time.RFC3339))
+			t.row(f.TrustDomain, knownBy(&f), f.Since.UTC().Format(time.RFC3339))
 		}
 		t.flush()
 	}
@@ -221,11 +224,11 @@ func newCAFederate(g *globals) *cobra.Command {
 the Workload API verify identities of another trust domain, and of no other, by its roots. Given again, new roots take the place of the
 old ones: give both while the other side rotates. Hosts of the mesh take each other by this mesh's roots alone. "meshagent ca status" lists
 the trust domains.`,
-		Example: "  meshagent ca federate other.mesh --bundle other-roots.pem\n  meshagent ca federate other.mesh --remove",
+		Example: "  meshagent ca federate other.mesh --bundle other-roots.pem\n  meshagent ca federate other.mesh --bundle other.json\n  meshagent ca federate other.mesh --remove",
 		Args:    argCount(1, 1),
 	}
 	out := outputFlag(c)
-	file := c.Flags().String("bundle", "", "file of its root certificates (PEM)")
+	file := c.Flags().String("bundle", "", "file of its root certificates (PEM), or of its bundle of SPIFFE (JSON), which has the keys of its tokens too")
 	remove := c.Flags().Bool("remove", false, "forget the trust domain")
 	c.RunE = func(cmd *cobra.Command, args []string) error {
 		if (*file == "") != *remove {
@@ -233,7 +236,7 @@ the trust domains.`,
 		}
 		in := api.Federate{TrustDomain: args[0], Remove: *remove}
 		if !*remove {
-			b, err := readFile(*file, nil, 12<<10)
+			b, err := readFile(*file, nil, 32<<10)
 			if err != nil {
 				return err
 			}
@@ -250,12 +253,21 @@ the trust domains.`,
 				if in.Remove {
 					fmt.Fprintf(w, "%s is forgotten\n", clean(f.TrustDomain))
 				} else {
-					fmt.Fprintf(w, "%s is known by %d roots\n", clean(f.TrustDomain), len(f.Roots))
+					fmt.Fprintf(w, "%s is known by %s\n", clean(f.TrustDomain), knownBy(&f))
 				}
 			})
 		})
 	}
 	return c
+}
+
+// knownBy says what speaks for another trust domain.
+func knownBy(f *api.Federation) string {
+	s := plural(len(f.Roots), "root")
+	if f.TokenKeys > 0 {
+		s += " and " + plural(f.TokenKeys, "key") + " of tokens"
+	}
+	return s
 }
 
 // identityOf reads [NAMESPACE/]ACCOUNT.
@@ -268,15 +280,22 @@ func identityOf(td mesh.TrustDomain, s string) (mesh.Identity, error) {
 }
 
 func newCABundle(g *globals) *cobra.Command {
-	return &cobra.Command{
+	c := &cobra.Command{
 		Use:   "export-bundle",
-		Short: "Print the root certificates that this host accepts, as PEM",
-		Long: `Prints the root certificates of the mesh, for a program outside of it that checks the certificates of services. During a rotation
-there are two: print them again then, within a day.`,
-		Example: "  meshagent ca export-bundle > mesh-roots.pem",
+		Short: "Print the root certificates that this host accepts",
+		Long: `Prints the root certificates of the mesh, for a program outside of it that checks the certificates of services; as a bundle of SPIFFE also
+the keys of their tokens. During a rotation there are two of each: print them again then, within an hour, and each day for keys of tokens,
+which change every 45 days.`,
+		Example: "  meshagent ca export-bundle > mesh-roots.pem\n  meshagent ca export-bundle --format spiffe > mesh.json",
 		Args:    argCount(0, 0),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return g.call(cmd, 0, func(ctx context.Context, c *api.Client) error { return c.Bundle(ctx, cmd.OutOrStdout()) })
-		},
 	}
+	as := c.Flags().String("format", string(api.PEM), "pem, or spiffe: a bundle of SPIFFE (JSON), as SPIRE and other meshes take it")
+	c.RunE = func(cmd *cobra.Command, _ []string) error {
+		f := api.BundleFormat(*as)
+		if f != api.PEM && f != api.SPIFFE {
+			return usagef("--format %q: pem and spiffe are possible", *as)
+		}
+		return g.call(cmd, 0, func(ctx context.Context, c *api.Client) error { return c.Bundle(ctx, f, cmd.OutOrStdout()) })
+	}
+	return c
 }

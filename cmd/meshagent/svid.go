@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -33,10 +34,19 @@ type svid struct {
 	Roots     int       `json:"roots"`
 }
 
+// jwtSVID is what is shown of a JWT-SVID.
+type jwtSVID struct {
+	Identity string    `json:"identity"`
+	Audience []string  `json:"audience"`
+	Expires  time.Time `json:"expires"`
+	Token    string    `json:"token"`
+}
+
 // svidFlags are those of the verb.
 type svidFlags struct {
 	socket, dir, then string
 	watch             bool
+	audience          []string
 	out               *format
 }
 
@@ -44,11 +54,15 @@ func newSVID() *cobra.Command {
 	var f svidFlags
 	c := &cobra.Command{
 		Use:   "svid",
-		Short: "Get the certificate of the service that this command runs as",
+		Short: "Get the certificate of the service that this command runs as, or a token of it",
 		Long: `Asks the Workload API of this host, as any application with a library of SPIFFE does, for the certificate of the service to which
 this process belongs, by its systemd unit or its user. For applications that read certificates from files it can write them, and keep
-them fresh: run it with --write and --watch as a unit beside the application's, and name that unit under callers too.`,
+them fresh: run it with --write and --watch as a unit beside the application's, and name that unit under callers too.
+
+With --audience it prints a token (JWT-SVID) in its place, which says to those that are named who has it, for five minutes: to what
+certificates do not reach, such as a secrets store behind a proxy. Who sees it can use it.`,
 		Example: `  meshagent svid
+  curl -H "Authorization: Bearer $(meshagent svid --audience vault)" https://vault.example.com/v1/auth/jwt/login
   meshagent svid --write /run/ledger --watch --then 'systemctl reload ledger'`,
 		Args: argCount(0, 0),
 	}
@@ -56,12 +70,16 @@ them fresh: run it with --write and --watch as a unit beside the application's, 
 	c.Flags().StringVar(&f.dir, "write", "", "directory for svid.pem, svid.key and bundle.pem, which only their owner reads")
 	c.Flags().BoolVar(&f.watch, "watch", false, "go on, and write each renewal and each change of the roots")
 	c.Flags().StringVar(&f.then, "then", "", "command for sh that runs whenever the files are written")
+	c.Flags().StringArrayVar(&f.audience, "audience", nil, "print a token for this one, and no certificate; may be given more than once")
 	f.out = outputFlag(c)
 	c.RunE = func(cmd *cobra.Command, _ []string) error { return f.run(cmd) }
 	return c
 }
 
 func (f *svidFlags) run(cmd *cobra.Command) error {
+	if len(f.audience) > 0 && (f.dir != "" || f.watch || f.then != "") {
+		return usagef("--audience prints a token: --write, --watch and --then are for certificates")
+	}
 	if f.dir == "" && (f.watch || f.then != "") {
 		return usagef("--watch and --then are for files: give --write DIRECTORY too")
 	}
@@ -81,6 +99,9 @@ func (f *svidFlags) run(cmd *cobra.Command) error {
 	if !f.watch {
 		ctx, cancel := context.WithTimeout(cmd.Context(), svidTime)
 		defer cancel()
+		if len(f.audience) > 0 {
+			return f.token(ctx, cmd, addr)
+		}
 		c, err := workloadapi.FetchX509Context(ctx, workloadapi.WithAddr(addr))
 		if err != nil {
 			return svidError(addr, err)
@@ -99,7 +120,17 @@ func (f *svidFlags) run(cmd *cobra.Command) error {
 	return svidError(addr, err)
 }
 
-// svidError says why there is no certificate in words of this host.
+// token shows a token.
+func (f *svidFlags) token(ctx context.Context, cmd *cobra.Command, addr string) error {
+	t, err := workloadapi.FetchJWTSVID(ctx, jwtsvid.Params{Audience: f.audience[0], ExtraAudiences: f.audience[1:]}, workloadapi.WithAddr(addr))
+	if err != nil {
+		return svidError(addr, err)
+	}
+	v := jwtSVID{t.ID.String(), t.Audience, t.Expiry, t.Marshal()}
+	return f.out.print(cmd.OutOrStdout(), v, func(w io.Writer) { fmt.Fprintln(w, v.Token) })
+}
+
+// svidError says why there is no certificate, and no token, in words of this host.
 func svidError(addr string, err error) error {
 	s, ok := status.FromError(err)
 	switch {

@@ -75,7 +75,7 @@ func startWorkloads(ts *testscript.TestScript) *workloads {
 	w.certs.SetBundle(authority.TrustBundle)
 	web, err := mesh.WorkloadIdentity(testTD, "default", "web")
 	ts.Check(err)
-	w.server = workloadapi.New(workloadapi.Config{TrustDomain: testTD, Certs: w.certs, Log: log, Identify: func(systemd.Peer) (mesh.Identity, error) {
+	w.server = workloadapi.New(workloadapi.Config{TrustDomain: testTD, Certs: w.certs, Log: log, IssueToken: authority.IssueToken, Identify: func(systemd.Peer) (mesh.Identity, error) {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		return web, w.err

@@ -20,7 +20,7 @@ import (
 func TestFederation(t *testing.T) {
 	a, b := lab.NewDomain(t, "a.mesh", 127, 1, 0).Host(1), lab.NewDomain(t, "b.mesh", 128, 1, 0).Host(1)
 	federate := func(at, with *lab.Host, td string) {
-		if _, err := at.API.Federate(t.Context(), api.Federate{TrustDomain: td, Bundle: with.CLI("ca", "export-bundle")}); err != nil {
+		if _, err := at.API.Federate(t.Context(), api.Federate{TrustDomain: td, Bundle: with.CLI("ca", "export-bundle", "--format", "spiffe")}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -110,6 +110,9 @@ spec:
 	await("a refusal: the caller's mesh does not know the other one", http.StatusServiceUnavailable)
 	federate(a, b, "b.mesh")
 	await("a call of one mesh to the other", http.StatusOK)
+	if st, err := a.API.CA(t.Context()); err != nil || len(st.Federated) != 1 || len(st.Federated[0].Roots) != 1 || st.Federated[0].TokenKeys != 1 {
+		t.Errorf("a.mesh knows %+v, %v", st.Federated, err)
+	}
 
 	allow("a.mesh/ns/default/sa/somebody")
 	await("a refusal by policy: it is another service's call", http.StatusForbidden)

@@ -20,6 +20,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
+	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -57,7 +58,8 @@ func (r *refusals) is(code codes.Code, sentence string) error {
 }
 
 // TestWorkloadAPI: applications on two hosts get certificates of their agents, talk to each other with mutual TLS past every agent, go on
-// when an agent hands over, and get nothing any more when their service is gone or revoked. No key of theirs is in what an agent stores.
+// when an agent hands over, and get nothing any more when their service is gone or revoked; the token of one is taken on the other's host. No key and no
+// token of theirs is in what an agent stores or logs.
 func TestWorkloadAPI(t *testing.T) {
 	dir, err := os.MkdirTemp("", "w") // that of t may be too long for a socket
 	if err != nil {
@@ -140,6 +142,29 @@ func TestWorkloadAPI(t *testing.T) {
 		t.Errorf("after the hand-over db sees %q %v", got, err)
 	}
 
+	token, err := workloadapi.FetchJWTSVID(ctx, jwtsvid.Params{Audience: "db"}, addr(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Secret("a token of an application", token.Marshal())
+	judge := func() error {
+		who, err := workloadapi.ValidateJWTSVID(ctx, token.Marshal(), "db", addr(2))
+		if err == nil && who.ID != web {
+			err = fmt.Errorf("it is of %s", who.ID)
+		}
+		return err
+	}
+	if err := judge(); err != nil {
+		t.Errorf("db's agent is asked about web's token: %v", err)
+	}
+	keys, err := workloadapi.FetchJWTBundles(ctx, addr(2))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if who, err := jwtsvid.ParseAndValidate(token.Marshal(), keys, []string{"db"}); err != nil || who.ID != web {
+		t.Errorf("db looks at web's token: %+v %v", who, err)
+	}
+
 	var wr, dr refusals
 	for host, r := range map[int]*refusals{1: &wr, 2: &dr} {
 		cl, err := workloadapi.New(ctx, addr(host))
@@ -161,6 +186,12 @@ func TestWorkloadAPI(t *testing.T) {
 	}
 	c.Host(1).CLI("ca", "revoke", "--service", "web", "--reason", "test", "--yes")
 	c.Await("the revoked service gets nothing", 20*time.Second, func() error { return wr.is(codes.PermissionDenied, web.String()+" is revoked") })
+	c.Await("its token is not taken", 20*time.Second, func() error {
+		if err := judge(); err == nil || !strings.Contains(err.Error(), "the token is not taken: "+web.String()+" is revoked") {
+			return fmt.Errorf("got %v", err)
+		}
+		return nil
+	})
 	if err := c.Host(2).API.Deregister(ctx, "default", "db"); err != nil {
 		t.Fatal(err)
 	}

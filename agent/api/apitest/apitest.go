@@ -163,7 +163,8 @@ func start() State {
 		Answers: map[string]api.Answer{"web.service.mesh A": {Rcode: "NOERROR", Rows: []string{"web.service.mesh. 5 IN A 127.64.0.1"}}},
 		Keyring: api.Keyring{Version: 1, Final: 1, Keys: []api.Key{{ID: "0000000a", Primary: true}}},
 		CA: api.CA{Bundle: 1, Intermediate: time.Now().Add(90 * 24 * time.Hour), Roots: []api.CARoot{
-			{Root: api.Root{SHA256: "00ff", NotAfter: time.Now().Add(3650 * 24 * time.Hour)}, Role: "current", Created: time.Now()}}},
+			{Root: api.Root{SHA256: "00ff", NotAfter: time.Now().Add(3650 * 24 * time.Hour)}, Role: "current", Created: time.Now()}},
+			TokenKeys: []api.TokenKey{{ID: "77aa", Role: "current", Created: time.Now()}}},
 		Backup: []byte("a backup\n"),
 	}
 }

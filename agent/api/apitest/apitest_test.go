@@ -153,8 +153,15 @@ func TestClientAndServer(t *testing.T) {
 				t.Errorf("%+v", auth)
 			}
 			var pem bytes.Buffer
-			if ok(c.Bundle(ctx, &pem)); !strings.HasPrefix(pem.String(), "-----BEGIN CERTIFICATE-----\n") {
+			if ok(c.Bundle(ctx, api.PEM, &pem)); !strings.HasPrefix(pem.String(), "-----BEGIN CERTIFICATE-----\n") {
 				t.Errorf("%s", &pem)
+			}
+			pem.Reset()
+			if ok(c.Bundle(ctx, api.SPIFFE, &pem)); pem.String() != `{"keys":[]}` {
+				t.Errorf("%s", &pem)
+			}
+			if err := c.Bundle(ctx, "der", &pem); err == nil || err.Error() != `query: format="der" is neither pem nor spiffe` {
+				t.Error(err)
 			}
 
 			tok, err := c.CreateToken(ctx, api.TokenSpec{Server: true, TTL: "1h"})

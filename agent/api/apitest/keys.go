@@ -123,6 +123,10 @@ func (a authority) Revoke(_ context.Context, o server.Operator, in api.Revoke) (
 	return out, err
 }
 
-func (a authority) Bundle() []byte {
-	return []byte("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+// Bundle knows both formats.
+func (a authority) Bundle(f api.BundleFormat) ([]byte, error) {
+	if f == api.SPIFFE {
+		return []byte(`{"keys":[]}`), nil
+	}
+	return []byte("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"), nil
 }

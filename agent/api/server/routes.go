@@ -59,7 +59,7 @@ var routes = []route{
 	{method: "GET", path: prefix + "/keyring", on: "keyring", do: (*Server).getKeyring, query: []string{"version", "wait"}},
 	{method: "POST", path: prefix + "/keyring/rotate", on: "keyring", do: (*Server).postRotateKeyring, auth: true},
 	{method: "GET", path: prefix + "/ca", on: "ca", do: (*Server).getCA},
-	{method: "GET", path: prefix + "/ca/bundle", on: "ca", do: (*Server).getBundle},
+	{method: "GET", path: prefix + "/ca/bundle", on: "ca", do: (*Server).getBundle, query: []string{"format"}},
 	{method: "POST", path: prefix + "/ca/rotate", on: "ca", do: (*Server).postRotateCA, auth: true},
 	{method: "POST", path: prefix + "/ca/federation", on: "ca", do: (*Server).postFederation, auth: true, body: maxSmallBody},
 	{method: "POST", path: prefix + "/ca/authority", on: "ca", do: (*Server).postAuthority, auth: true, body: maxSmallBody},

@@ -91,8 +91,8 @@ type CA interface {
 	ReplaceCA(ctx context.Context, o Operator, in api.Authority) (api.CA, error)
 	// Revoke authorizes o itself. Either Node or Service is set.
 	Revoke(ctx context.Context, o Operator, r api.Revoke) (api.Revocation, error)
-	// Bundle returns the roots that this agent accepts, as PEM.
-	Bundle() []byte
+	// Bundle returns the roots that this agent accepts.
+	Bundle(f api.BundleFormat) ([]byte, error)
 }
 
 // Store is what only a server has. Each method authorizes its Operator itself.

@@ -134,7 +134,7 @@ func (s *Server) postFederation(c *call) (any, error) {
 
 func (s *Server) withSpread(a api.CA) api.CA {
 	sp := spreadOf(s.cfg.Snapshots.Load(), func(n *mesh.Node) bool { return n.Bundle >= a.Bundle })
-	a.Roots, a.Revoked, a.Have, a.Nodes, a.Pending = list(a.Roots), list(a.Revoked), sp.have, sp.nodes, sp.pending
+	a.Roots, a.TokenKeys, a.Revoked, a.Have, a.Nodes, a.Pending = list(a.Roots), list(a.TokenKeys), list(a.Revoked), sp.have, sp.nodes, sp.pending
 	return a
 }
 
@@ -149,6 +149,17 @@ func (s *Server) postRevoke(c *call) (any, error) {
 	return s.cfg.CA.Revoke(c.ctx, c.op, r)
 }
 
-func (s *Server) getBundle(*call) (any, error) {
-	return text{"application/x-pem-file", string(s.cfg.CA.Bundle())}, nil
+func (s *Server) getBundle(c *call) (any, error) {
+	f, kind := api.BundleFormat(c.query.Get("format")), "application/x-pem-file"
+	switch f {
+	case "":
+		f = api.PEM
+	case api.PEM:
+	case api.SPIFFE:
+		kind = "application/json"
+	default:
+		return nil, invalid("", "query: format=%s is neither pem nor spiffe", quote(string(f)))
+	}
+	b, err := s.cfg.CA.Bundle(f)
+	return text{kind, string(b)}, err
 }
