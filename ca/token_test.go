@@ -257,9 +257,10 @@ func TestSPIFFEBundle(t *testing.T) {
 	root := string(must(json.Marshal(jose.JSONWebKey{Key: own.Roots[0].PublicKey, Use: "x509-svid", Certificates: own.Roots[:1]})))
 	p521, _ := ecdsa.GenerateKey(elliptic.P521(), rand.Reader)
 	good := p256(t).Public()
-	many := root
+	var many strings.Builder
+	many.WriteString(root)
 	for i := range 9 {
-		many += "," + key(fmt.Sprint(i), good)
+		many.WriteString("," + key(fmt.Sprint(i), good))
 	}
 	for _, e := range []struct{ name, text, want string }{
 		{"roots alone", `{"keys": [` + root + `]}`, ""},
@@ -271,7 +272,7 @@ func TestSPIFFEBundle(t *testing.T) {
 		{"an unnamed key", `{"keys": [` + root + "," + key("", good) + `]}`, "keyID cannot be empty"},
 		{"a long name", `{"keys": [` + root + "," + key(strings.Repeat("k", 257), good) + `]}`, "has an id of 257 bytes: at most 256 are possible"},
 		{"a curve that peers need not know", `{"keys": [` + root + "," + key("big", &p521.PublicKey) + `]}`, `the key of tokens "big": its key is ECDSA on P-521`},
-		{"many", `{"keys": [` + many + `]}`, "1 roots and 9 keys of tokens: at most 8 of each are possible"},
+		{"many", `{"keys": [` + many.String() + `]}`, "1 roots and 9 keys of tokens: at most 8 of each are possible"},
 		{"long", `{"keys": [` + root + strings.Repeat(" ", maxForeignBundle) + `]}`, "at most 32768 are possible"},
 	} {
 		_, err := ParseForeign(other, testTD, []byte(e.text), time.Now())
