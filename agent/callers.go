@@ -18,7 +18,9 @@ import (
 type callers struct{ agent *Agent }
 
 // Caller returns the identity of the service that opened the connection, and its instance. A caller whom no service claims, or
-// more than one, is the host itself, or nobody where the configuration refuses unknown callers.
+// more than one, is the host itself, or nobody where the configuration refuses unknown callers. Who comes from another address than a loopback one
+// and is no process of this host is nobody in any case: where somebody has set net.ipv4.conf.*.route_localnet, hosts of the same link reach
+// loopback addresses (CVE-2020-8558).
 func (c *callers) Caller(_ context.Context, client, server netip.AddrPort) (mesh.Identity, *mesh.Instance) {
 	unknown := c.agent.node
 	if c.agent.cfg.Proxy.UnknownCallers == "refuse" {
@@ -26,6 +28,9 @@ func (c *callers) Caller(_ context.Context, client, server netip.AddrPort) (mesh
 	}
 	peer, err := systemd.Caller(client, server)
 	if err != nil {
+		if !client.Addr().Unmap().IsLoopback() {
+			unknown = mesh.Identity{}
+		}
 		return unknown, nil
 	}
 	found, err := c.service(peer)

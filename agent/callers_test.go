@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"net/netip"
 	"os"
 	"path/filepath"
 	"testing"
@@ -9,6 +10,32 @@ import (
 	"github.com/meshagent/meshagent/mesh"
 	"github.com/meshagent/meshagent/systemd"
 )
+
+// TestCallerOfAnotherHost: who is no process of this host is nobody, though unknown callers are taken for the host itself.
+func TestCallerOfAnotherHost(t *testing.T) {
+	a := &Agent{cfg: &Config{}, node: mesh.NodeIdentity(revTD, mesh.NodeID{})}
+	a.cfg.Proxy.UnknownCallers = "node"
+	for from, want := range map[string]mesh.Identity{"192.0.2.1:40000": {}, "127.0.0.1:1": a.node} {
+		got, in := (&callers{a}).Caller(t.Context(), netip.MustParseAddrPort(from), netip.MustParseAddrPort("127.64.0.1:80"))
+		if got != want || in != nil {
+			t.Errorf("from %s: %q, want %q", from, got, want)
+		}
+	}
+}
+
+// TestE31OwnPorts: where the agent itself is, nobody is led to it by another name.
+func TestE31OwnPorts(t *testing.T) {
+	a := &Agent{cfg: &Config{}, addr: netip.MustParseAddr("10.0.0.1")}
+	a.cfg.Ports.Mesh, a.cfg.Ports.Gossip = 15008, 7946
+	a.cfg.API.Address, a.cfg.API.Listen = netip.MustParseAddrPort("127.0.0.1:8500"), netip.MustParseAddrPort("10.0.0.1:8501")
+	a.cfg.DNS.Address = netip.MustParseAddrPort("127.0.0.1:8600")
+	for at, want := range map[string]bool{"10.0.0.1:15008": true, "10.0.0.1:7946": true, "10.0.0.1:8501": true, "10.0.0.1:8500": true, "10.0.0.1:8600": true,
+		"10.0.0.1:80": false, "10.0.0.2:15008": false} {
+		if got := a.ownPort(netip.MustParseAddrPort(at)); got != want {
+			t.Errorf("%s: %v", at, got)
+		}
+	}
+}
 
 // TestIdentify: one service at most is proved by a caller's unit and user, and who is none is told why.
 func TestIdentify(t *testing.T) {

@@ -86,7 +86,7 @@ func (a *Agent) serveAPI(ctx context.Context) error {
 	a.apiTask()
 	b := &backend{a}
 	cfg := server.Config{APITokens: b, Roles: a.cfg.API.role, Remote: remote, ReadsNeedToken: a.cfg.API.ReadsNeedToken, Snapshots: a.catalog, Status: a.status, Ready: a.ready.Pending, Local: b, Mesh: b, Tokens: b, Keyring: b, CA: b, Leave: a.leaveMesh, SitsOut: a.proxy.SitsOut,
-		DNS: a.askDNS, Metrics: a.metrics.Handler(), Log: a.log}
+		DNS: a.askDNS, Capture: a.captured, Metrics: a.metrics.Handler(), Log: a.log}
 	if a.service != nil {
 		cfg.Store = b
 	}

@@ -33,6 +33,8 @@ type Entry struct {
 	ExportTo        []string   // namespaces whose callers may call it; nil is all
 	SubjectAltNames []string   // of its certificate
 	VIP             netip.Addr // that it has on every host whose range holds it; the zero value lets each host choose
+	// Captured are addresses at which it is called, too, where a host captures calls to them. IPv4, none of loopback.
+	Captured []netip.Addr
 }
 
 // EntryPort is a port of an Entry.
@@ -61,6 +63,15 @@ type Resolved map[string][]netip.Addr
 // ExportedTo reports whether callers of a namespace may call the service. A nil Entry is everybody's.
 func (e *Entry) ExportedTo(namespace string) bool {
 	return e == nil || e.ExportTo == nil || slices.Contains(e.ExportTo, namespace)
+}
+
+// CapturedAs reports whether a caller may name the service by an address of Captured. A nil Entry has none.
+func (e *Entry) CapturedAs(authority string) bool {
+	if e == nil || len(e.Captured) == 0 {
+		return false
+	}
+	a, err := netip.ParseAddr(authority)
+	return err == nil && slices.Contains(e.Captured, a)
 }
 
 // Names returns the hosts that must be resolved for the service name of the entry, which is its host or below its wildcard.

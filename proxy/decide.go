@@ -49,7 +49,7 @@ func (c *call) outbound() *fault {
 	if f := c.mayCall(v.t); f != nil {
 		return f
 	}
-	if svc := c.service(); svc.IsExternal() && c.q.Authority != svc.FQDN() {
+	if svc := c.service(); svc.IsExternal() && c.q.Authority != svc.FQDN() && !v.t.snap.Services[svc].Entry.CapturedAs(c.q.Authority) {
 		return errForeign // it would go where policy for the other host does not look
 	}
 	if v.policy.Invalid != "" {

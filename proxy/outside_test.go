@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -91,6 +93,27 @@ func TestOutside(t *testing.T) {
 	c.send(r).expect(t, 421, "NR not the host that was called")
 	r.Host = "api.example.com:8080"
 	c.send(r).expect(t, 200, "")
+}
+
+// TestCapturedAddress: the service of an address that hosts capture is open before anybody asks for its name, and may be named by that address, and by
+// no other.
+func TestCapturedAddress(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	file := filepath.Join(t.TempDir(), "vips")
+	h := w.host("a", func(c *proxy.Config) { c.VIPFile = file })
+	outsider(t, w, "old.example.com", "  addresses: [10.99.0.1, 10.99.0.2]\n", echo("outside"))
+	if b, err := os.ReadFile(file); err != nil || !strings.Contains(string(b), "old.example.com") {
+		t.Errorf("before anybody asked, there is %s %v", b, err)
+	}
+	c := h.caller("front")
+	for host, want := range map[string]int{"10.99.0.1": 200, "10.99.0.2:8080": 200, "old.example.com": 200, "10.99.0.3": 421, "x.example.com": 421} {
+		r := c.external("GET", "old.example.com", "/")
+		r.Host = host
+		if got := c.send(r); got.StatusCode != want || want == 200 && got.seen.Host != host {
+			t.Errorf("%s: %d, of %q", host, got.StatusCode, got.seen.Host)
+		}
+	}
 }
 
 // TestOutsideRetries: what an external host refuses or answers with 503 is tried again as any other; a lost one is told as such.

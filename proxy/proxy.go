@@ -302,7 +302,7 @@ func (p *Proxy) follow(s *mesh.Snapshot) {
 		}
 	}
 	for _, svc := range s.Services { // whose address callers may know without a question
-		if e := svc.Entry; e != nil && e.VIP.IsValid() && p.c.VIPRange.Contains(e.VIP) {
+		if e := svc.Entry; e != nil && (e.VIP.IsValid() && p.c.VIPRange.Contains(e.VIP) || len(e.Captured) > 0) {
 			if a, err := p.address(svc); err == nil {
 				p.bind(p.life, svc, a)
 			}

@@ -12,8 +12,8 @@ import (
 // units is shared by all callers of Caller, as the kernel that it mirrors is.
 var units = newUnitCache(services)
 
-// Caller says who opened the TCP connection that goes from client to server, both loopback addresses of this host, as the
-// client sees it. The kernel is asked for the owner of exactly that socket: its user and the control group in which it was
+// Caller says who opened the TCP connection that goes from client, an address of this host, to server, as the client sees
+// it: server is what it has connected to, also where a rule of the host's has led it elsewhere. The kernel is asked for the owner of exactly that socket: its user and the control group in which it was
 // opened, which is the service's even when the process has since moved. A socket that nobody holds, or that is not established
 // (its owner has begun to close it), is an error. Where the host has no cgroup2 hierarchy, or systemd does not run, Unit is
 // empty and only the user is known.
@@ -45,8 +45,8 @@ var diagTimeout = unix.Timeval{Usec: 100_000}
 // concurrent callers, late answers or a lost message could mix up.
 func socketOwner(client, server netip.AddrPort) (o owner, err error) {
 	client, server = unmap(client), unmap(server)
-	if !client.Addr().IsLoopback() || !server.Addr().IsLoopback() || client.Addr().Is4() != server.Addr().Is4() {
-		return o, errors.New("it is not a loopback connection")
+	if !client.IsValid() || !server.IsValid() || client.Addr().Is4() != server.Addr().Is4() {
+		return o, errors.New("these are no two ends of a connection")
 	}
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
 	if err != nil {

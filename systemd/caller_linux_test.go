@@ -108,10 +108,10 @@ func TestCallerIsRefused(t *testing.T) {
 		"a listener's address":   {addrPort(ln.Addr()), s, "there is no such connection on this host"},
 		"a closed socket":        {addrPort(closed.LocalAddr()), addrPort(closed.RemoteAddr()), "it is being closed"},
 		"a half-closed socket":   {addrPort(half.LocalAddr()), addrPort(half.RemoteAddr()), "the client's socket is not established"},
-		"not loopback":           {netip.MustParseAddrPort("192.0.2.1:1"), s, "it is not a loopback connection"},
-		"to elsewhere":           {c, netip.MustParseAddrPort("192.0.2.1:1"), "it is not a loopback connection"},
-		"two families":           {c, netip.MustParseAddrPort("[::1]:80"), "it is not a loopback connection"},
-		"no addresses":           {netip.AddrPort{}, netip.AddrPort{}, "it is not a loopback connection"},
+		"not of this host":       {netip.MustParseAddrPort("192.0.2.1:1"), s, "there is no such connection on this host"},
+		"to elsewhere":           {c, netip.MustParseAddrPort("192.0.2.1:1"), "there is no such connection on this host"},
+		"two families":           {c, netip.MustParseAddrPort("[::1]:80"), "these are no two ends of a connection"},
+		"no addresses":           {netip.AddrPort{}, netip.AddrPort{}, "these are no two ends of a connection"},
 	} {
 		p, err := Caller(x.client, x.server)
 		if err == nil || p != (Peer{}) || !strings.Contains(err.Error(), x.want) {

@@ -19,6 +19,11 @@ import (
 //go:embed meshagent.service
 var Unit string
 
+// CaptureUnit leads calls by address to the agent, /usr/lib/systemd/system/meshagent-capture.service.
+//
+//go:embed meshagent-capture.service
+var CaptureUnit string
+
 // Sysusers makes the unit's user, /usr/lib/sysusers.d/meshagent.conf.
 //
 //go:embed meshagent.sysusers

@@ -126,9 +126,12 @@ func TestWatch(t *testing.T) {
 	})
 }
 
-// analyze runs systemd-analyze on the unit file. A host of Linux without it fails the test: the unit is to be looked at
+// unitFiles are the unit files by their names.
+var unitFiles = map[string]string{"meshagent.service": Unit, "meshagent-capture.service": CaptureUnit}
+
+// analyze runs systemd-analyze on a unit file. A host of Linux without it fails the test: the unit is to be looked at
 // wherever it could run.
-func analyze(t *testing.T, args ...string) (out string, ok bool) {
+func analyze(t *testing.T, unit string, args ...string) (out string, ok bool) {
 	if runtime.GOOS != "linux" {
 		t.Skip("systemd is Linux's")
 	}
@@ -136,8 +139,8 @@ func analyze(t *testing.T, args ...string) (out string, ok bool) {
 	if err != nil {
 		t.Fatal("systemd-analyze is not installed: it is in the package systemd (apt-get install systemd)")
 	}
-	file := filepath.Join(t.TempDir(), "meshagent.service")
-	if err := os.WriteFile(file, []byte(Unit), 0o600); err != nil {
+	file := filepath.Join(t.TempDir(), unit)
+	if err := os.WriteFile(file, []byte(unitFiles[unit]), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(tool, append(args, file)...)
@@ -148,21 +151,25 @@ func analyze(t *testing.T, args ...string) (out string, ok bool) {
 
 // TestUnitIsHardened: row "systemd unit" of the security rules: an exposure of at most 2.0 of 10.
 func TestUnitIsHardened(t *testing.T) {
-	if out, ok := analyze(t, "security", "--offline=true", "--threshold=20"); !ok || !strings.Contains(out, "Overall exposure level") {
-		t.Error(out)
-	}
-	if out, ok := analyze(t, "security", "--offline=true", "--threshold=1"); ok {
-		t.Errorf("nothing is too exposed: %s", out)
+	for unit := range unitFiles {
+		if out, ok := analyze(t, unit, "security", "--offline=true", "--threshold=20"); !ok || !strings.Contains(out, "Overall exposure level") {
+			t.Error(out)
+		}
+		if out, ok := analyze(t, unit, "security", "--offline=true", "--threshold=1"); ok {
+			t.Errorf("nothing is too exposed: %s", out)
+		}
 	}
 }
 
 // TestUnitIsUnderstood: systemd ignores what it does not know, and says so here. That the program is not installed on the
 // machine of the test is no mistake of the unit.
 func TestUnitIsUnderstood(t *testing.T) {
-	out, _ := analyze(t, "verify")
-	for l := range strings.Lines(out) {
-		if strings.Contains(l, "meshagent.service") && !strings.Contains(l, "/usr/bin/meshagent is not executable") {
-			t.Error(l)
+	for unit := range unitFiles {
+		out, _ := analyze(t, unit, "verify")
+		for l := range strings.Lines(out) {
+			if strings.Contains(l, unit) && !strings.Contains(l, "/usr/bin/meshagent is not executable") {
+				t.Error(l)
+			}
 		}
 	}
 }
@@ -170,6 +177,8 @@ func TestUnitIsUnderstood(t *testing.T) {
 // TestFiles holds what the other parts rely on.
 func TestFiles(t *testing.T) {
 	for text, want := range map[string][]string{
+		CaptureUnit: {"ExecStart=/usr/bin/meshagent capture run\n", "ExecStopPost=/usr/bin/meshagent capture uninstall\n", "PartOf=meshagent.service\n", "After=meshagent.service ",
+			"CapabilityBoundingSet=CAP_NET_ADMIN\n"},
 		Unit: {"Type=notify\n", "ExecStart=/usr/bin/meshagent agent\n", "User=meshagent\n", "AmbientCapabilities=CAP_NET_BIND_SERVICE\n",
 			"CapabilityBoundingSet=CAP_NET_BIND_SERVICE\n", "WatchdogSec=30\n", "Restart=always\n", "StateDirectory=meshagent\n",
 			"StateDirectoryMode=0700\n", "RuntimeDirectory=meshagent\n", "ConfigurationDirectory=meshagent\n"},

@@ -172,7 +172,7 @@ func linesAreTested(t *testing.T, doc string, want int) {
 			}
 		}
 		for _, c := range checks {
-			if !strings.Contains(string(hosts), `check "`+c[1]) {
+			if !strings.Contains(string(hosts), `check "`+c[1]) && !strings.Contains(string(hosts), `await "`+c[1]) {
 				t.Errorf("line %s: %s does not exist", line[1], c[0])
 			}
 		}

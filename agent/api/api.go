@@ -17,6 +17,7 @@ package api
 
 import (
 	"fmt"
+	"net/netip"
 	"time"
 
 	"github.com/meshagent/meshagent/mesh"
@@ -290,6 +291,20 @@ const (
 	PEM    BundleFormat = "pem"    // the root certificates
 	SPIFFE BundleFormat = "spiffe" // JSON, with the keys of tokens: SPIFFE Trust Domain and Bundle, section 4
 )
+
+// Capture is the answer of GET /capture: which addresses that ServiceEntries declare lead to which of the agent's on this host, where `meshagent capture`
+// runs.
+type Capture struct {
+	User    uint64     `json:"user"` // of the agent, whose own calls go their own way
+	Targets []Captured `json:"targets"`
+}
+
+// Captured is an address, with port, whose calls are led to the agent.
+type Captured struct {
+	Address netip.AddrPort `json:"address"`
+	To      netip.AddrPort `json:"to"`
+	Service string         `json:"service"`
+}
 
 // Federation is another trust domain, with the roots that speak for it alone.
 type Federation struct {

@@ -315,6 +315,11 @@ func (c *Client) Bundle(ctx context.Context, f BundleFormat, w io.Writer) error 
 	return nil
 }
 
+// Capture says which addresses are led to the agent where `meshagent capture` runs.
+func (c *Client) Capture(ctx context.Context) (a Capture, err error) {
+	return a, c.do(ctx, http.MethodGet, "/capture", nil, nil, &a)
+}
+
 // CreateToken makes a join token.
 func (c *Client) CreateToken(ctx context.Context, s TokenSpec) (t NewToken, err error) {
 	return t, c.do(ctx, http.MethodPost, "/tokens", nil, s, &t)

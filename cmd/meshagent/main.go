@@ -98,7 +98,7 @@ The first host founds a mesh, the others join it, and policy is applied from any
 	c.CompletionOptions.DisableDefaultCmd = true // there is one of ours
 	c.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	g.flags(c)
-	return group(c, nil, newAgent(), newInit(), newJoin(), newLeave(g), newToken(g), newAPIToken(g), newWhoami(g), newLogin(g), newLogout(g), newAudit(), newKeyring(g), newCA(g), newMembers(g), newServices(g), newApply(g), newGet(g), newDelete(g),
+	return group(c, nil, newAgent(), newInit(), newJoin(), newLeave(g), newToken(g), newAPIToken(g), newWhoami(g), newLogin(g), newLogout(g), newAudit(), newKeyring(g), newCA(g), newCapture(g), newMembers(g), newServices(g), newApply(g), newGet(g), newDelete(g),
 		newStatus(g), newDNS(g), newSVID(), newSnapshot(g), newValidate(), newDiff(g), newAnalyze(g), newExplain(g), newVersion(), newCompletion(), newDemo())
 }
 

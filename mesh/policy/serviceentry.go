@@ -48,7 +48,7 @@ func compileServiceEntry(key mesh.PolicyKey, s *istio.ServiceEntry) (*serviceEnt
 	}
 	e.Ports = c.entryPorts(s.Ports)
 	e.ExportTo = c.exportTo("exportTo", s.ExportTo)
-	e.VIP = c.entryAddress(s)
+	e.VIP, e.Captured = c.entryAddresses(s)
 	for i := range s.Endpoints {
 		path := fmt.Sprintf("endpoints[%d]", i)
 		ep := c.endpoint(path, &s.Endpoints[i])
@@ -97,7 +97,7 @@ func (c *compiler) entryHosts(s *istio.ServiceEntry, e *mesh.Entry) (out []*mesh
 	if len(s.Hosts) == 0 {
 		c.fail("hosts", "", "is missing")
 	}
-	if len(s.Hosts) > 1 && e.VIP.IsValid() {
+	if len(s.Hosts) > 1 && len(s.Addresses) > 0 {
 		c.fail("addresses", "write one ServiceEntry for each host", "one address cannot be of %d hosts", len(s.Hosts))
 	}
 	for i, h := range s.Hosts {
@@ -166,30 +166,56 @@ func (c *compiler) entryPorts(ps []istio.ServicePort) (out []mesh.EntryPort) {
 	return out
 }
 
-// entryAddress reads the address that callers use.
-func (c *compiler) entryAddress(s *istio.ServiceEntry) (a netip.Addr) {
+// Bounds of the addresses of a ServiceEntry, and what is never captured: who is locked out of a host needs the one, and the host itself the other.
+const (
+	maxCaptured = 16
+	portSSH     = 22
+	portDNS     = 53
+)
+
+// entryAddresses reads the addresses that callers use: the one on every host, and those that hosts capture.
+func (c *compiler) entryAddresses(s *istio.ServiceEntry) (vip netip.Addr, captured []netip.Addr) {
 	full(c, "addresses", "remove it", s.Addresses)
 	for i, text := range s.Addresses {
 		path := fmt.Sprintf("addresses[%d]", i)
 		p, err := netip.ParsePrefix(text)
+		a := p.Addr()
 		if err != nil {
 			if a, err = netip.ParseAddr(text); err == nil {
 				p = netip.PrefixFrom(a, a.BitLen())
 			}
 		}
-		switch a = p.Addr(); {
+		switch {
 		case err != nil:
-			c.fail(path, "write one as 127.64.0.10", "%q is no address", text)
-		case !a.Is4() || !a.IsLoopback() || !p.IsSingleIP():
-			c.fail(path, "remove it, each host then chooses one; or write one of proxy.vipRange, as 127.64.0.10",
-				"%s would not lead to the agent, which captures no traffic", text)
-		case i > 0:
-			c.fail(path, "leave one", "a host has one address")
-		case slices.ContainsFunc(s.Hosts, func(h string) bool { return strings.HasPrefix(h, "*") }):
-			c.fail(path, "remove it", "a wildcard is many hosts, each with an address of its own")
+			c.fail(path, "write one as 127.64.0.10 or 10.0.0.10", "%q is no address", text)
+		case !a.Is4():
+			c.fail(path, "write an address of IPv4, or remove it", "calls to %s cannot be captured: the agent's own addresses are of IPv4", text)
+		case !p.IsSingleIP():
+			c.fail(path, "write single addresses", "%s is a block", text)
+		case a.IsUnspecified() || a.IsMulticast() || a.IsLinkLocalUnicast() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+			c.fail(path, "remove it", "%s is not one of a service", text)
+		case a.IsLoopback() && vip.IsValid():
+			c.fail(path, "leave one", "a host has one address of 127.0.0.0/8")
+		case a.IsLoopback():
+			vip = a
+		case slices.Contains(captured, a):
+			c.fail(path, "remove one", "%s is there twice", text)
+		default:
+			captured = append(captured, a)
 		}
 	}
-	return a
+	if len(captured) > maxCaptured {
+		c.fail("addresses", fmt.Sprintf("at most %d are possible", maxCaptured), "has %d to capture", len(captured))
+	}
+	if len(s.Addresses) > 0 && slices.ContainsFunc(s.Hosts, func(h string) bool { return strings.HasPrefix(h, "*") }) {
+		c.fail("addresses", "remove it", "a wildcard is many hosts, each with an address of its own")
+	}
+	for i, p := range s.Ports {
+		if len(captured) > 0 && (p.Number == portSSH || p.Number == portDNS) {
+			c.fail(fmt.Sprintf("ports[%d].number", i), "remove the port, or the addresses", "%d is never captured: it is that of SSH or DNS", p.Number)
+		}
+	}
+	return vip, captured
 }
 
 // endpoint reads a place. reachable says if it fits a resolution.

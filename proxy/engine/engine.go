@@ -314,7 +314,7 @@ func (e *Engine) Each(f func(*Call)) {
 
 // Conn is a connection that was accepted.
 type Conn struct {
-	Remote, Local netip.AddrPort // zero where the transport has no such addresses
+	Remote, Local netip.AddrPort // zero where the transport has no such addresses; Local is what the client has connected to
 	Tag           any            // what Serve or Add was given
 	Caller        any            // what Admit was given
 	Hello         *Hello         // what AdmitTLS found; nil if that is no TLS

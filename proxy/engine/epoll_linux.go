@@ -468,15 +468,31 @@ func (a *listener) accept(l *loop) {
 		}
 		unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
 		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
-		local, _ := unix.Getsockname(fd)
 		to := a.e.idlest(int(a.e.active.Load()))
-		t := task{c: newClient(to, sockaddr(from), sockaddr(local), a.tag), what: doAddFD, fd: fd}
+		remote := sockaddr(from)
+		t := task{c: newClient(to, remote, dialled(fd, remote), a.tag), what: doAddFD, fd: fd}
 		if to == l {
 			l.accept(&t)
 		} else {
 			to.do(t)
 		}
 	}
+}
+
+// dialled returns the address that a client has connected to. Where a rule of the host's led it here, as one that captures calls does, that is not
+// the socket's own: a client that is not at a loopback address has not dialled one that is.
+func dialled(fd int, remote netip.AddrPort) netip.AddrPort {
+	sa, _ := unix.Getsockname(fd)
+	own := sockaddr(sa)
+	if remote.Addr().IsLoopback() || !own.Addr().Is4() || !own.Addr().IsLoopback() {
+		return own
+	}
+	m, err := unix.GetsockoptIPv6Mreq(fd, unix.IPPROTO_IP, unix.SO_ORIGINAL_DST) // the first 16 bytes are a struct sockaddr_in
+	if err != nil {
+		return own // no rule did
+	}
+	b := m.Multiaddr[:]
+	return netip.AddrPortFrom(netip.AddrFrom4([4]byte(b[4:8])), uint16(b[2])<<8|uint16(b[3]))
 }
 
 func sockaddr(sa unix.Sockaddr) netip.AddrPort {

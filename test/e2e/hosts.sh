@@ -31,7 +31,7 @@ up_dir
 
 stage=$run/stage
 mkdir -p "$stage"
-cp bin/meshagent systemd/meshagent.service systemd/meshagent.sysusers systemd/resolved.conf test/e2e/frontend.sh "$stage"
+cp bin/meshagent systemd/meshagent.service systemd/meshagent-capture.service systemd/meshagent.sysusers systemd/resolved.conf test/e2e/frontend.sh "$stage"
 
 # --- what the hosts run ---------------------------------------------------------------------------------------------------
 for unit in my-service:9080 web:9081; do
@@ -61,8 +61,8 @@ service() { # NAME PORT VERSION
   printf 'name: %s\nport: %s\nservicePort: 8080\nprotocol: http\nlabels: {version: %s}\n' "$1" "$2" "$3"
   printf 'checks:\n- {name: alive, type: http, http: {path: /}, interval: 1s}\n'
 }
-# block LANGUAGE N prints the Nth block of a language of docs/hosts.md.
-block() { awk -v l="^\`\`\`$1\$" -v n="$2" '$0 ~ l {i++; p = i == n; next} /^```$/ {p = 0} p' docs/hosts.md; }
+# block LANGUAGE N [PAGE] prints the Nth block of a language of docs/hosts.md, or of another page.
+block() { awk -v l="^\`\`\`$1\$" -v n="$2" '$0 ~ l {i++; p = i == n; next} /^```$/ {p = 0} p' "docs/${3:-hosts}.md"; }
 { block yaml 1; cat <<'EOF'; } >"$stage/frontend.yaml"
 ---
 name: batch
@@ -125,6 +125,8 @@ spec:
     - source:
         principals: [example.mesh/ns/default/sa/frontend]
 EOF
+
+block yaml 1 capture >"$stage/capture.yaml"
 
 # --- helpers --------------------------------------------------------------------------------------------------------------
 install_on() { on "$1" sh -euxc "cd /mnt/stage; $(block sh 1)"; }
@@ -196,6 +198,11 @@ owned() {
 }
 url=http://my-service.service.mesh web=http://web.service.mesh
 
+# rules prints all that nftables holds on h3, without what changes by itself.
+rules() { on h3 nft list ruleset | sed -E 's/ expires [0-9msu]+//g'; }
+captures() { [ "$(on h3 nft list map inet meshagent targets | grep -c '10.99.0.1 . 80 .*: 127\.')" = "$1" ]; }
+same() { diff <(echo "$1") <(echo "$2"); }
+
 # discreet HOST: neither a join token nor a private key is in the whole journal or in the access log, where there is something in both.
 discreet() { on "$1" sh -c 'journalctl -o cat >/run/all; cat /var/lib/meshagent/access.log* >>/run/all; grep -q msg=ready /run/all && ! grep -aE "mesh1\.[a-z]+\.|PRIVATE KEY" /run/all'; }
 unbroken() { on "$1" sh -c 'journalctl -u meshagent -o cat >/run/said; grep -c msg=ready /run/said && ! grep -E "^panic|level=ERROR" /run/said'; }
@@ -249,6 +256,39 @@ check "caller@2.service is claimed by no service, and refused" get 5 403 . calle
 check "h3 logs that the host called" logged h3 outbound node/
 check "timer.service, outside system.slice, is refused" get 5 403 . timer $url
 check "h3 logs that it was known by its user" logged h3 outbound ns/default/sa/report
+
+echo "== calls of an address of before the mesh"
+on h3 nft 'add table ip theirs; add chain ip theirs out { type nat hook output priority dstnat; }; add rule ip theirs out tcp dport 9 counter'
+before=$(rules)
+check "h1: the address is declared" mesh h1 apply -f - --wait <"$stage/capture.yaml"
+check "without capture nobody is there" get 1 000 . frontend http://10.99.0.1/
+check "h3: calls to it are captured" on h3 sh -euxc "cd /mnt/stage; $(block sh 1 capture | grep -v apt-get)"
+await "h3: the address leads to the agent" 10 captures 1
+check "h3: meshagent capture list" on h3 sh -c 'meshagent capture list | grep -E "^10\.99\.0\.1:80 +old\.example\.com +127\."'
+check "frontend.service calls the old address" get 10 200 '"version":"h[123]"' frontend http://10.99.0.1/
+check "h3 logs the unit's identity" logged h3 outbound ns/default/sa/frontend
+check "caller@1.service is batch there, too" get 1 200 . caller@1 http://10.99.0.1/
+check "h3 logs it" logged h3 outbound ns/default/sa/batch
+check "another port goes its own way" get 1 000 . frontend http://10.99.0.1:81/
+installed=$(rules)
+check "h3: the unit is restarted" on h3 systemctl restart meshagent-capture
+await "h3: the address leads to the agent again" 10 captures 1
+check "installed again, the rules are the same" same "$installed" "$(rules)"
+check "h3: somebody flushes all rules" on h3 nft flush ruleset
+await "they are there again" 10 captures 1
+check "h3: the helper hangs" on h3 systemctl kill -s STOP meshagent-capture
+await "the helper hangs: the kernel forgets" 20 captures 0
+check "h3: it goes on" on h3 systemctl kill -s CONT meshagent-capture
+await "h3: the address leads to the agent once more" 10 captures 1
+check "h3: the agent hangs" on h3 systemctl kill -s STOP meshagent
+await "the agent is dead for others: nothing is captured" 10 captures 0
+check "h3: the agent goes on" on h3 systemctl kill -s CONT meshagent
+await "h3: what it says counts again" 10 captures 1
+on h3 nft 'add table ip theirs; add chain ip theirs out { type nat hook output priority dstnat; }; add rule ip theirs out tcp dport 9 counter'
+check "h3: capture is stopped" on h3 systemctl disable --now meshagent-capture
+check "stopped, the rules are as before" same "$before" "$(rules)"
+check "h3: capture uninstall, where nothing is" on h3 meshagent capture uninstall
+check "the rules are as before" same "$before" "$(rules)"
 
 echo "== a host leaves and comes back; agents are killed, hang, and are restarted under load"
 check "h3: meshagent leave" mesh h3 leave --yes

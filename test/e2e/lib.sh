@@ -15,7 +15,7 @@ run=/run/meshagent-e2e
 cache=${XDG_CACHE_HOME:-/var/cache}/meshagent-e2e
 net=meshe2e # begins the names of the network namespaces and control groups
 make_root=(mmdebstrap --quiet --variant=minbase
-  --include=systemd,systemd-sysv,dbus,iproute2,libnss-resolve,systemd-resolved,curl,ca-certificates,procps
+  --include=systemd,systemd-sysv,dbus,iproute2,libnss-resolve,systemd-resolved,curl,ca-certificates,procps,nftables
   --customize-hook='rm -f "$1/etc/hostname"' # else all hosts have the machine's name
   bookworm)
 

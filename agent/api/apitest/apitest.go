@@ -123,7 +123,7 @@ func (f *Fake) Close() error {
 // Config returns what the Fake's handlers stand on, for tests that serve them by themselves. Store is nil if it is no server now.
 func (f *Fake) Config() server.Config {
 	c := server.Config{Snapshots: f, Status: f.status, Ready: func() []string { return f.read().Pending }, Local: locals{f}, Mesh: policies{f}, Tokens: tokens{f}, APITokens: tokens{f}, Keyring: keyring{f}, CA: authority{f},
-		Leave: f.leave, DNS: f.dns, Log: slog.New(slog.DiscardHandler), Store: store{f}}
+		Leave: f.leave, DNS: f.dns, Capture: f.capture, Log: slog.New(slog.DiscardHandler), Store: store{f}}
 	if f.read().Backup == nil {
 		c.Store = nil
 	}
@@ -260,6 +260,11 @@ func (f *Fake) dns(_ context.Context, name, qtype string) (api.Answer, error) {
 		return a, nil
 	}
 	return api.Answer{Rcode: "NXDOMAIN"}, nil
+}
+
+// capture has one address.
+func (f *Fake) capture(context.Context) (api.Capture, error) {
+	return api.Capture{User: 995, Targets: []api.Captured{{Address: netip.MustParseAddrPort("10.0.0.9:80"), To: netip.MustParseAddrPort("127.64.0.10:80"), Service: "old.example.com"}}}, nil
 }
 
 // authorize fails as a server would.

@@ -84,7 +84,7 @@ func TestSecurity64RouteTable(t *testing.T) {
 	}
 	want := []string{"GET /metrics", "GET /api/v1/openapi.yaml", "GET /api/v1/ready", "GET /api/v1/status", "GET /api/v1/members", "GET /api/v1/services",
 		"GET /api/v1/services/{namespace}/{name}", "GET /api/v1/local/services", "GET /api/v1/policies",
-		"GET /api/v1/policies/{group}/{kind}/{namespace}/{name}", "GET /api/v1/live", "GET /api/v1/keyring", "GET /api/v1/ca", "GET /api/v1/ca/bundle",
+		"GET /api/v1/policies/{group}/{kind}/{namespace}/{name}", "GET /api/v1/live", "GET /api/v1/capture", "GET /api/v1/keyring", "GET /api/v1/ca", "GET /api/v1/ca/bundle",
 		"GET /api/v1/login", "GET /api/v1/dns"}
 	if !slices.Equal(open, want) {
 		t.Errorf("without an operator can be called:\n%s", strings.Join(open, "\n"))

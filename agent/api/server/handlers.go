@@ -318,3 +318,5 @@ func (s *Server) putRestore(c *call) (any, error) {
 	}
 	return nil, s.cfg.Store.Restore(c.ctx, c.op, io.Reader(c.r.Body))
 }
+
+func (s *Server) getCapture(c *call) (any, error) { return s.cfg.Capture(c.ctx) }

@@ -141,7 +141,7 @@ func TestOpenAPIHasEveryRoute(t *testing.T) {
 
 // wireTypes is every struct of package api that travels, by the name of its schema; TestEveryWireTypeIsListed holds it to the source.
 var wireTypes = map[string]any{
-	"Answer": api.Answer{}, "Applied": api.Applied{}, "Apply": api.Apply{}, "Authority": api.Authority{}, "Federate": api.Federate{}, "Federation": api.Federation{}, "CA": api.CA{}, "CARoot": api.CARoot{}, "Certificate": api.Certificate{}, "Check": api.Check{},
+	"Answer": api.Answer{}, "Applied": api.Applied{}, "Apply": api.Apply{}, "Authority": api.Authority{}, "Federate": api.Federate{}, "Federation": api.Federation{}, "Capture": api.Capture{}, "Captured": api.Captured{}, "TokenKey": api.TokenKey{}, "CA": api.CA{}, "CARoot": api.CARoot{}, "Certificate": api.Certificate{}, "Check": api.Check{},
 	"Error": api.Error{}, "Instance": api.Instance{}, "Key": api.Key{}, "Keyring": api.Keyring{}, "Live": api.Live{}, "Local": api.Local{}, "Locals": api.Locals{}, "Login": api.Login{},
 	"Maintenance": api.Maintenance{}, "Members": api.Members{}, "NewToken": api.NewToken{}, "Outcome": api.Outcome{}, "Peer": api.Peer{},
 	"Policies": api.Policies{}, "Policy": api.Policy{}, "Problem": api.Problem{}, "Ready": api.Ready{}, "Revocation": api.Revocation{}, "Revoke": api.Revoke{}, "Root": api.Root{},
@@ -159,12 +159,12 @@ var requests = []string{"APITokenSpec", "Apply", "Authority", "Federate", "Maint
 
 // enums is every type that is a string of a few words.
 var enums = map[string][]string{
-	"Code": words(api.Codes()), "Consistency": words([]api.Consistency{api.Linearizable, api.Stale}),
+	"BundleFormat": words([]api.BundleFormat{api.PEM, api.SPIFFE}), "Code": words(api.Codes()), "Consistency": words([]api.Consistency{api.Linearizable, api.Stale}),
 	"Health": names[mesh.Health](), "NodeStatus": names[mesh.Status](), "Protocol": names[mesh.Protocol](),
 }
 
 // enumOf is the schema of an enum's type.
-var enumOf = map[reflect.Type]string{reflect.TypeFor[api.Code](): "Code", reflect.TypeFor[api.Consistency](): "Consistency",
+var enumOf = map[reflect.Type]string{reflect.TypeFor[api.Code](): "Code", reflect.TypeFor[api.Consistency](): "Consistency", reflect.TypeFor[api.BundleFormat](): "BundleFormat",
 	reflect.TypeFor[mesh.Health](): "Health", reflect.TypeFor[mesh.Status](): "NodeStatus", reflect.TypeFor[mesh.Protocol](): "Protocol"}
 
 func words[T ~string](l []T) (out []string) {
@@ -404,6 +404,8 @@ var samples = []struct{ method, target, mediaType, body, route string }{
 	{"POST", "/api/v1/keyring/rotate", "", "", "/api/v1/keyring/rotate"},
 	{"GET", "/api/v1/ca", "", "", "/api/v1/ca"},
 	{"GET", "/api/v1/ca/bundle", "", "", "/api/v1/ca/bundle"},
+	{"GET", "/api/v1/ca/bundle?format=spiffe", "", "", "/api/v1/ca/bundle"},
+	{"GET", "/api/v1/capture", "", "", "/api/v1/capture"},
 	{"POST", "/api/v1/ca/rotate", "", "", "/api/v1/ca/rotate"},
 	{"POST", "/api/v1/ca/federation", "application/json", `{"trustDomain":"other.mesh","bundle":"PEM"}`, "/api/v1/ca/federation"},
 	{"POST", "/api/v1/ca/authority", "application/json", `{"own":true}`, "/api/v1/ca/authority"},

@@ -56,6 +56,7 @@ var routes = []route{
 	{method: "GET", path: prefix + "/policies/{group}/{kind}/{namespace}/{name}", on: "policies/{namespace}/{kind}/{name}", do: (*Server).getPolicy, query: append([]string{"consistency", "status"}, poll...)},
 	{method: "DELETE", path: prefix + "/policies/{group}/{kind}/{namespace}/{name}", on: "policies/{namespace}/{kind}/{name}", do: (*Server).deletePolicy, auth: true, query: []string{"index", "dryRun"}},
 	{method: "GET", path: prefix + "/live", on: "live", do: (*Server).getLive, query: []string{"index", "wait"}},
+	{method: "GET", path: prefix + "/capture", on: "capture", do: (*Server).getCapture},
 	{method: "GET", path: prefix + "/keyring", on: "keyring", do: (*Server).getKeyring, query: []string{"version", "wait"}},
 	{method: "POST", path: prefix + "/keyring/rotate", on: "keyring", do: (*Server).postRotateKeyring, auth: true},
 	{method: "GET", path: prefix + "/ca", on: "ca", do: (*Server).getCA},

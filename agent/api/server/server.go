@@ -125,6 +125,7 @@ type Config struct {
 	SitsOut        func(*mesh.Instance) time.Duration // for how long callers of this host still leave an instance out; nil: not at all
 	Leave          func(ctx context.Context) error    // returns when the host has left; the agent then ends by itself
 	DNS            func(ctx context.Context, name, qtype string) (api.Answer, error)
+	Capture        func(ctx context.Context) (api.Capture, error)
 	Metrics        http.Handler
 	Log            *slog.Logger
 }
