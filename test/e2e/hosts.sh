@@ -200,6 +200,7 @@ url=http://my-service.service.mesh web=http://web.service.mesh
 
 # rules prints all that nftables holds on h3, without what changes by itself.
 rules() { on h3 nft list ruleset | sed -E 's/ expires [0-9msu]+//g'; }
+theirs() { on h3 nft 'add table ip theirs; add chain ip theirs out { type nat hook output priority -100; }; add rule ip theirs out tcp dport 9 drop'; }
 captures() { [ "$(on h3 nft list map inet meshagent targets | grep -c '10.99.0.1 . 80 .*: 127\.')" = "$1" ]; }
 same() { diff <(echo "$1") <(echo "$2"); }
 
@@ -258,7 +259,7 @@ check "timer.service, outside system.slice, is refused" get 5 403 . timer $url
 check "h3 logs that it was known by its user" logged h3 outbound ns/default/sa/report
 
 echo "== calls of an address of before the mesh"
-on h3 nft 'add table ip theirs; add chain ip theirs out { type nat hook output priority dstnat; }; add rule ip theirs out tcp dport 9 counter'
+theirs
 before=$(rules)
 check "h1: the address is declared" mesh h1 apply -f - --wait <"$stage/capture.yaml"
 check "without capture nobody is there" get 1 000 . frontend http://10.99.0.1/
@@ -284,7 +285,7 @@ check "h3: the agent hangs" on h3 systemctl kill -s STOP meshagent
 await "the agent is dead for others: nothing is captured" 10 captures 0
 check "h3: the agent goes on" on h3 systemctl kill -s CONT meshagent
 await "h3: what it says counts again" 10 captures 1
-on h3 nft 'add table ip theirs; add chain ip theirs out { type nat hook output priority dstnat; }; add rule ip theirs out tcp dport 9 counter'
+theirs
 check "h3: capture is stopped" on h3 systemctl disable --now meshagent-capture
 check "stopped, the rules are as before" same "$before" "$(rules)"
 check "h3: capture uninstall, where nothing is" on h3 meshagent capture uninstall

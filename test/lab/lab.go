@@ -107,17 +107,17 @@ func NewDomain(t testing.TB, trustDomain string, net, servers, clients int) *Clu
 	return form(t, binary, trustDomain, net, servers, clients, func(int) string { return "" })
 }
 
-// NewShortLived is New with agents whose certificates last for seconds: see package ca, times_shortlife.go.
-func NewShortLived(t testing.TB, net, servers, clients int) *Cluster {
+// NewShortLived is New with agents whose certificates last for seconds: see package ca, times_shortlife.go. init is given to `meshagent init`.
+func NewShortLived(t testing.TB, net, servers, clients int, init ...string) *Cluster {
 	t.Helper()
 	short := filepath.Join(t.TempDir(), "meshagent")
 	if out, err := build(short, "shortlife"); err != nil {
 		t.Fatalf("build: %v\n%s", err, out)
 	}
-	return form(t, short, "test.mesh", net, servers, clients, func(int) string { return "" })
+	return form(t, short, "test.mesh", net, servers, clients, func(int) string { return "" }, init...)
 }
 
-func form(t testing.TB, binary, trustDomain string, net, servers, clients int, more func(host int) string) *Cluster {
+func form(t testing.TB, binary, trustDomain string, net, servers, clients int, more func(host int) string, init ...string) *Cluster {
 	t.Helper()
 	c := &Cluster{t: t, binary: binary, net: reserve(t, net), Dir: t.TempDir()}
 	for n := 1; n <= servers+clients; n++ {
@@ -127,7 +127,7 @@ func form(t testing.TB, binary, trustDomain string, net, servers, clients int, m
 		t.Cleanup(h.inspect) // when the agent has ended
 		if n == 1 {
 			var made struct{ AdminToken, JoinToken string }
-			if err := json.Unmarshal([]byte(h.CLI("init", "--config", h.path("agent.yaml"), "--systemd=false", "--trust-domain", trustDomain, "-o", "json")), &made); err != nil {
+			if err := json.Unmarshal([]byte(h.CLI(append([]string{"init", "--config", h.path("agent.yaml"), "--systemd=false", "--trust-domain", trustDomain, "-o", "json"}, init...)...)), &made); err != nil {
 				t.Fatal(err)
 			}
 			c.Admin = made.AdminToken

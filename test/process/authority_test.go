@@ -3,7 +3,15 @@
 package process
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
 	"fmt"
+	"math/big"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,6 +20,7 @@ import (
 
 	"filippo.io/age"
 
+	"github.com/meshagent/meshagent/agent/meshport"
 	"github.com/meshagent/meshagent/agent/vault/vaulttest"
 	"github.com/meshagent/meshagent/test/lab"
 )
@@ -50,12 +59,127 @@ func TestMeshUnderVault(t *testing.T) {
 	if got := call(t, c); got != vaulttest.PEM(e.Root) {
 		t.Errorf("hosts accept other roots than Vault's:\n%s", got)
 	}
+	signedBy(t, c, "test.mesh", e.Root)
 	e.Close()
 	c.Host(1).Agent.Kill()
 	c.Host(1).Start()
 	if got := call(t, c); got != vaulttest.PEM(e.Root) {
 		t.Errorf("after a restart hosts accept other roots than Vault's:\n%s", got)
 	}
+}
+
+// chain returns the certificates that a host shows at its mesh port, its own first.
+func chain(t *testing.T, h *lab.Host) (out []*x509.Certificate) {
+	t.Helper()
+	d := tls.Dialer{Config: &tls.Config{ServerName: meshport.NodeName, NextProtos: []string{meshport.RPC}, MinVersion: tls.VersionTLS13,
+		InsecureSkipVerify: true, // it is looked at, not trusted
+		VerifyConnection:   func(s tls.ConnectionState) error { out = s.PeerCertificates; return nil }}}
+	c, err := d.DialContext(t.Context(), "tcp", h.Addr()+":15008")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+	return out
+}
+
+// signedBy waits until the certificate that each host shows is signed by one of a name, and a root vouches for it.
+func signedBy(t *testing.T, c *lab.Cluster, name string, root *x509.Certificate) {
+	t.Helper()
+	for _, h := range c.Hosts {
+		c.Await("a certificate by "+name, 30*time.Second, func() error {
+			got := chain(t, h)
+			if len(got) < 2 || !strings.HasPrefix(got[1].Subject.CommonName, name) {
+				return fmt.Errorf("%d certificates, by %s", len(got), got[len(got)-1].Subject)
+			}
+			roots, between := x509.NewCertPool(), x509.NewCertPool()
+			roots.AddCert(root)
+			for _, c := range got[1:] {
+				between.AddCert(c)
+			}
+			_, err := got[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
+			return err
+		})
+	}
+}
+
+// TestMeshUnderGivenAuthority: a mesh stands under an operator's root from its beginning. Another intermediate of that root signs at once, and no call fails
+// while all certificates are replaced; the server begins anew with it. What does not belong together is refused, and nothing changes by it.
+func TestMeshUnderGivenAuthority(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, kind string, der []byte) string {
+		name = filepath.Join(dir, name)
+		if err := os.WriteFile(name, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return name
+	}
+	sign := func(name string, parent *x509.Certificate, by *ecdsa.PrivateKey) (*x509.Certificate, *ecdsa.PrivateKey, []string) {
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		spec := &x509.Certificate{SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name}, NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(365 * 24 * time.Hour),
+			IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
+		if parent == nil {
+			parent, by = spec, key
+		}
+		der, err := x509.CreateCertificate(rand.Reader, spec, parent, key.Public(), by)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cert, err := x509.ParseCertificate(der)
+		if err != nil {
+			t.Fatal(err)
+		}
+		k, err := x509.MarshalPKCS8PrivateKey(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return cert, key, []string{"--intermediate", write(name+".pem", "CERTIFICATE", der), "--intermediate-key", write(name+".key", "PRIVATE KEY", k)}
+	}
+	root, rootKey, files := sign("root", nil, nil)
+	with := []string{"--root", files[1]}
+	_, one, first := sign("one", root, rootKey)
+	_, _, second := sign("two", root, rootKey)
+	_, _, stranger := sign("three", nil, nil)
+
+	c := lab.NewShortLived(t, 131, 1, 1, append(first, with...)...)
+	der, err := x509.MarshalPKCS8PrivateKey(one)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Secret("the key of the given intermediate", string(der))
+	serve(c.Host(1), "v1")
+	c.Host(2).Calls()
+	ours := vaulttest.PEM(root)
+	if got := call(t, c); got != ours {
+		t.Errorf("hosts accept other roots than the one that was given:\n%s", got)
+	}
+	signedBy(t, c, "one", root)
+	for what, args := range map[string][]string{
+		"it is not that of the certificate":          {"--intermediate", second[1], "--intermediate-key", first[3]},
+		"is not signed by the certificate behind it": stranger,
+	} {
+		out, err := c.Host(1).Command(append(append([]string{"ca", "rotate"}, args...), with...)...).CombinedOutput()
+		if err == nil || !strings.Contains(string(out), what) {
+			t.Errorf("the server says %q, %v, want %q", out, err, what)
+		}
+	}
+	client := newClient(t, c.Host(2))
+	const rate = 200
+	failed := load(t.Context(), client, 16*rate, rate, func() {
+		c.Host(1).CLI(append(append([]string{"ca", "rotate"}, second...), with...)...)
+		signedBy(t, c, "two", root)
+	})
+	for _, f := range failed[:min(len(failed), 3)] {
+		t.Error(f.err)
+	}
+	c.Host(1).Agent.Kill()
+	c.Host(1).Start()
+	if got := call(t, c); got != ours {
+		t.Errorf("after a restart hosts accept other roots than the one that was given:\n%s", got)
+	}
+	signedBy(t, c, "two", root)
 }
 
 // TestSealedWithAge: a server whose keys are sealed for an age identity begins anew with it, and with no other and none it does not begin.
