@@ -192,6 +192,7 @@ func (a *Agent) front(ctx context.Context, end func(), signals context.Context, 
 		return err
 	}
 	systemd.Notify("STOPPING=1")
+	a.proxy.HoldEdge()
 	a.withdraw()
 	if a.gossip.NumMembers() > 1 {
 		time.Sleep(300 * time.Millisecond) // three rounds of gossip: the others have heard it

@@ -33,7 +33,7 @@ type edge struct {
 	model  *policy.Model    // that ports are of
 	here   []*mesh.Instance // gateways of this host that ports are of
 	looked time.Time        // when ports were compared with what is wanted
-	closed bool             // no more are opened
+	held   bool             // ports stay as they are
 }
 
 // edgePort is one open port at one address.
@@ -99,7 +99,7 @@ func (p *Proxy) followEdge(s *mesh.Snapshot) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	m, here := model(s), gatewaysHere(s)
-	if e.closed || m == nil || len(here) == 0 && len(e.ports) == 0 {
+	if e.held || m == nil || len(here) == 0 && len(e.ports) == 0 {
 		return
 	}
 	same := m == e.model && slices.EqualFunc(e.here, here, func(a, b *mesh.Instance) bool { return a.Equal(b) })
@@ -351,10 +351,18 @@ func (l *edgePort) each(f func(*engine.Conn)) int {
 	return len(all)
 }
 
+// HoldEdge has the ports of gateways stay open until Run ends, whatever snapshots ask for from now on: the host is about to say that it ends, and
+// clients from outside who come before it has are served, or wait at the sockets for the process that comes after it.
+func (p *Proxy) HoldEdge() {
+	p.edge.mu.Lock()
+	defer p.edge.mu.Unlock()
+	p.edge.held = true
+}
+
 // closeEdge stops accepting from outside, for good, and returns the ports.
 func (p *Proxy) closeEdge() []*edgePort {
 	p.edge.mu.Lock()
-	p.edge.closed = true
+	p.edge.held = true
 	all := slices.Collect(maps.Values(p.edge.ports))
 	p.edge.mu.Unlock()
 	for _, l := range all {

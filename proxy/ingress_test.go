@@ -23,6 +23,7 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -98,6 +99,53 @@ func (g *gatewayHost) ask(c *http.Client, url string, headers ...string) *answer
 		}
 	}
 	return (&caller{h: g.host, http: c}).send(r)
+}
+
+// TestHeldEdge: a gateway whose host says that it ends takes in clients until it does; before, its port closes with it.
+func TestHeldEdge(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	g := w.gateway("edge")
+	w.host("b").serve("web", echo("web"))
+	w.apply(gatewayHTTP)
+	c := g.client(false, nil)
+	ask := func(want string) {
+		t.Helper()
+		c.CloseIdleConnections()
+		r, err := http.NewRequestWithContext(t.Context(), "GET", "http://shop.example.com:8081/", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := "served"
+		if resp, err := c.Do(r); errors.Is(err, syscall.ECONNREFUSED) {
+			got = "refused"
+		} else if err != nil {
+			got = err.Error()
+		} else if resp.Body.Close(); resp.StatusCode != 200 {
+			got = resp.Status
+		}
+		if got != want {
+			t.Errorf("a client is %s, want %s", got, want)
+		}
+	}
+	leaves := func(does bool) {
+		w.change(func() {
+			for i := range g.rec.Instances {
+				g.rec.Instances[i].Health = mesh.Passing
+				if does {
+					g.rec.Instances[i].Health = mesh.Maintenance
+				}
+			}
+		})
+	}
+	ask("served")
+	leaves(true)
+	ask("refused")
+	leaves(false)
+	ask("served")
+	g.HoldEdge()
+	leaves(true)
+	ask("served")
 }
 
 const gatewayHTTP = `

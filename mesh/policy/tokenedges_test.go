@@ -105,6 +105,80 @@ func TestUserHeaders(t *testing.T) {
 	if p, c := a.TokenParams(), a.TokenCookies(); !slices.Equal(p, []string{"t"}) || !slices.Equal(c, []string{"c"}) {
 		t.Errorf("parameters %q, cookies %q", p, c)
 	}
+	m = tokenModel(t, strings.Replace(hidden, "forwardOriginalToken: false", "forwardOriginalToken: true", 1))
+	if a, why = m.Authenticate(web, r, now()); a == nil {
+		t.Fatal(why)
+	}
+	for _, a := range []*Auth{a, nil} {
+		if p, c := a.TokenParams(), a.TokenCookies(); p != nil || c != nil {
+			t.Errorf("of a token that is passed on, or none, parameters %q and cookies %q go", p, c)
+		}
+	}
+}
+
+// TestClaimsThatMakeNoHeader: a claim that cannot stand in a header as it is, or is no text, number or truth value, makes none; the edges of what can do.
+func TestClaimsThatMakeNoHeader(t *testing.T) {
+	i := newIssuer(t, "https://a.example", "ka")
+	web := &Target{Service: mesh.MustServiceName("web")}
+	m := tokenModel(t, taking(i, t, ", outputClaimToHeaders: [{header: x-c, claim: c}]"))
+	for _, e := range []struct {
+		claim any
+		want  string // "" is none
+	}{
+		{"a b", "a b"}, {"!~", "!~"}, {7, "7"}, {true, "true"},
+		{"", ""}, {" a", ""}, {"a ", ""}, {"a\nb", ""}, {"a\x1fb", ""}, {"a\x7fb", ""}, {"\u00e9", ""}, {[]string{"a"}, ""}, {map[string]any{"a": 1}, ""}, {nil, ""},
+	} {
+		a, why := m.Authenticate(web, bearing("", map[string][]string{"authorization": {"Bearer " + i.token(t, map[string]any{"c": e.claim})}}), now())
+		if a == nil {
+			t.Fatal(why)
+		}
+		got := ""
+		for _, h := range a.tells {
+			got += string(h.Value)
+		}
+		if got != e.want || (len(a.tells) > 0) != (e.want != "") {
+			t.Errorf("%q makes %q", e.claim, a.tells)
+		}
+	}
+}
+
+// TestTokensTakenOut: what is left of cookies and of a query without those that have a token, byte for byte.
+func TestTokensTakenOut(t *testing.T) {
+	names := []string{"t", "a b"}
+	for field, want := range map[string]struct {
+		text string
+		left bool
+	}{
+		"":                        {"; ", false},
+		"t=1":                     {"", true},
+		"x=1; t=2; y=3":           {"x=1; y=3; ", true},
+		"x=1;t=2;;  y = 3 ":       {"x=1; ; y = 3; ", true},
+		"t":                       {"t; ", false}, // no cookie of that name: it has no value
+		"T=1; tt=2; x=t":          {"T=1; tt=2; x=t; ", false},
+		"t=1; t=2":                {"", true},
+		"x=\"a\"; t=\"b; c\"; y=1": {"x=\"a\"; c\"; y=1; ", true},
+	} {
+		out, left := AppendCookiesWithout([]byte("> "), field, names)
+		if string(out) != "> "+want.text || left != want.left {
+			t.Errorf("cookies %q: %q, %v, want %q", field, out, left, want.text)
+		}
+	}
+	for raw, want := range map[string]string{
+		"":                   "",
+		"t=1":                "",
+		"t":                  "",
+		"x=1":                "x=1",
+		"x=1&t=2&y=3":        "x=1&y=3",
+		"t=2&x=1":            "x=1",
+		"x=1&&y=3":           "x=1&&y=3",
+		"%74=1&x=%20":        "x=%20",
+		"a+b=1&a%20b=2&ab=3": "ab=3",
+		"T=1&tt=2&x=t":       "T=1&tt=2&x=t",
+	} {
+		if got := string(AppendQueryWithout([]byte("?"), raw, names)); got != "?"+want {
+			t.Errorf("query %q: %q, want %q", raw, got, "?"+want)
+		}
+	}
 }
 
 // TestWhichKeys: a key is used for what it says that it is for, and one that says nothing for all.

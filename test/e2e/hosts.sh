@@ -127,6 +127,30 @@ spec:
 EOF
 
 block yaml 1 capture >"$stage/capture.yaml"
+cat >"$stage/edge.yaml" <<'EOF'
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata:
+  name: edge
+spec:
+  selector:
+    istio: ingressgateway
+  servers:
+  - port: {number: 8088, name: http, protocol: HTTP}
+    hosts: ["*"]
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata:
+  name: edge
+spec:
+  hosts: ["*"]
+  gateways: [edge]
+  http:
+  - route:
+    - destination:
+        host: web
+EOF
 
 # --- helpers --------------------------------------------------------------------------------------------------------------
 install_on() { on "$1" sh -euxc "cd /mnt/stage; $(block sh 1)"; }
@@ -181,6 +205,8 @@ sum_up() {
      n[$1 " " what]++; if ($3 > slowest) slowest = $3; if ($1 != 200) {if (!from) from = $2; to = $2}}
     END {for (k in n) print n[k] " x " k; print "slowest " slowest " s"; if (to) printf "failed for %.1f s\n", to - from}' /run/calls.out
 }
+# cut_once: of the calls under way when the agent was killed one may have been cut, and none was refused.
+cut_once() { sum_up; [ "$(on h3 grep -cv '^200 ' /run/calls.out)" -le 1 ] && ! on h3 grep -i refused /run/calls.out; }
 all_ok() { sum_up; ! on h3 grep -qv '^200 ' /run/calls.out; }
 last_source() { on "$1" tail -n 1 /var/lib/meshagent/access.log; }
 logged() { # HOST DIRECTION SOURCE: the last line of the access log
@@ -196,7 +222,7 @@ owned() {
   local others; others=$(on "$1" find /var/lib/meshagent ! -user meshagent); echo "$others"
   [ -z "$others" ] && on "$1" test -s /var/lib/meshagent/membership.json
 }
-url=http://my-service.service.mesh web=http://web.service.mesh
+url=http://my-service.service.mesh web=http://web.service.mesh gateway=http://10.77.0.2:8088/
 
 # rules prints all that nftables holds on h3, without what changes by itself.
 rules() { on h3 nft list ruleset | sed -E 's/ expires [0-9msu]+//g'; }
@@ -207,7 +233,6 @@ same() { diff <(echo "$1") <(echo "$2"); }
 # discreet HOST: neither a join token nor a private key is in the whole journal or in the access log, where there is something in both.
 discreet() { on "$1" sh -c 'journalctl -o cat >/run/all; cat /var/lib/meshagent/access.log* >>/run/all; grep -q msg=ready /run/all && ! grep -aE "mesh1\.[a-z]+\.|PRIVATE KEY" /run/all'; }
 unbroken() { on "$1" sh -c 'journalctl -u meshagent -o cat >/run/said; grep -c msg=ready /run/said && ! grep -E "^panic|level=ERROR" /run/said'; }
-url=http://my-service.service.mesh web=http://web.service.mesh
 
 # --- the run --------------------------------------------------------------------------------------------------------------
 echo "== three hosts"
@@ -323,6 +348,19 @@ check "h3: systemctl restart meshagent" under_load $web on h3 systemctl restart 
 check "no call of this host failed: those that came meanwhile waited" all_ok
 sum_up | sed "s/^/      /"
 await "h3: web has three instances to call" 20 usable h3 web 3
+
+echo "== a gateway's agent is restarted and killed under load: systemd keeps its port"
+check "h2 is a gateway" on h2 sh -c '
+  printf "name: ingressgateway\nprotocol: gateway\nlabels: {istio: ingressgateway}\n" >/etc/meshagent/services.d/gateway.yaml'
+check "h1: what it serves" mesh h1 apply -f - --wait <"$stage/edge.yaml"
+await "clients outside of the mesh are served" 20 get 5 200 . frontend $gateway
+check "h2: systemctl restart meshagent, with a gateway" under_load $gateway on h2 systemctl restart meshagent
+check "no call of a client outside failed: those that came meanwhile waited" all_ok
+sum_up | sed "s/^/      /"
+check "h2: kill -9 of the agent, with a gateway" under_load $gateway on h2 systemctl kill -s KILL meshagent
+check "no call of a client outside was refused, and one at most was cut" cut_once
+sum_up | sed "s/^/      /"
+for h in h2 h3; do await "$h sees three members" 20 alive $h 3; done
 
 echo "== h1, the only server, loses power, with an instance of web"
 check "the plug is pulled" under_load $web pull_plug h1
