@@ -149,13 +149,13 @@ func TestTokensTakenOut(t *testing.T) {
 		text string
 		left bool
 	}{
-		"":                        {"; ", false},
-		"t=1":                     {"", true},
-		"x=1; t=2; y=3":           {"x=1; y=3; ", true},
-		"x=1;t=2;;  y = 3 ":       {"x=1; ; y = 3; ", true},
-		"t":                       {"t; ", false}, // no cookie of that name: it has no value
-		"T=1; tt=2; x=t":          {"T=1; tt=2; x=t; ", false},
-		"t=1; t=2":                {"", true},
+		"":                         {"; ", false},
+		"t=1":                      {"", true},
+		"x=1; t=2; y=3":            {"x=1; y=3; ", true},
+		"x=1;t=2;;  y = 3 ":        {"x=1; ; y = 3; ", true},
+		"t":                        {"t; ", false}, // no cookie of that name: it has no value
+		"T=1; tt=2; x=t":           {"T=1; tt=2; x=t; ", false},
+		"t=1; t=2":                 {"", true},
 		"x=\"a\"; t=\"b; c\"; y=1": {"x=\"a\"; c\"; y=1; ", true},
 	} {
 		out, left := AppendCookiesWithout([]byte("> "), field, names)
