@@ -42,7 +42,8 @@ type Set struct {
 	Targets []Target
 }
 
-// install is the text by which nft writes the table anew, in one transaction.
+// install is the text by which nft writes the table anew, in one transaction. Its chain stands before those of others, at -100: where an address of a
+// connection is translated first counts.
 func install(s Set) string {
 	return uninstall + fmt.Sprintf(`table %s {
 	map targets {
