@@ -105,6 +105,12 @@ func (s *Server) FetchJWTSVID(ctx context.Context, in *workload.JWTSVIDRequest) 
 		}
 		return nil, s.refuse(ctx, "no-token", codes.Unavailable, fmt.Sprintf("no token of %s: %v", id, err))
 	}
+	switch now, err := s.identify(ctx, callerOf(ctx)); { // it may have taken a while
+	case err != nil:
+		return nil, err
+	case now != id:
+		return nil, s.refuse(ctx, "identity", codes.Unavailable, "the caller is another service now: ask again")
+	}
 	return &workload.JWTSVIDResponse{Svids: []*workload.JWTSVID{{SpiffeId: id.String(), Svid: tok.Text}}}, nil
 }
 

@@ -164,6 +164,14 @@ func TestTokensRefused(t *testing.T) {
 		is(t, "another authority's", judge(tok.Text, "x"), codes.InvalidArgument,
 			fmt.Sprintf(`the token is not taken: no JWT authority %q found for trust domain "test.mesh"`, parsed.Headers[0].KeyID))
 
+		a.while = func() { h.is(service("db"), nil) }
+		_, err = fetch("slow")
+		is(t, "another service meanwhile", err, codes.Unavailable, "the caller is another service now: ask again")
+		a.while = func() { h.is(mesh.Identity{}, errors.New("it has ended")) }
+		_, err = fetch("slow")
+		is(t, "ended meanwhile", err, codes.PermissionDenied, "it has ended")
+		a.while = nil
+
 		h.certs.SetRevoked(ca.NewRevoked(nil, []mesh.Identity{service("web")}))
 		h.is(service("db"), nil)
 		is(t, "of a revoked service", judge(good, "x"), codes.InvalidArgument, "the token is not taken: spiffe://test.mesh/ns/default/sa/web is revoked")
