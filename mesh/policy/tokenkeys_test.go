@@ -143,3 +143,27 @@ func TestSpaceDelimitedClaims(t *testing.T) {
 		}
 	}
 }
+
+// TestKeySetsAreEqual: sets are equal that have the same keys, by their names, in the same order.
+func TestKeySetsAreEqual(t *testing.T) {
+	i, other := newIssuer(t, "https://a.example", "ka"), newIssuer(t, "https://a.example", "kb")
+	key := func(i *issuer) string { return strings.TrimSuffix(strings.TrimPrefix(i.jwks(t), `{"keys":[`), "]}") }
+	set := func(keys ...string) *KeySet {
+		s, err := ParseKeySet([]byte(`{"keys": [` + strings.Join(keys, ",") + `]}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	a, b, renamed := key(i), key(other), strings.Replace(key(i), `"kid":"ka"`, `"kid":"kc"`, 1)
+	for _, e := range []struct {
+		x, y *KeySet
+		want bool
+	}{
+		{set(a), set(a), true}, {set(a, b), set(a, b), true}, {set(a, b), set(b, a), false}, {set(a), set(a, b), false}, {set(a), set(b), false}, {set(a), set(renamed), false},
+	} {
+		if got := e.x.Equal(e.y); got != e.want {
+			t.Errorf("%v and %v: %v", e.x.keys, e.y.keys, got)
+		}
+	}
+}
