@@ -167,3 +167,14 @@ func TestKeySetsAreEqual(t *testing.T) {
 		}
 	}
 }
+
+// TestTimesForKeys: the longest and the shortest time that a fetch of keys may take are possible.
+func TestTimesForKeys(t *testing.T) {
+	at := KeySource{URI: "https://a.example/keys"}
+	for text, want := range map[string]time.Duration{"1ms": time.Millisecond, "1m": time.Minute} {
+		m := tokenModel(t, "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {name: a}\nspec: {jwtRules: [{issuer: a, jwksUri: \"https://a.example/keys\", timeout: "+text+"}]}\n")
+		if got := m.KeySources(running("web")); !maps.Equal(got, map[KeySource]time.Duration{at: want}) {
+			t.Errorf("%s: %v", text, got)
+		}
+	}
+}
