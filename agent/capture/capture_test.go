@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -104,12 +105,20 @@ func (k *kernel) has() string {
 func TestRunner(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := &kernel{}
-		set, away := Set{User: 995}, error(nil)
-		hangs := false
+		var mu sync.Mutex // guards k and what follows
+		set, away, hangs := Set{User: 995}, error(nil), false
 		var log bytes.Buffer
-		r := Runner{Nft: k.nft, Log: slog.New(slog.NewTextHandler(&log, nil)), Ask: func(ctx context.Context) (Set, error) {
+		r := Runner{Log: slog.New(slog.NewTextHandler(&log, nil)), Nft: func(ctx context.Context, text string) error {
+			mu.Lock()
+			defer mu.Unlock()
+			return k.nft(ctx, text)
+		}, Ask: func(ctx context.Context) (Set, error) {
+			mu.Lock()
+			defer mu.Unlock()
 			if hangs {
+				mu.Unlock()
 				<-ctx.Done()
+				mu.Lock()
 				return Set{}, ctx.Err()
 			}
 			return set, away
@@ -117,14 +126,18 @@ func TestRunner(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error)
 		go func() { done <- r.Run(ctx) }()
+		// after lets time pass. The caller holds mu otherwise.
 		after := func(d time.Duration, want string) {
 			t.Helper()
+			mu.Unlock()
 			time.Sleep(d)
 			synctest.Wait()
+			mu.Lock()
 			if got := k.has(); got != want {
 				t.Errorf("%s, want %s", got, want)
 			}
 		}
+		mu.Lock()
 		after(100*time.Millisecond, "0 for all but 995")
 		after(time.Minute, "0 for all but 995")
 		if k.wrote != 2 {
@@ -160,6 +173,7 @@ func TestRunner(t *testing.T) {
 		after(Lifetime+time.Second, "0 for all but 4")
 		k.fail = nil
 		after(time.Second, "1 for all but 4")
+		mu.Unlock()
 		cancel()
 		if err := <-done; err != nil {
 			t.Error(err)
