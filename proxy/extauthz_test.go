@@ -198,7 +198,7 @@ func TestExternalAuthorizationHolds(t *testing.T) {
 		w.apply(judged("web", "[{to: [{operation: {paths: [/asked]}}]}]"))
 		done := map[string]chan *answer{}
 		for _, path := range []string{"/asked", "/free"} {
-			r, came := c.request("GET", "web", path, nil), make(chan *answer, 1)
+			r, came := c.request("GET", "web", path, nil, "User-Agent", ""), make(chan *answer, 1)
 			done[path] = came
 			go func() { came <- c.send(r) }()
 			<-x.inside
@@ -210,9 +210,23 @@ func TestExternalAuthorizationHolds(t *testing.T) {
 		case <-time.After(patience):
 			t.Error("a call that nobody was asked about goes on")
 		}
+		direction := "inbound"
+		if c.h == on {
+			direction = "outbound"
+		}
+		l := on.line(direction)
+		for l.Path != "/free" { // the question has a line of its own
+			l = on.line(direction)
+		}
+		if !strings.Contains(l.DeniedBy, "judge") {
+			t.Errorf("the log says that it was denied by %q", l.DeniedBy)
+		}
 		close(x.answer)
 		if got := <-done["/asked"]; got.StatusCode != 200 || len(j.asked) != 1 {
 			t.Errorf("%d, asked %d times", got.StatusCode, len(j.asked))
+		}
+		if r := <-j.asked; len(r.Header["User-Agent"]) > 0 {
+			t.Errorf("a call that names no program is told as of %q", r.Header["User-Agent"])
 		}
 	})
 }

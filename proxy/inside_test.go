@@ -222,3 +222,34 @@ func TestOwnAnswers(t *testing.T) {
 		t.Error("two answers say the same")
 	}
 }
+
+// TestPartsOfBodies: who wants all of a body is told no more than the bound, and that is known by one byte more.
+func TestPartsOfBodies(t *testing.T) {
+	none, one, two, some := &policy.Provider{}, &policy.Provider{Body: 1}, &policy.Provider{Body: 2}, &policy.Provider{Body: 3, PartOfBody: true}
+	for _, e := range []struct {
+		who  []*policy.Provider
+		want int
+	}{{nil, 0}, {[]*policy.Provider{none}, 0}, {[]*policy.Provider{one}, 2}, {[]*policy.Provider{some}, 3}, {[]*policy.Provider{some, two}, 3}, {[]*policy.Provider{none, two, one}, 3}} {
+		if got := bodyFor(e.who); got != e.want {
+			t.Errorf("%d bytes, want %d", got, e.want)
+		}
+	}
+	for _, e := range []struct {
+		who   *policy.Provider
+		body  string
+		whole bool
+		want  part
+	}{
+		{none, "abcd", true, part{}},
+		{one, "", true, part{told: true}},
+		{one, "a", true, part{told: true, bytes: []byte("a")}},
+		{one, "ab", true, part{told: true, bytes: []byte("a"), cut: true}},
+		{two, "ab", false, part{told: true, bytes: []byte("ab"), cut: true}},
+		{some, "abcd", true, part{told: true, bytes: []byte("abc"), cut: true}},
+		{&policy.Provider{Body: 9, RawBody: true}, "ab", true, part{told: true, bytes: []byte("ab"), raw: true}},
+	} {
+		if got := partOf(e.who, []byte(e.body), e.whole); got.told != e.want.told || string(got.bytes) != string(e.want.bytes) || got.cut != e.want.cut || got.raw != e.want.raw {
+			t.Errorf("of %q: %+v, want %+v", e.body, got, e.want)
+		}
+	}
+}
