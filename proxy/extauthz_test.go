@@ -55,6 +55,8 @@ func (j *judge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.Set("X-Inner", "secret")
 		w.WriteHeader(401)
 		io.WriteString(w, `{"why": "no token"}`)
+	case "/choices":
+		w.WriteHeader(300)
 	case "/broken":
 		w.WriteHeader(500)
 	case "/odd":
@@ -129,6 +131,7 @@ func TestExternalAuthorization(t *testing.T) {
 				got.body != `{"why": "no token"}` {
 				t.Errorf("%d %v %q", got.StatusCode, got.Header, got.body)
 			}
+			c.get("web", "/choices").expect(t, 300, "RBAC access denied")
 			for _, path := range []string{"/broken", "/odd", "/long"} { // S12 among them
 				c.get("web", path).expect(t, 403, "RBAC access denied")
 			}

@@ -212,11 +212,11 @@ func TestExternalAuthorizationOfBodiesByGRPC(t *testing.T) {
 		w.apply(judged("web", "[{}]"))
 		for more, want := range map[string][2]string{"": {"a!b", ""}, ", packAsBytes: true": {"", "a\xffb"}} {
 			w.apply(grpcProvider(", timeout: 10s, includeRequestBodyInCheck: {maxRequestBytes: 3, allowPartialMessage: true" + more + "}"))
-			if a := c.send(c.request("POST", "web", "/", strings.NewReader("a\xffbcd"), "X-Envoy-Auth-Partial-Body", "forged")); a.StatusCode != 200 {
+			if a := c.send(c.request("POST", "web", "/", strings.NewReader("a\xffbcd"), "X-Envoy-Auth-Partial-Body", "forged", "X-Mine", "1")); a.StatusCode != 200 {
 				t.Errorf("%s: %d", more, a.StatusCode)
 			}
 			r := (<-j.asked).GetAttributes().GetRequest().GetHttp()
-			if r.GetBody() != want[0] || string(r.GetRawBody()) != want[1] || r.GetHeaders()["x-envoy-auth-partial-body"] != "true" || r.GetSize() != 3 {
+			if r.GetBody() != want[0] || string(r.GetRawBody()) != want[1] || r.GetHeaders()["x-envoy-auth-partial-body"] != "true" || r.GetHeaders()["x-mine"] != "1" || r.GetSize() != 3 {
 				t.Errorf("%s: it was told %v", more, r)
 			}
 		}

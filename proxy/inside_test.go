@@ -17,6 +17,7 @@ import (
 	"github.com/meshagent/meshagent/internal/telemetry"
 	"github.com/meshagent/meshagent/mesh"
 	"github.com/meshagent/meshagent/mesh/policy"
+	"github.com/meshagent/meshagent/proxy/http1"
 )
 
 // TestBudget: a fifth of the calls of the last 5 to 10 s, and 3 at one time whatever they are.
@@ -250,6 +251,16 @@ func TestPartsOfBodies(t *testing.T) {
 	} {
 		if got := partOf(e.who, []byte(e.body), e.whole); got.told != e.want.told || string(got.bytes) != string(e.want.bytes) || got.cut != e.want.cut || got.raw != e.want.raw {
 			t.Errorf("of %q: %+v, want %+v", e.body, got, e.want)
+		}
+	}
+}
+
+// TestSeen: what a policy that is asked later sees of a header is what those before it made of it.
+func TestSeen(t *testing.T) {
+	v := &verdict{request: []http1.Pair{{Name: "X-User", Value: []byte("alice")}, {Name: "x-gone"}}, adds: []http1.Pair{{Name: "x-role", Value: []byte("admin")}}}
+	for name, want := range map[string][]string{"x-user": {"alice"}, "x-gone": {}, "x-role": {"a", "b", "admin"}, "x-other": {"a", "b"}} {
+		if got := v.seen([]string{"a", "b"}, name); !slices.Equal(got, want) {
+			t.Errorf("%s: %q, want %q", name, got, want)
 		}
 	}
 }
