@@ -1,9 +1,16 @@
 package proxy
 
 import (
+	"context"
+	"encoding/binary"
 	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -87,6 +94,8 @@ func TestCheckAnswers(t *testing.T) {
 		"denied, allowed":    {encode(denied, ok), "{7 0  false false false [{a 1 false} {b 2 true}] [x-gone] []}"},
 		"allowed, denied":    {encode(ok, denied), "{7 401 x true false false [] [] []}"},
 		"failed, allowed":    {encode(failed, ok), allows},
+		"allowed, failed":    {encode(ok, failed), "{0 0  false true false [] [] []}"},
+		"allowed, a status":  {encode(ok, &authv3.CheckResponse{Status: &rpcstatus.Status{Code: 7}}), "{7 0  false false false [{a 1 false} {b 2 true}] [x-gone] []}"},
 		"allowed in parts":   {encode(ok, ok), "{0 0  false false false [{a 1 false} {b 2 true} {a 1 false} {b 2 true}] [x-gone x-gone] []}"},
 		"an unknown field":   {slices.Concat(fixed, encode(ok)), allows},
 		"half a tag":         {[]byte{0x80}, ""},
@@ -115,7 +124,7 @@ func TestCheckMessages(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	start := time.Unix(1_700_000_000, 123)
+	start := time.Unix(1_700_000_000, 1)
 	ask := func(q policy.Request, b part) *authv3.AttributeContext {
 		t.Helper()
 		x := new(engine.Call)
@@ -151,5 +160,79 @@ func TestCheckMessages(t *testing.T) {
 	if h := ask(policy.Request{Method: "GET"}, part{told: true, bytes: []byte("a\xff"), raw: true}).GetRequest().GetHttp(); h.GetBody() != "" || string(h.GetRawBody()) != "a\xff" ||
 		h.GetHeaders()["x-envoy-auth-partial-body"] != "false" {
 		t.Errorf("of a request whose body is told as it is: %v", h)
+	}
+}
+
+// TestUnaryCall: what comes back of a call is a message alone when all of gRPC's framing and status say so.
+func TestUnaryCall(t *testing.T) {
+	frame := func(flag byte, n int, m string) string {
+		return string(binary.BigEndian.AppendUint32([]byte{flag}, uint32(n))) + m
+	}
+	type answer struct {
+		code            int
+		header, trailer string // grpc-status
+		body            string
+	}
+	var next answer
+	speaks := new(http.Protocols)
+	speaks.SetUnencryptedHTTP2(true)
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if b, err := io.ReadAll(r.Body); err != nil || string(b) != frame(0, 3, "ask") || r.Header.Get("Grpc-Timeout") != "250m" || r.URL.Path != "/a.B/C" {
+			t.Errorf("asked %s %q, %v, %v", r.URL.Path, b, r.Header, err)
+		}
+		if next.header != "" {
+			w.Header().Set("Grpc-Status", next.header)
+		}
+		w.WriteHeader(next.code)
+		io.WriteString(w, next.body)
+		if next.trailer != "" {
+			w.Header().Set(http.TrailerPrefix+"Grpc-Status", next.trailer)
+		}
+	}))
+	srv.Config.Protocols = speaks
+	srv.Start()
+	defer srv.Close()
+	p := &Proxy{asksGRPC: &http.Transport{Protocols: speaks, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "tcp", srv.Listener.Addr().String())
+	}}}
+	defer p.asksGRPC.CloseIdleConnections()
+	for name, e := range map[string]struct {
+		answer
+		want, err string
+	}{
+		"a message":                  {answer{200, "", "0", frame(0, 5, "hello")}, "hello", ""},
+		"an empty one":               {answer{200, "", "0", frame(0, 0, "")}, "", ""},
+		"its status in the header":   {answer{200, "0", "", frame(0, 5, "hello")}, "hello", ""},
+		"trailers alone":             {answer{200, "7", "", ""}, "", `it answers with status 200, grpc-status "7"`},
+		"a message, and it fails":    {answer{200, "", "13", frame(0, 5, "hello")}, "", `it answers with status 200, grpc-status "13"`},
+		"without a status":           {answer{200, "", "", frame(0, 5, "hello")}, "", `it answers with status 200, grpc-status ""`},
+		"another status of HTTP":     {answer{404, "", "0", frame(0, 5, "hello")}, "", `it answers with status 404, grpc-status "0"`},
+		"compressed":                 {answer{200, "", "0", frame(1, 5, "hello")}, "", errAnswer.Error()},
+		"shorter than it says":       {answer{200, "", "0", frame(0, 6, "hello")}, "", errAnswer.Error()},
+		"two messages":               {answer{200, "", "0", frame(0, 5, "hello") + frame(0, 5, "hello")}, "", errAnswer.Error()},
+		"the beginning of a message": {answer{200, "", "0", "\x00\x00\x00\x00"}, "", errAnswer.Error()},
+		"nothing":                    {answer{200, "", "0", ""}, "", errAnswer.Error()},
+		"longer than may be":         {answer{200, "", "0", frame(0, maxCheckAnswer, strings.Repeat("x", maxCheckAnswer))}, "", `it answers with status 200, grpc-status ""`}, // its end is not read
+	} {
+		next = e.answer
+		got, err := p.callGRPC(t.Context(), mesh.MustServiceName("judge"), 80, "/a.B/C", 250*time.Millisecond, []byte("ask"))
+		if why := fmt.Sprint(err); string(got) != e.want || (err != nil) != (e.err != "") || err != nil && why != e.err {
+			t.Errorf("%s: %q, %s, want %q, %s", name, got, why, e.want, e.err)
+		}
+	}
+}
+
+// TestDeniedStatus: who denies may say with which status of an error, or of a way elsewhere.
+func TestDeniedStatus(t *testing.T) {
+	for status, want := range map[uint64]int{0: 403, 299: 0, 300: 300, 599: 599, 600: 0, 1 << 40: 0} {
+		v := &verdict{}
+		result, err := v.answer(&policy.Provider{}, &checkAnswer{code: 7, status: status})
+		got := 0
+		if v.denied != nil {
+			got = v.denied.code
+		}
+		if got != want || (result == "denied") != (want > 0) || (err == nil) != (want > 0) {
+			t.Errorf("%d: %q with %d, %v", status, result, got, err)
+		}
 	}
 }
