@@ -45,8 +45,12 @@ check: ## formatting, vet, fixes, lint, modules, import rules, all systems
 fuzz: ## every fuzz target for FUZZTIME (20s)
 	$(GO) run ./test/fuzzall -time $(FUZZTIME)
 
-mutate: ## change the code of authorization in one place after the other: do its tests notice? an hour
+mutate: ## change the code of authorization in one place after the other: do its tests notice? two hours
 	$(GO) run ./test/mutate -least 90
+	$(GO) run ./test/mutate -files tokenout.go -first 'Token|UserHeaders|Claims|Bad' -then Token -least 90
+	$(GO) run ./test/mutate -files tokenkeys.go -first 'Token|Key|Bad' -then Token -least 90
+	$(GO) run ./test/mutate -pkg ./proxy -files inbound.go -first 'Authz|Authorize|Token|Peer|Forged' -then . -least 90
+	$(GO) run ./test/mutate -pkg ./proxy -files 'extauthz*.go' -first 'ExternalAuth|S49|Check|PartsOf|TestSeen|TestUnary|TestDenied|HasBody' -then S49 -every 5 -least 90
 
 bench: ## Go benchmarks, and the benches beside peers in test/bench
 	$(GO) test -run NONE -bench . -benchmem ./...

@@ -17,6 +17,7 @@ import (
 	"github.com/meshagent/meshagent/internal/telemetry"
 	"github.com/meshagent/meshagent/mesh"
 	"github.com/meshagent/meshagent/mesh/policy"
+	"github.com/meshagent/meshagent/proxy/engine"
 	"github.com/meshagent/meshagent/proxy/http1"
 )
 
@@ -261,6 +262,33 @@ func TestSeen(t *testing.T) {
 	for name, want := range map[string][]string{"x-user": {"alice"}, "x-gone": {}, "x-role": {"a", "b", "admin"}, "x-other": {"a", "b"}} {
 		if got := v.seen([]string{"a", "b"}, name); !slices.Equal(got, want) {
 			t.Errorf("%s: %q, want %q", name, got, want)
+		}
+	}
+}
+
+// TestHasBody: what comes behind a request for another protocol, in a tunnel or of a connection, is no body that services could be told.
+func TestHasBody(t *testing.T) {
+	for name, e := range map[string]struct {
+		raw     bool
+		upgrade string
+		kind    http1.Kind
+		want    bool
+	}{
+		"a request":                             {want: true},
+		"with a length":                         {kind: http1.Length, want: true},
+		"for another protocol":                  {upgrade: "websocket"},
+		"for one that nobody here takes":        {upgrade: "h2c", want: true},
+		"for another protocol, and with a body": {upgrade: "websocket", kind: http1.Length, want: true},
+		"a tunnel":                              {kind: http1.Tunnel},
+		"a connection":                          {raw: true},
+	} {
+		c := &call{x: new(engine.Call)}
+		c.raw, c.x.Request.Framing.Kind = e.raw, e.kind
+		if e.upgrade != "" {
+			c.x.Request.Upgrade = []byte(e.upgrade)
+		}
+		if got := c.hasBody(); got != e.want {
+			t.Errorf("%s: %v", name, got)
 		}
 	}
 }
