@@ -132,11 +132,11 @@ func TestClaimsThatMakeNoHeader(t *testing.T) {
 		if a == nil {
 			t.Fatal(why)
 		}
-		got := ""
+		var got strings.Builder
 		for _, h := range a.tells {
-			got += string(h.Value)
+			got.WriteString(string(h.Value))
 		}
-		if got != e.want || (len(a.tells) > 0) != (e.want != "") {
+		if got.String() != e.want || (len(a.tells) > 0) != (e.want != "") {
 			t.Errorf("%q makes %q", e.claim, a.tells)
 		}
 	}
