@@ -30,9 +30,15 @@ func TestE31OwnPorts(t *testing.T) {
 	a.cfg.API.Address, a.cfg.API.Listen = netip.MustParseAddrPort("127.0.0.1:8500"), netip.MustParseAddrPort("10.0.0.1:8501")
 	a.cfg.DNS.Address = netip.MustParseAddrPort("127.0.0.1:8600")
 	for at, want := range map[string]bool{"10.0.0.1:15008": true, "10.0.0.1:7946": true, "10.0.0.1:8501": true, "10.0.0.1:8500": true, "10.0.0.1:8600": true,
-		"10.0.0.1:80": false, "10.0.0.2:15008": false} {
+		"10.0.0.1:80": false, "10.0.0.2:15008": false, "10.0.0.2:8501": false} {
 		if got := a.ownPort(netip.MustParseAddrPort(at)); got != want {
 			t.Errorf("%s: %v", at, got)
+		}
+	}
+	for listen, want := range map[string]bool{"10.0.0.2:8501": true, "0.0.0.0:8501": true, "10.0.0.3:8501": false} {
+		a.cfg.API.Listen = netip.MustParseAddrPort(listen)
+		if got := a.ownPort(netip.MustParseAddrPort("10.0.0.2:8501")); got != want {
+			t.Errorf("with operators served at %s: %v", listen, got)
 		}
 	}
 }

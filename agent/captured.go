@@ -18,7 +18,7 @@ func (a *Agent) captured(ctx context.Context) (api.Capture, error) {
 	services := a.catalog.Load().Services
 	var names []mesh.ServiceName
 	for name, svc := range services {
-		if e := svc.Entry; e != nil && len(e.Captured) > 0 && !name.IsWildcard() {
+		if e := svc.Entry; e != nil && len(e.Captured) > 0 {
 			names = append(names, name)
 		}
 	}
@@ -44,10 +44,10 @@ func (a *Agent) captured(ctx context.Context) (api.Capture, error) {
 	return out, nil
 }
 
-// ownPort reports whether the agent itself is at an address.
+// ownPort reports whether the agent itself is at an address: at that very one, at all of the host's, or at another one of the host's.
 func (a *Agent) ownPort(at netip.AddrPort) bool {
-	if !a.isLocal(at.Addr()) {
-		return false
-	}
-	return slices.Contains([]uint16{a.cfg.Ports.Mesh, a.cfg.Ports.Gossip, a.cfg.API.Address.Port(), a.cfg.API.Listen.Port(), a.cfg.DNS.Address.Port()}, at.Port())
+	own := []netip.AddrPort{netip.AddrPortFrom(a.addr, a.cfg.Ports.Mesh), netip.AddrPortFrom(a.addr, a.cfg.Ports.Gossip), a.cfg.API.Address, a.cfg.API.Listen, a.cfg.DNS.Address}
+	return slices.ContainsFunc(own, func(o netip.AddrPort) bool {
+		return o.Port() == at.Port() && (o.Addr() == at.Addr() || o.Addr().IsUnspecified() || a.isLocal(at.Addr()))
+	})
 }

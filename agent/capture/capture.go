@@ -3,7 +3,7 @@
 //
 // Guarantees: only new TCP connections that this host's programs open to an address and port of a Set are touched, and none of the agent's own; what comes
 // from outside, and what is open already, never. The table is written whole, so that writing it again changes nothing, and removed whole. Addresses
-// are in it for Lifetime at most and are renewed while the agent answers: when it ends, or this process does, calls go their own way again.
+// are in it for 15 s at most and are renewed while the agent answers: when it ends, or this process does, calls go their own way again.
 //
 // Source: nft(8); Linux nf_nat, hook output.
 package capture
@@ -23,7 +23,7 @@ import (
 
 // The times of a Runner.
 const (
-	Lifetime = 15 * time.Second // of an address in the kernel that is not renewed
+	lifetime = 15 * time.Second // of an address in the kernel that is not renewed
 	renew    = 5 * time.Second
 	ask      = time.Second // how often the agent is asked, and how long it may take
 	nftTime  = 5 * time.Second
@@ -67,7 +67,7 @@ func refill(ts []Target) string { return "flush map " + table + " targets\n" + e
 func elements(ts []Target) string {
 	var b strings.Builder
 	for _, t := range ts {
-		fmt.Fprintf(&b, "add element %s targets { %s . %d timeout %ds : %s . %d }\n", table, t.From.Addr(), t.From.Port(), Lifetime/time.Second, t.To.Addr(), t.To.Port())
+		fmt.Fprintf(&b, "add element %s targets { %s . %d timeout %ds : %s . %d }\n", table, t.From.Addr(), t.From.Port(), lifetime/time.Second, t.To.Addr(), t.To.Port())
 	}
 	return b.String()
 }
@@ -104,6 +104,9 @@ func (r *Runner) Run(ctx context.Context) error {
 	}
 	for tick := time.NewTicker(ask); ; {
 		want, err := r.ask(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
 		switch {
 		case err == nil:
 			failed = 0
@@ -113,36 +116,33 @@ func (r *Runner) Run(ctx context.Context) error {
 		default:
 			want = Set{User: now.User}
 		}
-		switch same := slices.Equal(want.Targets, now.Targets); {
-		case ctx.Err() != nil:
-			return nil
-		case want.User == now.User && same && (len(now.Targets) == 0 || time.Since(wrote) < renew):
-			say("nothing is captured: the agent does not answer", err)
-		default:
-			text := install(want)
-			if want.User == now.User {
-				text = refill(want.Targets)
+		what, why := "nothing is captured: the agent does not answer", err
+		same := slices.Equal(want.Targets, now.Targets)
+		if !same || want.User != now.User || len(now.Targets) > 0 && time.Since(wrote) >= renew {
+			if err := r.write(ctx, now, want); err != nil {
+				what, why = "what is captured is not written; it is tried again", err
+			} else {
+				if !same {
+					r.Log.Info("captured addresses", "addresses", len(want.Targets))
+				}
+				now, wrote = want, time.Now()
 			}
-			werr := r.nft(ctx, text)
-			if werr != nil && want.User == now.User { // somebody may have removed the table: a firewall that begins anew does
-				werr = r.nft(ctx, install(want))
-			}
-			if werr != nil {
-				say("what is captured is not written; it is tried again", werr)
-				break
-			}
-			if !same {
-				r.Log.Info("captured addresses", "addresses", len(want.Targets))
-			}
-			now, wrote = want, time.Now()
-			say("nothing is captured: the agent does not answer", err)
 		}
+		say(what, why)
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
 			return nil
 		}
 	}
+}
+
+// write makes what is in the kernel what is wanted.
+func (r *Runner) write(ctx context.Context, now, want Set) error {
+	if want.User == now.User && r.nft(ctx, refill(want.Targets)) == nil {
+		return nil
+	}
+	return r.nft(ctx, install(want)) // also where somebody has removed the table: a firewall that begins anew does
 }
 
 func (r *Runner) ask(ctx context.Context) (Set, error) {

@@ -170,7 +170,7 @@ func TestRunner(t *testing.T) {
 		set.User = 4
 		after(time.Second, "1 for all but 4")
 		k.fail = errors.New("nft: Operation not permitted") // whatever is wrong, and as if this process had ended
-		after(Lifetime+time.Second, "0 for all but 4")
+		after(lifetime+time.Second, "0 for all but 4")
 		k.fail = nil
 		after(time.Second, "1 for all but 4")
 		mu.Unlock()
