@@ -123,9 +123,7 @@ func TestTokensRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newAuthority(t)
 		h := newHost(t, a, service("web"))
-		stop := h.inMemory(t)
-		c, conn := h.client(t)
-		ctx, cancel := context.WithCancel(withHeader(t.Context()))
+		ctx, c, end := h.inTouch(t)
 		fetch := func(audience ...string) (string, error) {
 			r, err := c.FetchJWTSVID(ctx, &workload.JWTSVIDRequest{Audience: audience})
 			if err != nil {
@@ -194,9 +192,7 @@ func TestTokensRefused(t *testing.T) {
 		if n := h.streams.all; n != 0 {
 			t.Errorf("%d places are not given back", n)
 		}
-		cancel()
-		conn.Close()
-		stop()
+		end()
 	})
 }
 
@@ -205,9 +201,7 @@ func TestTokenKeysFollow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newAuthority(t)
 		h := newHost(t, a, service("web"))
-		stop := h.inMemory(t)
-		c, conn := h.client(t)
-		ctx, cancel := context.WithCancel(withHeader(t.Context()))
+		ctx, c, end := h.inTouch(t)
 		stream, err := c.FetchJWTBundles(ctx, &workload.JWTBundlesRequest{})
 		if err != nil {
 			t.Fatal(err)
@@ -258,8 +252,6 @@ func TestTokenKeysFollow(t *testing.T) {
 		}
 		h.is(mesh.Identity{}, errors.New("no service claims it"))
 		is(next(), "rpc error: code = PermissionDenied desc = no service claims it")
-		cancel()
-		conn.Close()
-		stop()
+		end()
 	})
 }

@@ -236,6 +236,18 @@ func (h *host) inMemory(t *testing.T) (stop func()) {
 	return h.start(t, p)
 }
 
+// inTouch serves in virtual time, and has a client with what its calls carry; end ends both.
+func (h *host) inTouch(t *testing.T) (ctx context.Context, c workload.SpiffeWorkloadAPIClient, end func()) {
+	stop := h.inMemory(t)
+	c, conn := h.client(t)
+	ctx, cancel := context.WithCancel(withHeader(t.Context()))
+	return ctx, c, func() {
+		cancel()
+		conn.Close()
+		stop()
+	}
+}
+
 // client speaks gRPC without a library of SPIFFE.
 func (h *host) client(t *testing.T) (workload.SpiffeWorkloadAPIClient, *grpc.ClientConn) {
 	c, err := grpc.NewClient(h.addr, grpc.WithTransportCredentials(insecure.NewCredentials()), h.dial)
@@ -407,9 +419,7 @@ func TestBundlesAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newAuthority(t)
 		h := newHost(t, a, service("web"))
-		stop := h.inMemory(t)
-		c, conn := h.client(t)
-		ctx, cancel := context.WithCancel(withHeader(t.Context()))
+		ctx, c, end := h.inTouch(t)
 		st, err := c.FetchX509Bundles(ctx, &workload.X509BundlesRequest{})
 		if err != nil {
 			t.Fatal(err)
@@ -427,9 +437,7 @@ func TestBundlesAlone(t *testing.T) {
 		if n := a.issued.Load(); n != 0 {
 			t.Errorf("%d certificates were issued for nobody", n)
 		}
-		cancel()
-		conn.Close()
-		stop()
+		end()
 	})
 }
 
@@ -548,9 +556,7 @@ func TestStreamsEnd(t *testing.T) {
 func TestAnotherService(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHost(t, newAuthority(t), service("web"))
-		stop := h.inMemory(t)
-		cl, conn := h.client(t)
-		ctx, cancel := context.WithCancel(withHeader(t.Context()))
+		ctx, cl, end := h.inTouch(t)
 		st, m, err := recv(ctx, cl)
 		if err != nil || m.Svids[0].SpiffeId != service("web").String() {
 			t.Fatal(m, err)
@@ -559,9 +565,7 @@ func TestAnotherService(t *testing.T) {
 		if m, err = st.Recv(); err != nil || m.Svids[0].SpiffeId != service("db").String() {
 			t.Error(m, err)
 		}
-		cancel()
-		conn.Close()
-		stop()
+		end()
 	})
 }
 
@@ -663,9 +667,7 @@ func TestFederated(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, b := newAuthority(t), newAuthority(t)
 		h := newHost(t, a, service("web"))
-		stop := h.inMemory(t)
-		c, conn := h.client(t)
-		ctx, cancel := context.WithCancel(withHeader(t.Context()))
+		ctx, c, end := h.inTouch(t)
 		bundles, err := c.FetchX509Bundles(ctx, &workload.X509BundlesRequest{})
 		if err != nil {
 			t.Fatal(err)
@@ -706,8 +708,6 @@ func TestFederated(t *testing.T) {
 				t.Errorf("without federation: %d bundles, %d", len(m.Bundles), len(s.FederatedBundles))
 			}
 		}
-		cancel()
-		conn.Close()
-		stop()
+		end()
 	})
 }

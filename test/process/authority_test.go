@@ -3,15 +3,11 @@
 package process
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"fmt"
-	"math/big"
 	"os"
 	"path/filepath"
 	"strings"
@@ -20,6 +16,7 @@ import (
 
 	"filippo.io/age"
 
+	"github.com/meshagent/meshagent/agent/api/apitest"
 	"github.com/meshagent/meshagent/agent/meshport"
 	"github.com/meshagent/meshagent/agent/vault/vaulttest"
 	"github.com/meshagent/meshagent/test/lab"
@@ -37,14 +34,7 @@ func call(t *testing.T, c *lab.Cluster) string {
 // anew while Vault is away.
 func TestMeshUnderVault(t *testing.T) {
 	e := vaulttest.New(t)
-	dir := t.TempDir()
-	file := func(name, text string) string {
-		name = filepath.Join(dir, name)
-		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		return name
-	}
+	file := fileIn(t, t.TempDir())
 	config := fmt.Sprintf("ca: {vault: {address: %q, mount: %s, tokenFile: %s, caFile: %s}}\n", e.URL, vaulttest.Mount, file("token", vaulttest.Token),
 		file("ca.pem", vaulttest.PEM(e.Certificate())))
 	c := lab.NewConfigured(t, 129, 1, 1, func(host int) string {
@@ -105,57 +95,28 @@ func signedBy(t *testing.T, c *lab.Cluster, name string, root *x509.Certificate)
 // TestMeshUnderGivenAuthority: a mesh stands under an operator's root from its beginning. Another intermediate of that root signs at once, and no call fails
 // while all certificates are replaced; the server begins anew with it. What does not belong together is refused, and nothing changes by it.
 func TestMeshUnderGivenAuthority(t *testing.T) {
-	dir := t.TempDir()
-	write := func(name, kind string, der []byte) string {
-		name = filepath.Join(dir, name)
-		if err := os.WriteFile(name, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		return name
+	file := fileIn(t, t.TempDir())
+	root := apitest.NewAuthority("root")
+	with := []string{"--root", file("root.pem", string(root.PEM()))}
+	intermediate := func(name string, by *apitest.Authority) (files []string, key []byte) {
+		cert, key := apitest.PEM(by.Sign(&x509.Certificate{Subject: pkix.Name{CommonName: name}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+			NotBefore: by.Cert.NotBefore, NotAfter: by.Cert.NotAfter}))
+		return []string{"--intermediate", file(name+".pem", string(cert)), "--intermediate-key", file(name+".key", string(key))}, key
 	}
-	sign := func(name string, parent *x509.Certificate, by *ecdsa.PrivateKey) (*x509.Certificate, *ecdsa.PrivateKey, []string) {
-		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-		if err != nil {
-			t.Fatal(err)
-		}
-		spec := &x509.Certificate{SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name}, NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(365 * 24 * time.Hour),
-			IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
-		if parent == nil {
-			parent, by = spec, key
-		}
-		der, err := x509.CreateCertificate(rand.Reader, spec, parent, key.Public(), by)
-		if err != nil {
-			t.Fatal(err)
-		}
-		cert, err := x509.ParseCertificate(der)
-		if err != nil {
-			t.Fatal(err)
-		}
-		k, err := x509.MarshalPKCS8PrivateKey(key)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return cert, key, []string{"--intermediate", write(name+".pem", "CERTIFICATE", der), "--intermediate-key", write(name+".key", "PRIVATE KEY", k)}
-	}
-	root, rootKey, files := sign("root", nil, nil)
-	with := []string{"--root", files[1]}
-	_, one, first := sign("one", root, rootKey)
-	_, _, second := sign("two", root, rootKey)
-	_, _, stranger := sign("three", nil, nil)
+	first, one := intermediate("one", root)
+	second, _ := intermediate("two", root)
+	stranger, _ := intermediate("three", apitest.NewAuthority("another root"))
 
 	c := lab.NewShortLived(t, 131, 1, 1, append(first, with...)...)
-	der, err := x509.MarshalPKCS8PrivateKey(one)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.Secret("the key of the given intermediate", string(der))
+	der, _ := pem.Decode(one)
+	c.Secret("the key of the given intermediate", string(der.Bytes))
 	serve(c.Host(1), "v1")
 	c.Host(2).Calls()
-	ours := vaulttest.PEM(root)
+	ours := vaulttest.PEM(root.Cert)
 	if got := call(t, c); got != ours {
 		t.Errorf("hosts accept other roots than the one that was given:\n%s", got)
 	}
-	signedBy(t, c, "one", root)
+	signedBy(t, c, "one", root.Cert)
 	for what, args := range map[string][]string{
 		"it is not that of the certificate":          {"--intermediate", second[1], "--intermediate-key", first[3]},
 		"is not signed by the certificate behind it": stranger,
@@ -169,7 +130,7 @@ func TestMeshUnderGivenAuthority(t *testing.T) {
 	const rate = 200
 	failed := load(t.Context(), client, 16*rate, rate, func() {
 		c.Host(1).CLI(append(append([]string{"ca", "rotate"}, second...), with...)...)
-		signedBy(t, c, "two", root)
+		signedBy(t, c, "two", root.Cert)
 	})
 	for _, f := range failed[:min(len(failed), 3)] {
 		t.Error(f.err)
@@ -179,7 +140,7 @@ func TestMeshUnderGivenAuthority(t *testing.T) {
 	if got := call(t, c); got != ours {
 		t.Errorf("after a restart hosts accept other roots than the one that was given:\n%s", got)
 	}
-	signedBy(t, c, "two", root)
+	signedBy(t, c, "two", root.Cert)
 }
 
 // TestSealedWithAge: a server whose keys are sealed for an age identity begins anew with it, and with no other and none it does not begin.

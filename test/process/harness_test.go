@@ -11,6 +11,8 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -33,6 +35,17 @@ checks:
 - {name: alive, type: http, http: {path: /}, interval: 1s}
 `, h.Addr(), version))
 	return p
+}
+
+// fileIn returns what writes a file into a directory, which only its owner reads, and returns where it is.
+func fileIn(t testing.TB, dir string) func(name, text string) string {
+	return func(name, text string) string {
+		name = filepath.Join(dir, name)
+		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return name
+	}
 }
 
 // newClient calls as a program of the host would: names through the agent's DNS, connections to what they resolve to.

@@ -24,13 +24,7 @@ import (
 // TestLoginAtARealIssuer: the device flow with zitadel/oidc, a certified implementation of OpenID Connect, as the user's browser sees it.
 func TestLoginAtARealIssuer(t *testing.T) {
 	dir := t.TempDir()
-	file := func(name, text string) string {
-		name = filepath.Join(dir, name)
-		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		return name
-	}
+	file := fileIn(t, dir)
 	program := filepath.Join(dir, "issuer")
 	if out, err := exec.Command("go", "-C", "../..", "build", "-modfile=tool.mod", "-o", program, "./test/process/testdata/issuer").CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)

@@ -78,18 +78,12 @@ spec: {host: web}
 // files.
 func TestOperatorsOfOtherHosts(t *testing.T) {
 	dir := t.TempDir()
-	file := func(name string, b []byte) string {
-		name = filepath.Join(dir, name)
-		if err := os.WriteFile(name, b, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		return name
-	}
+	file := fileIn(t, dir)
 	ca := apitest.NewAuthority("operators")
-	cas := file("ca.pem", ca.PEM())
+	cas := file("ca.pem", string(ca.PEM()))
 	pair := func(name string, c *x509.Certificate) (args []string) {
 		cert, key := apitest.PEM(ca.Sign(c))
-		return []string{"--cert", file(name+".pem", cert), "--key", file(name+".key", key)}
+		return []string{"--cert", file(name+".pem", string(cert)), "--key", file(name+".key", string(key))}
 	}
 	alice := pair("alice", &x509.Certificate{Subject: pkix.Name{CommonName: "alice", Organization: []string{"Example"}}})
 	bob := pair("bob", &x509.Certificate{DNSNames: []string{"bob.example"}})
@@ -108,13 +102,13 @@ func TestOperatorsOfOtherHosts(t *testing.T) {
 		return fmt.Sprintf(`api: {listen: "ADDR:8501", tls: {%s, clientCA: %s}, hosts: [localhost], %s}`, cert, cas, rules)
 	})
 	server, client := c.Host(1), c.Host(2)
-	bundle := file("mesh.pem", []byte(server.CLI("ca", "export-bundle")))
-	rule := file("rule.yaml", []byte(aRule))
+	bundle := file("mesh.pem", server.CLI("ca", "export-bundle"))
+	rule := file("rule.yaml", aRule)
 	to := func(h *lab.Host, ca string, args ...string) far {
 		return far{t, server, append([]string{"--server", "https://" + h.Addr() + ":8501", "--ca", ca}, args...), nil}
 	}
 
-	token := file("token", []byte(c.Admin))
+	token := file("token", c.Admin)
 	to(server, bundle, "--token-file", token).shows("by token", "whoami")
 	to(server, bundle, "--token-file", token).shows("host2", "members")
 	to(server, bundle).refuses("this call needs an API token or a certificate", "status")
@@ -130,7 +124,7 @@ func TestOperatorsOfOtherHosts(t *testing.T) {
 		`"what":"authorize","who":"CN=alice,O=Example"`, `"what":"refuse","who":"CN=mallory"`, `"what":"refuse","who":"bob.example"`, `"what":"refuse","from":"remote`)
 
 	// On a client a certificate counts for the host, not for the mesh.
-	web := file("web.yaml", []byte("{name: web, port: 9080, protocol: http}"))
+	web := file("web.yaml", "{name: web, port: 9080, protocol: http}")
 	to(client, cas, alice...).shows("web", "services", "register", "-f", web)
 	to(client, cas, bob...).refuses("bob.example", "services", "deregister", "web")
 	to(client, cas, alice...).refuses("token", "delete", "dr", "web")
@@ -142,15 +136,9 @@ func TestOperatorsOfOtherHosts(t *testing.T) {
 // starts while the issuer is away knows its keys.
 func TestLoginOfOperators(t *testing.T) {
 	dir := t.TempDir()
-	file := func(name string, b []byte) string {
-		name = filepath.Join(dir, name)
-		if err := os.WriteFile(name, b, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		return name
-	}
+	file := fileIn(t, dir)
 	ca := apitest.NewAuthority("all")
-	cas := file("ca.pem", ca.PEM())
+	cas := file("ca.pem", string(ca.PEM()))
 	here := []net.IP{net.IPv4(127, 0, 0, 1)}
 	for n := range 256 {
 		here = append(here, net.IPv4(127, byte(n), 0, 1), net.IPv4(127, byte(n), 0, 2))
@@ -166,10 +154,10 @@ func TestLoginOfOperators(t *testing.T) {
 	defer served.Close()
 	config := fmt.Sprintf(`api: {listen: "ADDR:8501", tls: {certificate: %s, key: %s}, oidc: {issuer: %q, clientID: meshagent, roles: [{claim: groups, value: ops, role: operator}]}}
 tokens: {allow: [127.0.0.1], roots: %s}
-`, file("api.pem", cert), file("api.key", key), issuer.URL, cas)
+`, file("api.pem", string(cert)), file("api.key", string(key)), issuer.URL, cas)
 	c := lab.NewConfigured(t, 124, 1, 1, func(int) string { return config })
 	server, client := c.Host(1), c.Host(2)
-	rule := file("rule.yaml", []byte(aRule))
+	rule := file("rule.yaml", aRule)
 	as := func(user string, h *lab.Host) far {
 		return far{t, server, []string{"--server", "https://" + h.Addr() + ":8501", "--ca", cas}, []string{"XDG_CONFIG_HOME=" + filepath.Join(dir, user), "MESHAGENT_TOKEN="}}
 	}

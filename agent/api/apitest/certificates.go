@@ -31,10 +31,10 @@ type Authority struct {
 	above [][]byte // what is sent with what it signs
 }
 
-// NewAuthority makes one that is good for an hour. Those of meshes have their trust domain as URI.
+// NewAuthority makes one that is good for a year. Those of meshes have their trust domain as URI.
 func NewAuthority(name string, uris ...*url.URL) *Authority {
 	a := &Authority{key: newKey()}
-	t := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(time.Hour),
+	t := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(365 * 24 * time.Hour),
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign, URIs: uris}
 	a.Cert = sign(t, t, &a.key.PublicKey, a.key)
 	return a
@@ -57,7 +57,7 @@ func (a *Authority) Sign(t *x509.Certificate) tls.Certificate {
 		t.SerialNumber = big.NewInt(2)
 	}
 	if t.NotAfter.IsZero() {
-		t.NotBefore, t.NotAfter = a.Cert.NotBefore, a.Cert.NotAfter
+		t.NotBefore, t.NotAfter = a.Cert.NotBefore, time.Now().Add(time.Hour)
 	}
 	if t.ExtKeyUsage == nil {
 		t.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
