@@ -1,5 +1,6 @@
 // Package ca is the certificate authority of a mesh: it makes roots and intermediates, rotates them as a pure function of time
-// (plan.go), signs certificates of hosts and services, and verifies those of others. Imported by agent/control and ca/leaf.
+// (plan.go), signs certificates of hosts and services and tokens of services, and verifies certificates of others. Imported by agent, agent/control,
+// agent/workloadapi and ca/leaf.
 //
 // Its keys live in one value of the store, sealed; every server can open it and sign, the leader alone rotates. What a
 // certificate says comes from the identity that the caller attested, never from the request. Chains are root, intermediate,
@@ -9,7 +10,9 @@
 // An operator's own authority may stand above the mesh (given.go): then the root's key is not here, and one certificate may stand between it and
 // the intermediate.
 //
-// Source: X.509-SVID (SPIFFE), RFC 5280.
+// Tokens (token.go) are signed by keys of their own, which live in the same value and are spread and replaced as roots are.
+//
+// Source: X.509-SVID, JWT-SVID, SPIFFE Trust Domain and Bundle (SPIFFE); RFC 5280.
 package ca
 
 import (

@@ -2,7 +2,6 @@ package ca
 
 import (
 	"context"
-	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -210,7 +209,7 @@ func (s *State) publicTokenKeys() (out []mesh.TokenKey, err error) {
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, mesh.TokenKey{ID: k.ID, Key: crypto.PublicKey(&key.PublicKey)})
+		out = append(out, mesh.TokenKey{ID: k.ID, Key: &key.PublicKey})
 	}
 	return out, nil
 }

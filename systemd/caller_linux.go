@@ -12,11 +12,11 @@ import (
 // units is shared by all callers of Caller, as the kernel that it mirrors is.
 var units = newUnitCache(services)
 
-// Caller says who opened the TCP connection that goes from client, an address of this host, to server, as the client sees
-// it: server is what it has connected to, also where a rule of the host's has led it elsewhere. The kernel is asked for the owner of exactly that socket: its user and the control group in which it was
-// opened, which is the service's even when the process has since moved. A socket that nobody holds, or that is not established
-// (its owner has begun to close it), is an error. Where the host has no cgroup2 hierarchy, or systemd does not run, Unit is
-// empty and only the user is known.
+// Caller says who opened the TCP connection that goes from client, an address of this host, to server, as the client sees it: server
+// is what it has connected to, also where a rule of the host's has led it elsewhere. The kernel is asked for the owner of exactly
+// that socket: its user and the control group in which it was opened, which is the service's even when the process has since
+// moved. A socket that nobody holds, or that is not established (its owner has begun to close it), is an error. Where the host has
+// no cgroup2 hierarchy, or systemd does not run, Unit is empty and only the user is known.
 //
 // It needs no privilege and takes about 14 microseconds (BenchmarkCaller); the first connection of a service that has just
 // started may wait some milliseconds longer for its unit's name. Safe for concurrent use.

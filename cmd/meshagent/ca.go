@@ -284,8 +284,9 @@ func newCABundle(g *globals) *cobra.Command {
 		Use:   "export-bundle",
 		Short: "Print the root certificates that this host accepts",
 		Long: `Prints the root certificates of the mesh, for a program outside of it that checks the certificates of services; as a bundle of SPIFFE also
-the keys of their tokens. During a rotation there are two of each: print them again then, within an hour, and each day for keys of tokens,
-which change every 45 days.`,
+the keys of their tokens. During a rotation there are two of each. A root signs an hour after it is there, at the earliest, and its certificates come
+within a day; a key of tokens, of which there is another one every 45 days, signs after that hour: who judges tokens prints them again
+every half hour.`,
 		Example: "  meshagent ca export-bundle > mesh-roots.pem\n  meshagent ca export-bundle --format spiffe > mesh.json",
 		Args:    argCount(0, 0),
 	}
